@@ -1,0 +1,27 @@
+"""How long the code at hand may still run, for statements that Python cannot interrupt."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+
+_deadline: ContextVar[float | None] = ContextVar("dramaturg_deadline", default=None)
+
+
+def set_deadline(seconds: float | None) -> None:
+    """Allow this context to run ``seconds`` longer; ``None`` removes the limit."""
+    _deadline.set(None if seconds is None else time.monotonic() + seconds)
+
+
+def deadline() -> float | None:
+    """Return the end of the allowance on :func:`time.monotonic`'s clock, or ``None`` where there is no limit."""
+    return _deadline.get()
+
+
+def remaining_ms() -> int | None:
+    """Return what is left in milliseconds, or ``None`` where there is no limit.
+
+    Never less than 1: Postgres takes a ``statement_timeout`` of 0 as "no limit".
+    """
+    end = _deadline.get()
+    return None if end is None else max(1, int((end - time.monotonic()) * 1000))

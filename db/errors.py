@@ -1,0 +1,19 @@
+"""What ``db`` raises."""
+
+from __future__ import annotations
+
+
+class DramaturgError(Exception):
+    """Base class of every error this project raises on its own account."""
+
+
+class ConfigurationError(DramaturgError):
+    """Raised when what the deployment provides (a setting, a table, a role) is missing or unusable."""
+
+
+class InvalidTenant(DramaturgError, ValueError):
+    """Raised when a tenant id or correlation id is not a UUID; the message names the value."""
+
+
+class TenantRequired(DramaturgError):
+    """Raised when tenant-scoped work is asked for where no tenant is bound."""

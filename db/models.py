@@ -1,0 +1,176 @@
+"""The tables. Migrations build them, a test proves both equal; constraints carry the names that migrations give them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_NOW = text("CURRENT_TIMESTAMP")
+
+
+class Base(DeclarativeBase):
+    """Base of every table of ours."""
+
+    metadata = MetaData(naming_convention={"pk": "%(table_name)s_pkey"})
+    type_annotation_map = {datetime: TIMESTAMP(timezone=True)}  # noqa: RUF012 - SQLAlchemy's name and form
+
+
+class FailedJob(Base):
+    """A message that is dead: the canonical table. Columns are fixed; whatever else is stored goes beside it."""
+
+    __tablename__ = "worker_failed_jobs"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('pending', 'in_progress', 'resolved', 'abandoned')",
+            name="ck_worker_failed_jobs_status_valid",
+        ),
+        CheckConstraint("retry_count >= 0", name="ck_worker_failed_jobs_retry_count_positive"),
+        Index("idx_worker_failed_jobs_status", "status", "failed_at"),
+        Index("idx_worker_failed_jobs_task_name", "task_name"),
+        Index("idx_worker_failed_jobs_task_id", "task_id"),
+        Index("idx_worker_failed_jobs_tenant_id", "tenant_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    task_id: Mapped[str] = mapped_column(String(155))
+    task_name: Mapped[str] = mapped_column(String(255))
+    queue: Mapped[str | None] = mapped_column(String(100))
+    worker: Mapped[str | None] = mapped_column(String(255))
+    task_args: Mapped[list[Any] | None] = mapped_column(JSONB)
+    task_kwargs: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    tenant_id: Mapped[UUID | None]
+    error_type: Mapped[str] = mapped_column(String(100))
+    exception_class: Mapped[str] = mapped_column(String(255))
+    error_message: Mapped[str] = mapped_column(Text)
+    traceback: Mapped[str | None] = mapped_column(Text)
+    retry_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    last_retry_at: Mapped[datetime | None]
+    status: Mapped[str] = mapped_column(String(50), server_default=text("'pending'"))
+    remediation_notes: Mapped[str | None] = mapped_column(Text)
+    resolved_at: Mapped[datetime | None]
+    correlation_id: Mapped[UUID | None]
+    failed_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class FailedJobDelivery(Base):
+    """A delivery (one Redis id) whose failure is in ``worker_failed_jobs``: tells a redelivery from another failure."""
+
+    __tablename__ = "worker_failed_job_deliveries"
+    __table_args__ = (
+        Index("idx_worker_failed_job_deliveries_failed_job_id", "failed_job_id"),
+        ForeignKeyConstraint(
+            ["failed_job_id"],
+            ["worker_failed_jobs.id"],
+            name="fk_worker_failed_job_deliveries_failed_job",
+            ondelete="CASCADE",
+        ),
+    )
+
+    #: Dramatiq's ``redis_message_id``, new at every enqueue; the message id on a broker that has none.
+    delivery_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    failed_job_id: Mapped[UUID]
+    tenant_id: Mapped[UUID | None]
+    recorded_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Tenant(Base):
+    """Whom work is done for."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    name: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class AttributionEvent(Base):
+    """A touch (somebody met a channel) or a conversion (somebody brought revenue)."""
+
+    __tablename__ = "attribution_events"
+    __table_args__ = (
+        CheckConstraint(
+            "(event_type = 'touch' AND channel IS NOT NULL AND revenue_cents IS NULL)"
+            " OR (event_type = 'conversion' AND channel IS NULL AND revenue_cents IS NOT NULL"
+            " AND revenue_cents >= 0)",
+            name="ck_attribution_events_shape",
+        ),
+        ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="fk_attribution_events_tenant"),
+        Index("idx_attribution_events_window", "tenant_id", "event_type", "occurred_at"),
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    event_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    event_type: Mapped[str] = mapped_column(String(20))
+    visitor_id: Mapped[str] = mapped_column(String(255))
+    channel: Mapped[str | None] = mapped_column(String(100))
+    revenue_cents: Mapped[int | None] = mapped_column(BigInteger)
+    occurred_at: Mapped[datetime]
+
+
+class AttributionRecomputeJob(Base):
+    """One window of one tenant under one model: what a re-run finds again."""
+
+    __tablename__ = "attribution_recompute_jobs"
+    __table_args__ = (
+        CheckConstraint("window_start < window_end", name="ck_attribution_recompute_jobs_window"),
+        ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="fk_attribution_recompute_jobs_tenant"),
+        UniqueConstraint(
+            "tenant_id",
+            "window_start",
+            "window_end",
+            "model",
+            "model_version",
+            name="uq_attribution_recompute_jobs_window",
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    tenant_id: Mapped[UUID]
+    window_start: Mapped[datetime]
+    window_end: Mapped[datetime]
+    model: Mapped[str] = mapped_column(String(50))
+    model_version: Mapped[str] = mapped_column(String(50))
+    run_count: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    conversions: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    allocations: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    revenue_cents: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    first_run_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    last_run_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    correlation_id: Mapped[UUID | None]
+
+
+class AttributionAllocation(Base):
+    """What a touch earned of a conversion; ``position`` 0 with channel ``direct`` where there was no touch.
+
+    No foreign key to the job: a million rows a window would each pay for it, and only ``recompute_window`` writes here,
+    under the lock of its job's row.
+    """
+
+    __tablename__ = "attribution_allocations"
+    __table_args__ = (
+        CheckConstraint("allocated_cents >= 0", name="ck_attribution_allocations_cents"),
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    conversion_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    touch_id: Mapped[str | None] = mapped_column(String(255))
+    channel: Mapped[str] = mapped_column(String(100))
+    allocated_cents: Mapped[int] = mapped_column(BigInteger)

@@ -1,0 +1,326 @@
+"""Database sessions in which Postgres knows the tenant.
+
+``with transaction() as session`` gives a :class:`sqlalchemy.orm.Session` in one transaction; ``async with transaction()``
+an :class:`~sqlalchemy.ext.asyncio.AsyncSession`. BEGIN and the settings travel in one string, so a tenant costs no round
+trip more than a bare transaction. The driver connection is in autocommit mode for that: psycopg then sends no BEGIN of
+its own, and COMMIT and ROLLBACK still end what ours began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from db import deadline
+from db.errors import ConfigurationError, TenantRequired
+from db.statement_watchdog import StatementWatchdog
+from db.tenancy import current_tenancy
+
+Scope = Literal["worker", "operator"]
+
+_SCOPE_OPTION = "dramaturg_scope"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How sessions reach Postgres; see :func:`configure`."""
+
+    database_url: str
+    operator_database_url: str
+    pool_size: int
+    max_overflow: int
+    pool_timeout: float
+    connect_timeout: int
+    lock_timeout_ms: int
+    prepare_threshold: int | None
+
+
+@dataclass(slots=True)
+class _State:
+    config: Config | None = None
+    engines: dict[str, Engine] = field(default_factory=dict)
+    # An async connection belongs to the event loop it was opened on.
+    async_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncEngine]] = field(
+        default_factory=WeakKeyDictionary
+    )
+
+
+_state = _State()
+_watchdog = StatementWatchdog()
+
+
+def normalise_url(url: str) -> str:
+    """Return ``url`` with the driver that SQLAlchemy needs; hosts say ``postgres://`` or ``postgresql://``.
+
+    Raises:
+      ConfigurationError: When it is no Postgres URL. The message does not repeat it: it may hold a password.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError("not a database URL; expected postgres://user:password@host:port/name") from None
+    if parsed.drivername not in {"postgres", "postgresql", "postgresql+psycopg"}:
+        raise ConfigurationError(f"the URL's scheme must be postgres:// or postgresql://, not {parsed.drivername}://")
+    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def configure(
+    database_url: str,
+    *,
+    operator_database_url: str | None = None,
+    pool_size: int = 8,
+    max_overflow: int = 4,
+    pool_timeout: float = 30.0,
+    connect_timeout: int = 5,
+    lock_timeout_ms: int = 30_000,
+    prepare_threshold: int | None = None,
+) -> None:
+    """Say how sessions reach Postgres. Connects to nothing; engines are made when first used.
+
+    Arguments:
+      database_url: The tenant-bound role's, as hosts give it (``postgres://``, ``?sslmode=``).
+      operator_database_url: The role's that works across tenants; ``database_url`` where there is only one credential.
+      pool_size, max_overflow: Connections kept, and opened beyond them under load, for each of the two URLs.
+      pool_timeout: Seconds to wait for a free connection.
+      connect_timeout: Seconds to wait for a new connection.
+      lock_timeout_ms: Milliseconds a statement may wait for a lock; never more than its job has left.
+      prepare_threshold: psycopg's; ``None`` never prepares, as PgBouncer before 1.21 needs it.
+
+    Raises:
+      ConfigurationError: When a URL is not a Postgres one.
+    """
+    main = normalise_url(database_url)
+    operator = normalise_url(operator_database_url) if operator_database_url else main
+    dispose()
+    _state.config = Config(
+        main, operator, pool_size, max_overflow, pool_timeout, connect_timeout, lock_timeout_ms, prepare_threshold
+    )
+
+
+def dispose() -> None:
+    """Close pooled connections; the next transaction opens new ones."""
+    for engine in _state.engines.values():
+        engine.dispose()
+    _state.engines.clear()
+    # Async pools can only be closed on their own loop; forgotten, they close with it.
+    _state.async_engines.clear()
+
+
+def _forget_after_fork() -> None:
+    global _watchdog
+    for engine in _state.engines.values():
+        # The parent still uses these sockets.
+        engine.dispose(close=False)
+    _state.engines.clear()
+    _state.async_engines.clear()
+    _watchdog = StatementWatchdog()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def _config() -> Config:
+    if _state.config is None:
+        raise ConfigurationError(
+            "db.session is not configured: import worker.broker (with DATABASE_URL set), or call db.session.configure(...)"
+        )
+    return _state.config
+
+
+def _engine_arguments(config: Config) -> dict[str, Any]:
+    return {
+        "isolation_level": "AUTOCOMMIT",
+        "pool_size": config.pool_size,
+        "max_overflow": config.max_overflow,
+        "pool_timeout": config.pool_timeout,
+        "pool_recycle": 1800,
+        # A statement's values would otherwise stand in the text of every database error, and so in logs and rows.
+        "hide_parameters": True,
+        "connect_args": {
+            "prepare_threshold": config.prepare_threshold,
+            "connect_timeout": config.connect_timeout,
+            "application_name": "dramaturg",
+        },
+    }
+
+
+def _listen(engine: Engine) -> None:
+    event.listen(engine, "begin", _begin)
+    event.listen(engine, "commit", _end)
+    event.listen(engine, "rollback", _end)
+
+
+def _bind(scope: Scope) -> Engine:
+    config = _config()
+    url = config.operator_database_url if scope == "operator" else config.database_url
+    engine = _state.engines.get(url)
+    if engine is None:
+        engine = create_engine(url, **_engine_arguments(config))
+        _listen(engine)
+        # Two threads may both get here: all must use the one that is kept.
+        engine = _state.engines.setdefault(url, engine)
+    return engine.execution_options(**{_SCOPE_OPTION: scope})
+
+
+def _async_bind(scope: Scope) -> AsyncEngine:
+    config = _config()
+    url = config.operator_database_url if scope == "operator" else config.database_url
+    engines = _state.async_engines.setdefault(asyncio.get_running_loop(), {})
+    engine = engines.get(url)
+    if engine is None:
+        engine = engines[url] = create_async_engine(url, **_engine_arguments(config))
+        _listen(engine.sync_engine)
+    return engine.execution_options(**{_SCOPE_OPTION: scope})
+
+
+def begin_statement(scope: Scope, lock_timeout_ms: int) -> str:
+    """Return the string that begins a transaction for the binding and deadline of this context.
+
+    Every value in it is a UUID, an integer or a word of ours, so nothing needs escaping.
+    """
+    tenancy = current_tenancy()
+    parts = ["BEGIN", f"SET LOCAL app.execution_context = '{scope}'"]
+    if scope == "worker" and tenancy and tenancy.tenant_id:
+        parts.append(f"SET LOCAL app.current_tenant_id = '{tenancy.tenant_id}'")
+    if tenancy and tenancy.correlation_id:
+        parts.append(f"SET LOCAL app.correlation_id = '{tenancy.correlation_id}'")
+    left = deadline.remaining_ms()
+    if left is not None:
+        parts.append(f"SET LOCAL statement_timeout = {left}")
+        lock_timeout_ms = min(lock_timeout_ms, left)
+    parts.append(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
+    return "; ".join(parts)
+
+
+def _begin(connection: Connection) -> None:
+    scope: Scope = connection.get_execution_options()[_SCOPE_OPTION]
+    connection.exec_driver_sql(
+        begin_statement(scope, _config().lock_timeout_ms),
+        # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string.
+        execution_options={"no_parameters": True},
+    )
+    due = deadline.deadline()
+    if due is not None:
+        _watchdog.watch(_driver_connection(connection), due)
+
+
+def _end(connection: Connection) -> None:
+    if not connection.invalidated and not connection.closed:
+        _watchdog.unwatch(_driver_connection(connection))
+
+
+def _driver_connection(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[AsyncSession]):
+    """One transaction, for ``with`` or for ``async with``."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._session: Session | None = None
+        self._async_session: AsyncSession | None = None
+
+    def __enter__(self) -> Session:
+        self._check()
+        try:
+            self._session = self._open()
+        except DBAPIError as e:
+            if not e.connection_invalidated:
+                raise
+            # A pooled connection that died while it was idle. Nothing was done on it yet, and the pool has dropped
+            # its like, so a restart of Postgres costs no job.
+            self._session = self._open()
+        return self._session
+
+    def _open(self) -> Session:
+        session = Session(_bind(self._scope), expire_on_commit=False)
+        try:
+            session.connection()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        session, self._session = self._session, None
+        assert session is not None, "left without having been entered"  # noqa: S101
+        try:
+            if kind is None:
+                session.commit()
+        finally:
+            # Rolls back what was not committed, whatever interrupted it.
+            session.close()
+
+    async def __aenter__(self) -> AsyncSession:
+        self._check()
+        try:
+            self._async_session = await self._open_async()
+        except DBAPIError as e:
+            if not e.connection_invalidated:
+                raise
+            self._async_session = await self._open_async()
+        return self._async_session
+
+    async def _open_async(self) -> AsyncSession:
+        session = AsyncSession(_async_bind(self._scope), expire_on_commit=False)
+        try:
+            await session.connection()
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        session, self._async_session = self._async_session, None
+        assert session is not None, "left without having been entered"  # noqa: S101
+        try:
+            if kind is None:
+                await session.commit()
+        finally:
+            await session.close()
+
+    def _check(self) -> None:
+        if self._session is not None or self._async_session is not None:
+            raise RuntimeError("this transaction is already open; call transaction() again for another")
+        if self._scope == "worker" and current_tenancy() is None:
+            raise TenantRequired(
+                "transaction() needs a tenant: call it inside tenant_context(tenant_id) or from a tenant-scoped actor; "
+                "tenant_context(None) is for rows that belong to no tenant, operator_transaction() for all tenants"
+            )
+
+
+def transaction() -> _Transaction:
+    """Return a transaction bound to the current tenant, for ``with`` (a Session) or ``async with`` (an AsyncSession).
+
+    Commits at the end of the block, rolls back when it raises. Each call is a transaction and a connection of its own.
+    Inside a job its statements end when the job's time limit does.
+
+    Raises (on entering):
+      TenantRequired: When nothing is bound; see :func:`db.tenancy.tenant_context`.
+      ConfigurationError: When sessions were not configured.
+      sqlalchemy.exc.OperationalError: When Postgres cannot be reached.
+    """
+    return _Transaction("worker")
+
+
+def operator_transaction() -> _Transaction:
+    """Return a transaction that sees every tenant, with ``OPERATOR_DATABASE_URL``; otherwise as :func:`transaction`.
+
+    The bound tenant does not restrict it.
+    """
+    return _Transaction("operator")

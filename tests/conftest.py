@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+
+# Before anything of ours is imported: settings are read at import.
+os.environ.setdefault("REDIS_URL", "stub://")
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import Cluster, Database, running_cluster, running_redis
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Postgres server."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def template(cluster: Cluster) -> Iterator[Database]:
+    """A migrated database, which tests clone."""
+    from worker import migrate  # noqa: PLC0415 - unit tests do without
+
+    with cluster.database() as database:
+        migrate.upgrade(database.owner_url)
+        yield database
+
+
+@pytest.fixture
+def empty_database(cluster: Cluster) -> Iterator[Database]:
+    """A database with nothing in it."""
+    with cluster.database() as database:
+        yield database
+
+
+@pytest.fixture
+def database(cluster: Cluster, template: Database) -> Iterator[Database]:
+    """A migrated database of the test's own, with ``db.session`` configured on it as a deployment would."""
+    from db import session  # noqa: PLC0415
+
+    with cluster.database(template.name) as database:
+        session.configure(database.worker_url, operator_database_url=database.operator_url)
+        try:
+            yield database
+        finally:
+            session.dispose()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """A Redis-compatible server's URL."""
+    with running_redis() as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> Iterator[str]:
+    """A Redis-compatible server's URL, emptied."""
+    import redis  # noqa: PLC0415
+
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+        yield redis_server
+        client.flushall()
