@@ -163,9 +163,7 @@ class AttributionAllocation(Base):
     """
 
     __tablename__ = "attribution_allocations"
-    __table_args__ = (
-        CheckConstraint("allocated_cents >= 0", name="ck_attribution_allocations_cents"),
-    )
+    __table_args__ = (CheckConstraint("allocated_cents >= 0", name="ck_attribution_allocations_cents"),)
 
     tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
     job_id: Mapped[UUID] = mapped_column(primary_key=True)

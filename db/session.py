@@ -68,9 +68,13 @@ def normalise_url(url: str) -> str:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise ConfigurationError("not a database URL; expected postgres://user:password@host:port/name") from None
+        raise ConfigurationError(
+            "not a database URL; expected postgres://user:password@host:port/name"
+        ) from None
     if parsed.drivername not in {"postgres", "postgresql", "postgresql+psycopg"}:
-        raise ConfigurationError(f"the URL's scheme must be postgres:// or postgresql://, not {parsed.drivername}://")
+        raise ConfigurationError(
+            f"the URL's scheme must be postgres:// or postgresql://, not {parsed.drivername}://"
+        )
     return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
@@ -103,7 +107,14 @@ def configure(
     operator = normalise_url(operator_database_url) if operator_database_url else main
     dispose()
     _state.config = Config(
-        main, operator, pool_size, max_overflow, pool_timeout, connect_timeout, lock_timeout_ms, prepare_threshold
+        main,
+        operator,
+        pool_size,
+        max_overflow,
+        pool_timeout,
+        connect_timeout,
+        lock_timeout_ms,
+        prepare_threshold,
     )
 
 

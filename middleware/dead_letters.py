@@ -1,0 +1,187 @@
+"""Writes every dead message to ``worker_failed_jobs`` before Dramatiq lets go of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from dramatiq import Broker, MessageProxy
+from dramatiq.common import q_name
+from dramatiq.middleware import Middleware
+from loguru import logger
+from sqlalchemy.exc import DataError
+
+from db.deadline import set_deadline
+from db.failed_jobs import Failure
+from db.tenancy import current_tenant
+from middleware.classification import Classifier
+from middleware.dramatiq_internals import exception_of
+from middleware.errors import NotRecorded
+from middleware.redaction import Redactor
+from middleware.signatures import parameters_of
+from middleware.tenant_context import correlation_of
+from middleware.text import clean, cut, message_of, name_of
+from middleware.traceback_text import traceback_text
+
+#: Characters kept of an exception's message, and of its traceback.
+MESSAGE_LIMIT = 10_000
+TRACEBACK_LIMIT = 50_000
+#: Seconds that writing one row may take before Dramatiq is asked to come back.
+WRITE_WITHIN = 10.0
+
+#: ``task_name`` of what is no message.
+UNDECODABLE_NAME = "(undecodable)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Execution:
+    """What was true when a message began to run, which Retries then changes."""
+
+    message: MessageProxy
+    retries: int
+    started_at: datetime
+
+
+class DeadLetters(Middleware):
+    """Records dead messages, whatever Dramatiq rejected them for. Second in the list, after ``TenantContext``.
+
+    Where the row cannot be written the message is not dead-lettered without it: Dramatiq keeps it and asks again every
+    five seconds, holding the worker thread meanwhile.
+
+    Arguments:
+      record: Writes a failure; :func:`db.failed_jobs.record`, or what a test looks at.
+      classify: Gives an exception its error type.
+      redact: Takes secrets out of arguments and text.
+      worker_name: Of this process; the host's name by default. The process id is added.
+      clock: Returns the time, with a time zone.
+    """
+
+    def __init__(
+        self,
+        record: Callable[[Failure], object],
+        *,
+        classify: Callable[[BaseException | None], str] | None = None,
+        redact: Redactor | None = None,
+        worker_name: str | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._record = record
+        self._classify = classify or Classifier()
+        self._redact = redact or Redactor()
+        self._worker_name = worker_name or socket.gethostname()
+        self._clock = clock
+        self._local = threading.local()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._local.execution = _Execution(message, _retries(message), self._clock())
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._local.execution = None
+
+    def after_ack(self, broker: Broker, message: MessageProxy) -> None:
+        self._local.execution = None
+
+    def before_nack(self, broker: Broker, message: MessageProxy) -> None:
+        set_deadline(WRITE_WITHIN)
+        try:
+            failure = self._describe(broker, message)
+            try:
+                self._record(failure)
+            except DataError as e:
+                # Something in the details that Postgres will never take. A row without them beats no row.
+                logger.error("failure of message {} is recorded without its details: {}", failure.task_id, e)
+                self._record(_bare(failure))
+        except Exception as e:
+            logger.error(
+                "failure of message {} for actor {} is NOT recorded yet, so the message stays in Redis; "
+                "trying again in 5 seconds: {}",
+                message.message_id,
+                message.actor_name,
+                self._redact.text(message_of(e), 1_000),
+            )
+            raise NotRecorded(f"failure of message {message.message_id} could not be recorded") from e
+        finally:
+            set_deadline(None)
+
+    def after_nack(self, broker: Broker, message: MessageProxy) -> None:
+        self._local.execution = None
+
+    def _describe(self, broker: Broker, message: MessageProxy) -> Failure:
+        error = exception_of(message)
+        execution: _Execution | None = getattr(self._local, "execution", None)
+        if execution is not None and execution.message is not message:
+            execution = None
+        # Retries counts the failing execution, too, before it gives up; a message that was not run this time carries
+        # the executions before.
+        retry_count = execution.retries if execution else max(0, _retries(message) - 1)
+        task_name = message.actor_name if isinstance(message.actor_name, str) else UNDECODABLE_NAME
+        task_id = task_id_of(message)
+        return Failure(
+            delivery_id=_delivery_id(message, task_id),
+            task_id=task_id,
+            task_name=clean(task_name)[:255] or UNDECODABLE_NAME,
+            queue=clean(q_name(str(message.queue_name)))[:100],
+            worker=f"{clean(self._worker_name)[:240]}/{os.getpid()}",
+            task_args=self._redact.arguments(
+                message.args, tuple(parameters_of(broker, message.actor_name) or ())
+            ),
+            task_kwargs=self._redact.value(dict(message.kwargs)),
+            tenant_id=current_tenant(),
+            error_type=self._classify(error),
+            exception_class=cut(clean(name_of(type(error))), 200) if error else "(none)",
+            error_message=self._redact.text(message_of(error), MESSAGE_LIMIT)
+            if error
+            else "the message was rejected without an exception",
+            traceback=self._traceback(error),
+            retry_count=retry_count,
+            last_retry_at=execution.started_at if execution and retry_count else None,
+            correlation_id=correlation_of(message.options, message.message_id),
+            failed_at=self._clock(),
+        )
+
+    def _traceback(self, error: BaseException | None) -> str | None:
+        if error is None:
+            return None
+        try:
+            text = traceback_text(error)
+        except Exception as e:  # noqa: BLE001 - a row without a traceback beats no row
+            text = f"(the traceback could not be formatted: {type(e).__name__})"
+        return None if text is None else self._redact.text_ends(text, TRACEBACK_LIMIT)
+
+
+def _bare(failure: Failure) -> Failure:
+    return replace(
+        failure,
+        task_args=None,
+        task_kwargs=None,
+        error_message="(not recordable; see the worker's log)",
+        traceback=None,
+    )
+
+
+def task_id_of(message: MessageProxy) -> str:
+    """Return the message id, or where that is not a string of 1 to 155 characters a digest that stands for it."""
+    if isinstance(message.message_id, str) and 1 <= len(message.message_id) <= 155:
+        text = clean(message.message_id)
+        if len(text) <= 155:
+            return text
+    raw = json.dumps(message.asdict(), default=repr, sort_keys=True)
+    parts = (str(message.queue_name), str(message.options.get("redis_message_id")), raw)
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _delivery_id(message: MessageProxy, task_id: str) -> str:
+    redis_id = message.options.get("redis_message_id")
+    return clean(redis_id)[:255] if isinstance(redis_id, str) and redis_id else task_id
+
+
+def _retries(message: MessageProxy) -> int:
+    retries = message.options.get("retries", 0)
+    # worker_failed_jobs.retry_count is a Postgres integer.
+    return min(max(retries, 0), 2**31 - 1) if isinstance(retries, int) else 0

@@ -1,0 +1,53 @@
+"""Every use of what Dramatiq does not document, in one place. ``tests/unit/test_dramatiq_contract.py`` checks them
+against the installed version, so that an upgrade that moves one fails there and not at night."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from dramatiq import Message, MessageProxy, Worker
+from dramatiq.worker import ConsumerThread
+
+#: What an actor's own logger says of its arguments, at DEBUG.
+ACTOR_CALL_LOG = "Received args=%r kwargs=%r."
+
+
+def exception_of(message: MessageProxy) -> BaseException | None:
+    """Return the exception that the worker stuffed into ``message``; the proxy has a way in, but none out."""
+    return message._exception
+
+
+def is_dramatiqs_own_enqueue(message: Message[Any]) -> bool:
+    """Tell a retry, and a delayed message that has come due, from a message that somebody sends.
+
+    ``Retries`` marks what it enqueues; a due message is enqueued by the thread that consumes the delay queue.
+    """
+    return "requeue_timestamp" in message.options or isinstance(threading.current_thread(), ConsumerThread)
+
+
+def restrict_queues(worker: Worker, queues: set[str]) -> None:
+    """Make ``worker`` consume ``queues`` only, unless ``--queues`` said already; before it starts its consumers."""
+    if not worker.consumer_whitelist:
+        worker.consumer_whitelist = queues
+
+
+def modules_on_command_line(argv: list[str] | None = None) -> list[str] | None:
+    """Return the modules that the ``dramatiq`` command was given, or ``None`` in a process it did not start.
+
+    Its worker processes are forked, or spawned with the same ``sys.argv``.
+    """
+    argv = sys.argv if argv is None else argv
+    program = Path(argv[0])
+    if program.stem not in {"dramatiq", "dramatiq-gevent"} and program.parts[-2:] != (
+        "dramatiq",
+        "__main__.py",
+    ):
+        return None
+    # Imported late: it costs every process that only sends.
+    from dramatiq.cli import make_argument_parser  # noqa: PLC0415
+
+    arguments, _ = make_argument_parser().parse_known_args(argv[1:])
+    return [name.partition(":")[0] for name in [arguments.broker, *arguments.modules]]

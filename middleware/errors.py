@@ -1,0 +1,42 @@
+"""What the middleware raises.
+
+Dramatiq swallows what a hook raises unless it is a ``MiddlewareError`` from a *before* hook, so all of these are.
+"""
+
+from __future__ import annotations
+
+from dramatiq.errors import BrokerConnectionError, QueueNotFound
+from dramatiq.middleware import MiddlewareError, SkipMessage
+
+from db.errors import DramaturgError, InvalidTenant, TenantRequired
+
+
+class SendRefused(MiddlewareError, DramaturgError):
+    """Raised by ``send()`` when the message could not be handled once it arrived; nothing was enqueued."""
+
+
+class UndeclaredQueue(MiddlewareError, QueueNotFound):
+    """Raised when an actor is declared on, or a message sent to, a queue that nobody declared."""
+
+
+class TenantNotGiven(SendRefused, TenantRequired):
+    """Raised by ``send()`` to a tenant-scoped actor when no tenant is given and none is bound."""
+
+
+class TenantNotValid(SendRefused, InvalidTenant):
+    """Raised by ``send()`` when a tenant or correlation id is no UUID, or two are given that differ."""
+
+
+class TenantError(SkipMessage, DramaturgError):
+    """Why a message that arrived without a valid tenant was not run."""
+
+
+class MessageExpired(SkipMessage, DramaturgError):
+    """Why a message that waited longer than its ``max_age`` was not run."""
+
+
+class NotRecorded(MiddlewareError, BrokerConnectionError):
+    """Raised when a failure could not be written: Dramatiq keeps the message and asks again five seconds later.
+
+    Both bases are needed: the first gets it out of the hook, on the second Dramatiq tries again.
+    """

@@ -1,0 +1,41 @@
+"""Makes any text, however long or broken, fit for a Postgres column."""
+
+from __future__ import annotations
+
+#: Postgres' text cannot hold NUL, and its UTF-8 no lone surrogate.
+_NUL = "\\x00"
+
+
+def clean(text: str) -> str:
+    """Return ``text`` with NUL characters and lone surrogates written as escapes."""
+    return text.replace("\x00", _NUL).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def cut(text: str, limit: int) -> str:
+    """Return ``text``, or its first ``limit`` characters with a mark that says how many are missing."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}… [{len(text) - limit:,} more characters]"
+
+
+def cut_middle(text: str, limit: int) -> str:
+    """Return ``text``, or its two ends around a mark that says how many characters are missing."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… [{len(text) - 2 * half:,} characters cut] …\n{text[-half:]}"
+
+
+def name_of(kind: type[BaseException]) -> str:
+    """Return the name for ``exception_class``: bare for builtins, else with its module."""
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def message_of(error: BaseException) -> str:
+    """Return ``str(error)``, also where that raises."""
+    try:
+        return str(error)
+    except Exception as e:  # noqa: BLE001 - whatever a user's __str__ raises
+        return f"(the exception's __str__ raised {type(e).__name__})"

@@ -1,0 +1,127 @@
+"""The process-wide broker, made from the environment when this module is first imported.
+
+Importing it makes it Dramatiq's global broker, declares the queues, and configures ``db.session``; it connects to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import dramatiq
+import redis
+from dramatiq import Broker, Middleware
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import (
+    AsyncIO,
+    Callbacks,
+    CurrentMessage,
+    Pipelines,
+    Retries,
+    ShutdownNotifications,
+    TimeLimit,
+)
+
+from db import failed_jobs, session
+from db.failed_jobs import Failure
+from middleware.age_limit import AgeLimit
+from middleware.classification import Classifier
+from middleware.dead_letters import DeadLetters
+from middleware.known_queues import KnownQueues
+from middleware.redaction import Redactor
+from middleware.statement_deadline import StatementDeadline
+from middleware.tenant_context import TenantContext
+from worker import logs
+from worker.consumed_queues import ConsumedQueues
+from worker.queues import Queue
+from worker.settings import Settings
+
+
+def make_middleware(settings: Settings, record: Callable[[Failure], object]) -> list[Middleware]:
+    """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why."""
+    return [
+        KnownQueues([*Queue, *settings.extra_queues]),
+        ConsumedQueues(_queues_of),
+        TenantContext(),
+        DeadLetters(
+            record,
+            classify=Classifier(),
+            redact=Redactor(settings.redact_keys),
+            worker_name=settings.worker_name,
+        ),
+        AgeLimit(max_age=settings.max_age),
+        Callbacks(),
+        Pipelines(),
+        Retries(
+            max_retries=settings.max_retries,
+            min_backoff=settings.min_backoff,
+            max_backoff=settings.max_backoff,
+        ),
+        CurrentMessage(),
+        AsyncIO(),
+        ShutdownNotifications(),
+        StatementDeadline(time_limit=settings.time_limit),
+        TimeLimit(time_limit=settings.time_limit),
+    ]
+
+
+def make_broker(settings: Settings, record: Callable[[Failure], object] = failed_jobs.record) -> Broker:
+    """Return a broker for ``settings`` with every queue declared; connects to nothing.
+
+    Arguments:
+      settings: Says which broker, and how its middleware is tuned.
+      record: Where dead messages are written.
+    """
+    middleware = make_middleware(settings, record)
+    broker: Broker
+    if settings.stub:
+        broker = StubBroker(middleware=middleware)
+    else:
+        broker = RedisBroker(
+            client=make_redis(settings), middleware=middleware, namespace=settings.redis_namespace
+        )
+    for queue in (*Queue, *settings.extra_queues):
+        broker.declare_queue(str(queue))
+    return broker
+
+
+def make_redis(settings: Settings) -> redis.Redis:
+    """Return a client for ``REDIS_URL``; it connects when first used."""
+    options: dict[str, object] = {
+        "socket_timeout": settings.redis_timeout,
+        "socket_connect_timeout": settings.redis_timeout,
+        "health_check_interval": 30,
+    }
+    if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:
+        # Heroku signs its own: https://devcenter.heroku.com/articles/connecting-heroku-redis
+        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    return redis.Redis.from_url(settings.redis_url, **options)
+
+
+def _queues_of(modules: Iterable[str]) -> set[str] | None:
+    # Routing declares actors on this module's broker, so it can only be asked later.
+    from worker.routing import queues_of  # noqa: PLC0415
+
+    return queues_of(modules)
+
+
+def _configure_session(settings: Settings) -> None:
+    if settings.database_url is not None:
+        session.configure(
+            settings.database_url,
+            operator_database_url=settings.operator_database_url,
+            pool_size=settings.db_pool_size,
+            max_overflow=settings.db_max_overflow,
+            lock_timeout_ms=settings.db_lock_timeout,
+        )
+
+
+def _log_only(failure: Failure) -> None:
+    """Stand in for the table where tests on the StubBroker have no database."""
+
+
+settings = Settings.load()
+logs.configure(settings.log_level, Redactor(settings.redact_keys))
+_configure_session(settings)
+broker = make_broker(settings, failed_jobs.record if settings.database_url else _log_only)
+dramatiq.set_broker(broker)

@@ -1,0 +1,18 @@
+"""The command line: each command group in a module of its own, none of them with logic that a program could want."""
+
+from __future__ import annotations
+
+import typer
+
+from worker.cli import demo, events, migrate, tenants
+
+app = typer.Typer(
+    name="worker",
+    help="Dramaturg: Dramatiq workers whose every failure is one row that you can understand, replay and close.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(tenants.app, name="tenants", help="Whom work is done for.")
+app.add_typer(events.app, name="events", help="What attribution is computed from.")
+app.command("migrate")(migrate.migrate)
+app.command("demo")(demo.demo)

@@ -1,0 +1,67 @@
+"""What commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from db import session
+from db.errors import ConfigurationError, InvalidTenant
+from db.tenancy import parse_uuid
+from worker.settings import Settings
+
+console = Console()
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Say what is wrong on standard error and exit with ``status``."""
+    sys.stderr.write(f"worker: {message}\n")
+    raise typer.Exit(status)
+
+
+def configure_sessions() -> Settings:
+    """Configure ``db.session`` from the environment; a command needs no broker for that.
+
+    Raises:
+      ConfigurationError: When a variable is wrong or missing.
+    """
+    settings = Settings.load()
+    if settings.database_url is None:
+        raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
+    session.configure(
+        settings.database_url,
+        operator_database_url=settings.operator_database_url,
+        pool_size=1,
+        lock_timeout_ms=settings.db_lock_timeout,
+    )
+    return settings
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a user can mend into one line and an exit status: 1 for input, 2 for the deployment."""
+    try:
+        yield
+    except ConfigurationError as e:
+        fail(str(e), 2)
+    except OperationalError as e:
+        fail(f"Postgres cannot be reached: {str(e.orig).strip()}", 2)
+    except DBAPIError as e:
+        fail(f"Postgres refused: {str(e.orig).strip()}", 2)
+    except (ValueError, OSError) as e:
+        fail(str(e))
+
+
+def tenant_argument(value: str) -> UUID:
+    """Parse ``--tenant``."""
+    try:
+        return parse_uuid("--tenant", value)
+    except InvalidTenant as e:
+        raise typer.BadParameter(str(e)) from None

@@ -1,0 +1,195 @@
+"""What a deployment may set, read from environment variables and checked at start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from db.errors import ConfigurationError
+from db.session import normalise_url
+from worker.queues import check_queue_name
+
+#: ``REDIS_URL`` for tests: Dramatiq's StubBroker, no server.
+STUB = "stub://"
+
+Words = Annotated[tuple[str, ...], NoDecode]
+Milliseconds = Annotated[int, Field(gt=0, le=7 * 86_400_000)]
+
+
+class Settings(BaseSettings):
+    """Every field is an environment variable of the same name in capitals.
+
+    Use :meth:`load`, whose error names each variable and what is wrong with it, and never a value that may be secret.
+    """
+
+    model_config = SettingsConfigDict(
+        case_sensitive=False, extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
+    )
+
+    database_url: str | None = Field(
+        None,
+        repr=False,
+        description="Postgres for workers and tenant-bound work; required unless REDIS_URL is stub://",
+    )
+    operator_database_url: str | None = Field(
+        None,
+        repr=False,
+        description="Postgres for work across tenants, as a role in app_operator; default DATABASE_URL",
+    )
+    migration_database_url: str | None = Field(
+        None,
+        repr=False,
+        description="Postgres for `worker migrate`, as the tables' owner; default OPERATOR_DATABASE_URL",
+    )
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Redis or Valkey: redis://, rediss://, unix://; stub:// in tests",
+    )
+    redis_ssl_verify: bool | None = Field(
+        None,
+        description="check the certificate of rediss://; default yes, but no on Heroku, which signs its own",
+    )
+    redis_namespace: str = Field(
+        "dramatiq", description="prefix of every key in Redis; stock producers use the default"
+    )
+    redis_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
+        5.0, description="seconds to wait for a connection or an answer of Redis"
+    )
+    extra_queues: Words = Field((), description="queues of your own beside the four, separated by commas")
+    db_pool_size: Annotated[int, Field(ge=1, le=200)] = Field(
+        8, description="Postgres connections a process keeps"
+    )
+    db_max_overflow: Annotated[int, Field(ge=0, le=200)] = Field(
+        4, description="and opens beyond them under load"
+    )
+    db_lock_timeout: Milliseconds = Field(30_000, description="milliseconds a statement may wait for a lock")
+    max_retries: Annotated[int, Field(ge=0, le=1000)] = Field(
+        3, description="executions of a failing message after the first, where the actor does not say"
+    )
+    min_backoff: Milliseconds = Field(
+        15_000, description="milliseconds before the first retry; doubles with each"
+    )
+    max_backoff: Milliseconds = Field(3_600_000, description="milliseconds between retries at most")
+    time_limit: Milliseconds = Field(
+        600_000, description="milliseconds a job may run, its SQL included, where the actor does not say"
+    )
+    max_age: Milliseconds | None = Field(
+        None, description="milliseconds after which a message that has not run is expired; default never"
+    )
+    redact_keys: Words = Field(
+        (), description="further argument names whose values are redacted, separated by commas"
+    )
+    worker_name: str | None = Field(
+        None, description="names this process in failure rows; default DYNO, else the host"
+    )
+    log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", description="the least severe messages to log"
+    )
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read settings from ``environ``, by default the process's environment. Empty values count as unset.
+
+        Raises:
+          ConfigurationError: Naming every variable that is wrong or missing.
+        """
+        environ = os.environ if environ is None else environ
+        # Every field is given, so that none is read from the process's environment behind a mapping's back.
+        given: dict[str, Any] = {
+            name: environ.get(name.upper(), "").strip() or field.default
+            for name, field in cls.model_fields.items()
+        }
+        if environ.get("DYNO"):
+            given["worker_name"] = given["worker_name"] or environ["DYNO"]
+            if given["redis_ssl_verify"] is None:
+                given["redis_ssl_verify"] = False
+        try:
+            return cls(**given)
+        except ValidationError as e:
+            raise ConfigurationError("\n".join(_explain(problem) for problem in e.errors())) from None
+
+    @field_validator("extra_queues", "redact_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
+
+    @field_validator("extra_queues")
+    @classmethod
+    def _check_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(check_queue_name(name) for name in value))
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("database_url", "operator_database_url", "migration_database_url")
+    @classmethod
+    def _check_database_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                normalise_url(value)
+            except ConfigurationError as e:
+                raise ValueError(str(e)) from None
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        if value == STUB:
+            return value
+        try:
+            parts = urlsplit(value)
+            scheme, _ = parts.scheme, parts.port
+        except ValueError:
+            raise ValueError("not a URL; expected redis://:password@host:port/0") from None
+        if scheme not in {"redis", "rediss", "unix"}:
+            # A URL without a scheme may begin with the password.
+            known = scheme if scheme in {"http", "https", "valkey", "valkeys", "amqp", "postgres"} else "this"
+            raise ValueError(f"the scheme must be redis://, rediss://, unix:// or stub://, not {known}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.database_url is None and not self.stub:
+            raise ValueError("DATABASE_URL: required (postgres://user:password@host:port/name)")
+        if self.min_backoff > self.max_backoff:
+            raise ValueError(f"MIN_BACKOFF: {self.min_backoff} is more than MAX_BACKOFF, {self.max_backoff}")
+        return self
+
+    @property
+    def stub(self) -> bool:
+        """Whether messages go to Dramatiq's StubBroker."""
+        return self.redis_url == STUB
+
+    @property
+    def operator_url(self) -> str | None:
+        """The Postgres URL for work across tenants, falling back as documented."""
+        return self.operator_database_url or self.database_url
+
+    @property
+    def migration_url(self) -> str:
+        """The Postgres URL for migrations, falling back as documented.
+
+        Raises:
+          ConfigurationError: When none of the three is set.
+        """
+        url = self.migration_database_url or self.operator_url
+        if url is None:
+            raise ConfigurationError(
+                "MIGRATION_DATABASE_URL or DATABASE_URL: required (postgres://user@host/name)"
+            )
+        return url
+
+
+def _explain(problem: Any) -> str:
+    """One line for one of pydantic's problems: the variable and what is wrong, without the value."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    name = ".".join(str(part) for part in problem["loc"][:1]).upper()
+    return f"{name}: {message}" if name else message

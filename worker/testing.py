@@ -1,0 +1,76 @@
+"""pytest fixtures for actors: add ``pytest_plugins = ["worker.testing"]`` to your ``conftest.py``.
+
+No server is needed. Without ``REDIS_URL`` in the environment the broker is a StubBroker from the start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from uuid import UUID, uuid4
+
+# Settings are read when worker.broker is first imported, and a test without servers should need none.
+os.environ.setdefault("REDIS_URL", "stub://")
+
+import dramatiq
+import pytest
+from dramatiq import Worker
+from dramatiq.brokers.stub import StubBroker
+
+from db.failed_jobs import Failure
+from db.tenancy import tenant_context
+
+
+class TestBroker(StubBroker):
+    """A StubBroker with the middleware of production; dead messages are in :attr:`failed_jobs` instead of a table."""
+
+    __test__ = False  # pytest takes the name for a test's
+
+    failed_jobs: list[Failure]
+
+
+@pytest.fixture
+def stub_broker() -> Iterator[TestBroker]:
+    """A broker in memory to which every actor is bound for the length of the test.
+
+    ``fail_fast_default`` is off: look at ``stub_broker.failed_jobs``, or call ``join(..., fail_fast=True)``.
+    """
+    from worker.broker import broker, make_middleware, settings  # noqa: PLC0415 - reads the environment
+
+    failed_jobs: list[Failure] = []
+    stub = TestBroker(make_middleware(settings, failed_jobs.append), fail_fast_default=False)
+    stub.failed_jobs = failed_jobs
+    for queue in broker.get_declared_queues() - broker.get_declared_delay_queues():
+        stub.declare_queue(queue)
+    actors = list(broker.actors.values())
+    for actor in actors:
+        stub.declare_actor(actor)
+        actor.broker = stub
+    dramatiq.set_broker(stub)
+    try:
+        yield stub
+    finally:
+        for actor in actors:
+            actor.broker = broker
+        dramatiq.set_broker(broker)
+        stub.flush_all()
+        stub.close()
+
+
+@pytest.fixture
+def stub_worker(stub_broker: TestBroker) -> Iterator[Worker]:
+    """A worker on ``stub_broker``. Wait for it with ``stub_broker.join(actor.queue_name); stub_worker.join()``."""
+    worker = Worker(stub_broker, worker_timeout=100, worker_threads=4)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+@pytest.fixture
+def tenant() -> Iterator[UUID]:
+    """A new tenant's id, bound for the length of the test."""
+    tenant_id = uuid4()
+    with tenant_context(tenant_id):
+        yield tenant_id
