@@ -82,9 +82,7 @@ _DELIVERED = text("SELECT failed_job_id FROM worker_failed_job_deliveries WHERE 
 
 _STATUS = text("SELECT status FROM worker_failed_jobs WHERE id = :id FOR UPDATE")
 
-_CHANGING: Final = tuple(
-    c for c in _COLUMNS if c not in {"task_id", "task_name", "tenant_id", "correlation_id"}
-)
+_CHANGING: Final = tuple(c for c in _COLUMNS if c not in {"task_id", "task_name", "tenant_id", "correlation_id"})
 
 _REOPEN = text(
     f"""
@@ -121,14 +119,10 @@ def record(failure: Failure) -> UUID:
 
 def _record(session: Session, failure: Failure) -> UUID:
     values = {name: getattr(failure, name) for name in (*_COLUMNS, "delivery_id")}
-    base = (failure.task_id, failure.task_name)
-    candidates = [
-        failed_job_id(*base),
-        failed_job_id(*base, str(failure.tenant_id)),
-        failed_job_id(*base, failure.delivery_id),
-        failed_job_id(*base, str(failure.tenant_id), failure.delivery_id),
-    ]
-    for row_id in candidates:
+    parts: tuple[str, ...] = (failure.task_id, failure.task_name)
+    # Each turn adds what tells this failure from the one that holds the id; nothing can hold the last.
+    for _ in range(4):
+        row_id = failed_job_id(*parts)
         if session.execute(_INSERT, {**values, "id": row_id}).first() is not None:
             return row_id
         delivered = session.execute(_DELIVERED, {"delivery_id": failure.delivery_id}).scalar()
@@ -139,6 +133,6 @@ def _record(session: Session, failure: Failure) -> UUID:
             session.execute(_REOPEN, {**values, "id": row_id})
             session.execute(_ADD_DELIVERY, {**values, "id": row_id})
             return row_id
-    raise LookupError(
-        f"no row for message {failure.task_id!r} of {failure.task_name!r}: every id it may have is taken"
-    )
+        # A row that cannot be seen is another tenant's.
+        parts = (*parts, str(failure.tenant_id) if status is None else failure.delivery_id)
+    raise LookupError(f"no row for message {failure.task_id!r} of {failure.task_name!r}: every id it may have is taken")

@@ -1,4 +1,4 @@
-"""The tables. Migrations build them, a test proves both equal; constraints carry the names that migrations give them."""
+"""The tables. Migrations build them, and a test proves both equal, names of constraints included."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Database sessions in which Postgres knows the tenant.
 
-``with transaction() as session`` gives a :class:`sqlalchemy.orm.Session` in one transaction; ``async with transaction()``
-an :class:`~sqlalchemy.ext.asyncio.AsyncSession`. BEGIN and the settings travel in one string, so a tenant costs no round
-trip more than a bare transaction. The driver connection is in autocommit mode for that: psycopg then sends no BEGIN of
-its own, and COMMIT and ROLLBACK still end what ours began.
+``with transaction() as session`` gives a :class:`sqlalchemy.orm.Session` in one transaction; ``async with``
+an :class:`~sqlalchemy.ext.asyncio.AsyncSession`. BEGIN and the settings travel in one string, so a tenant costs no
+round trip more than a bare transaction. The driver connection is in autocommit mode for that: psycopg then sends no
+BEGIN of its own, and COMMIT and ROLLBACK still end what ours began.
 """
 
 from __future__ import annotations
@@ -68,13 +68,9 @@ def normalise_url(url: str) -> str:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise ConfigurationError(
-            "not a database URL; expected postgres://user:password@host:port/name"
-        ) from None
+        raise ConfigurationError("not a database URL; expected postgres://user:password@host:port/name") from None
     if parsed.drivername not in {"postgres", "postgresql", "postgresql+psycopg"}:
-        raise ConfigurationError(
-            f"the URL's scheme must be postgres:// or postgresql://, not {parsed.drivername}://"
-        )
+        raise ConfigurationError(f"the URL's scheme must be postgres:// or postgresql://, not {parsed.drivername}://")
     return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
@@ -143,7 +139,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 def _config() -> Config:
     if _state.config is None:
         raise ConfigurationError(
-            "db.session is not configured: import worker.broker (with DATABASE_URL set), or call db.session.configure(...)"
+            "db.session is not configured: import worker.broker with DATABASE_URL set, or call db.session.configure()"
         )
     return _state.config
 

@@ -47,9 +47,7 @@ def parse_uuid(name: str, value: object) -> UUID:
 
 
 @contextmanager
-def tenant_context(
-    tenant_id: UUID | str | None, correlation_id: UUID | str | None = None
-) -> Iterator[Tenancy]:
+def tenant_context(tenant_id: UUID | str | None, correlation_id: UUID | str | None = None) -> Iterator[Tenancy]:
     """Bind a tenant for the duration of the ``with`` block, in this thread or task.
 
     Arguments:
@@ -60,12 +58,11 @@ def tenant_context(
     Raises:
       InvalidTenant: When either is not a UUID.
     """
-    outer = _current.get()
     if correlation_id is not None:
-        correlation = parse_uuid("correlation_id", correlation_id)
+        correlation_id = parse_uuid("correlation_id", correlation_id)
     else:
-        correlation = outer.correlation_id if outer else None
-    tenancy = Tenancy(None if tenant_id is None else parse_uuid("tenant_id", tenant_id), correlation)
+        correlation_id = current_correlation_id()
+    tenancy = Tenancy(None if tenant_id is None else parse_uuid("tenant_id", tenant_id), correlation_id)
     token = _current.set(tenancy)
     try:
         yield tenancy

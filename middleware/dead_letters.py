@@ -128,9 +128,7 @@ class DeadLetters(Middleware):
             task_name=clean(task_name)[:255] or UNDECODABLE_NAME,
             queue=clean(q_name(str(message.queue_name)))[:100],
             worker=f"{clean(self._worker_name)[:240]}/{os.getpid()}",
-            task_args=self._redact.arguments(
-                message.args, tuple(parameters_of(broker, message.actor_name) or ())
-            ),
+            task_args=self._redact.arguments(message.args, tuple(parameters_of(broker, message.actor_name) or ())),
             task_kwargs=self._redact.value(dict(message.kwargs)),
             tenant_id=current_tenant(),
             error_type=self._classify(error),

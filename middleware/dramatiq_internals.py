@@ -47,7 +47,7 @@ def modules_on_command_line(argv: list[str] | None = None) -> list[str] | None:
     ):
         return None
     # Imported late: it costs every process that only sends.
-    from dramatiq.cli import make_argument_parser  # noqa: PLC0415
+    from dramatiq.cli import make_argument_parser
 
     arguments, _ = make_argument_parser().parse_known_args(argv[1:])
     return [name.partition(":")[0] for name in [arguments.broker, *arguments.modules]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +67,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         REDACTED,
     ),
     (
-        re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
-        ),
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
         REDACTED,
     ),
     # password=..., "api_key": "...", token => ...
@@ -173,7 +171,7 @@ class _Pass:
         self._limits = redactor.limits
         self._left = redactor.limits.total
 
-    def value(self, value: object, depth: int) -> Any:  # noqa: PLR0911 - one line a type reads best
+    def value(self, value: object, depth: int) -> Any:
         if self._left <= 0:
             return "… [cut]"
         self._left -= 8
@@ -219,12 +217,11 @@ class _Pass:
             shown[name] = REDACTED if self._redactor.is_secret(key) else self.value(item, depth + 1)
         return shown
 
-    def _sequence(self, value: Iterable[Any], depth: int) -> list[Any]:
+    def _sequence(self, value: Collection[Any], depth: int) -> list[Any]:
         shown: list[Any] = []
         for i, item in enumerate(value):
             if i >= self._limits.items or self._left <= 0:
-                size = len(value) - i if hasattr(value, "__len__") else 0
-                shown.append(f"… [{size:,} more]")
+                shown.append(f"… [{len(value) - i:,} more]")
                 break
             shown.append(self.value(item, depth + 1))
         return shown

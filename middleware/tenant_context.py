@@ -144,9 +144,7 @@ def _arrived(broker: Broker, message: MessageProxy) -> Tenancy:
     correlation_id = correlation_of(message.options, message.message_id)
     if tenant_id is None:
         if _scoped(broker, message.actor_name) is not False:
-            raise TenantError(
-                f"actor {message.actor_name!r} is tenant-scoped and the message has no tenant_id"
-            )
+            raise TenantError(f"actor {message.actor_name!r} is tenant-scoped and the message has no tenant_id")
         return Tenancy(None, correlation_id)
     try:
         return Tenancy(parse_uuid("the message's tenant_id", tenant_id), correlation_id)
@@ -219,9 +217,7 @@ def _tenant_to_send(broker: Broker, parts: _Parts, ambient: Tenancy, scoped: boo
         given["the enclosing tenant_context"] = ambient.tenant_id
     if len(set(given.values())) > 1:
         differing = ", ".join(f"{where} {tenant_id}" for where, tenant_id in given.items())
-        raise TenantNotValid(
-            f"message for actor {parts.actor_name!r} is given different tenants: {differing}"
-        )
+        raise TenantNotValid(f"message for actor {parts.actor_name!r} is given different tenants: {differing}")
     if not given:
         if scoped:
             raise TenantNotGiven(
@@ -237,9 +233,7 @@ def _takes_tenant_id(broker: Broker, actor_name: str) -> bool:
     parameters = parameters_of(broker, actor_name)
     if parameters is None:
         return True
-    return "tenant_id" in parameters or any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
-    )
+    return "tenant_id" in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 def _plain(value: Any) -> Any:

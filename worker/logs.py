@@ -31,11 +31,15 @@ def configure(level: str, redact: Redactor) -> None:
     """
     logger.remove()
     # No "diagnose": it prints the values of variables, secrets among them.
-    logger.add(lambda line: sys.stderr.write(line), level=level, diagnose=False, backtrace=False)
+    logger.add(_write, level=level, diagnose=False, backtrace=False)
     previous = logging.getLogRecordFactory()
     if isinstance(previous, _RedactingFactory):
         previous = previous.make
     logging.setLogRecordFactory(_RedactingFactory(previous, redact))
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(line)
 
 
 class _RedactingFactory:
@@ -56,10 +60,7 @@ class _RedactingFactory:
 
     def _clean(self, record: logging.LogRecord) -> None:
         if record.msg == ACTOR_CALL_LOG:
-            record.msg, record.args = (
-                "Received %d arguments and %d keyword arguments.",
-                tuple(map(len, record.args or ())),
-            )
+            record.msg, record.args = "Received arguments, which are not logged.", None
         elif isinstance(record.args, tuple):
             record.args = tuple(self._argument(a) for a in record.args)
         # Formatters use this text where it is there, instead of formatting the exception.

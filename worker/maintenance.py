@@ -16,9 +16,7 @@ class UnbalancedAllocations(Exception):
 
 
 @actor(throws=(ValueError, UnbalancedAllocations))
-def verify_window(
-    window_start: str, window_end: str, model: str = "linear", model_version: str = "1.0.0"
-) -> None:
+def verify_window(window_start: str, window_end: str, model: str = "linear", model_version: str = "1.0.0") -> None:
     """Check that the allocations of a recomputed window still add up, cent by cent, to the tenant's conversions.
 
     They stop doing so when events arrive late: the failure row says that the window wants recomputing.
@@ -39,8 +37,7 @@ def verify_window(
         raise UnbalancedAllocations(
             f"recompute {window.start.isoformat()} to {window.end.isoformat()} with {chosen.value}: "
             + "; ".join(
-                f"{w.conversion_id}: {w.revenue_cents} cents earned, {w.allocated_cents} allocated"
-                for w in wrong
+                f"{w.conversion_id}: {w.revenue_cents} cents earned, {w.allocated_cents} allocated" for w in wrong
             )
         )
     logger.info("{} to {} adds up", window.start.isoformat(), window.end.isoformat())

@@ -104,7 +104,8 @@ def _declare(
             raise RoutingError(
                 f"actor {name!r} is declared already, in {broker.actors[name].fn.__module__}: names must be unique"
             )
-        return dramatiq.actor(fn, queue_name=str(queue), actor_name=name, broker=broker, **options)
+        declare = dramatiq.actor(queue_name=str(queue), actor_name=name, broker=broker, **options)
+        return declare(fn)
 
 
 @overload

@@ -62,19 +62,13 @@ class Settings(BaseSettings):
         5.0, description="seconds to wait for a connection or an answer of Redis"
     )
     extra_queues: Words = Field((), description="queues of your own beside the four, separated by commas")
-    db_pool_size: Annotated[int, Field(ge=1, le=200)] = Field(
-        8, description="Postgres connections a process keeps"
-    )
-    db_max_overflow: Annotated[int, Field(ge=0, le=200)] = Field(
-        4, description="and opens beyond them under load"
-    )
+    db_pool_size: Annotated[int, Field(ge=1, le=200)] = Field(8, description="Postgres connections a process keeps")
+    db_max_overflow: Annotated[int, Field(ge=0, le=200)] = Field(4, description="and opens beyond them under load")
     db_lock_timeout: Milliseconds = Field(30_000, description="milliseconds a statement may wait for a lock")
     max_retries: Annotated[int, Field(ge=0, le=1000)] = Field(
         3, description="executions of a failing message after the first, where the actor does not say"
     )
-    min_backoff: Milliseconds = Field(
-        15_000, description="milliseconds before the first retry; doubles with each"
-    )
+    min_backoff: Milliseconds = Field(15_000, description="milliseconds before the first retry; doubles with each")
     max_backoff: Milliseconds = Field(3_600_000, description="milliseconds between retries at most")
     time_limit: Milliseconds = Field(
         600_000, description="milliseconds a job may run, its SQL included, where the actor does not say"
@@ -82,12 +76,8 @@ class Settings(BaseSettings):
     max_age: Milliseconds | None = Field(
         None, description="milliseconds after which a message that has not run is expired; default never"
     )
-    redact_keys: Words = Field(
-        (), description="further argument names whose values are redacted, separated by commas"
-    )
-    worker_name: str | None = Field(
-        None, description="names this process in failure rows; default DYNO, else the host"
-    )
+    redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
+    worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
     )
@@ -102,8 +92,7 @@ class Settings(BaseSettings):
         environ = os.environ if environ is None else environ
         # Every field is given, so that none is read from the process's environment behind a mapping's back.
         given: dict[str, Any] = {
-            name: environ.get(name.upper(), "").strip() or field.default
-            for name, field in cls.model_fields.items()
+            name: environ.get(name.upper(), "").strip() or field.default for name, field in cls.model_fields.items()
         }
         if environ.get("DYNO"):
             given["worker_name"] = given["worker_name"] or environ["DYNO"]
@@ -182,9 +171,7 @@ class Settings(BaseSettings):
         """
         url = self.migration_database_url or self.operator_url
         if url is None:
-            raise ConfigurationError(
-                "MIGRATION_DATABASE_URL or DATABASE_URL: required (postgres://user@host/name)"
-            )
+            raise ConfigurationError("MIGRATION_DATABASE_URL or DATABASE_URL: required (postgres://user@host/name)")
         return url
 
 

@@ -35,7 +35,7 @@ def stub_broker() -> Iterator[TestBroker]:
 
     ``fail_fast_default`` is off: look at ``stub_broker.failed_jobs``, or call ``join(..., fail_fast=True)``.
     """
-    from worker.broker import broker, make_middleware, settings  # noqa: PLC0415 - reads the environment
+    from worker.broker import broker, make_middleware, settings
 
     failed_jobs: list[Failure] = []
     stub = TestBroker(make_middleware(settings, failed_jobs.append), fail_fast_default=False)

@@ -415,8 +415,8 @@ def give_access(table: Table) -> None:
         f"CREATE POLICY tenant_isolation_policy ON {table.name} FOR ALL TO PUBLIC"
         f" USING ({table.tenant}) WITH CHECK ({table.tenant})"
     )
-    # For hosts where one user owns the tables and does everything. TO the owner alone, so that neither plans of
-    # the others nor what they may do depend on a setting that anyone can make.
+    # For hosts where one user owns the tables and does everything. TO the owner alone, so that neither plans
+    # of the others nor what they may do depend on a setting that anyone can make.
     as_operator = "current_setting('app.execution_context', true) = 'operator'"
     op.execute(
         f"CREATE POLICY operator_context_policy ON {table.name} FOR ALL TO {quoted(owner(table))}"
@@ -559,7 +559,7 @@ def rename_index(old: str, new: str) -> None:
 
 
 def name_not_nulls(table: Table, prefix: str) -> None:
-    """Name NOT NULL constraints as Postgres 18 does in a table called ``prefix``; before 18 they have none."""
+    """Name NOT NULL constraints as Postgres 18 does for a table ``prefix``; before 18 they have no names."""
     found = op.get_bind().execute(
         sa.text(
             "SELECT c.conname, a.attname FROM pg_constraint c"

@@ -24,7 +24,7 @@ def find_procfile() -> Path:
 
 def read_procfile(path: Path) -> dict[str, str]:
     """Return the Procfile's entries, name to command."""
-    from honcho.environ import parse_procfile  # noqa: PLC0415 - an extra
+    from honcho.environ import parse_procfile
 
     return dict(parse_procfile(path.read_text("utf-8")).processes)
 
@@ -55,7 +55,7 @@ class Workers:
             # not the user's, where a module may hide one of ours.
             process = subprocess.Popen(
                 f"exec {commands[name]}",
-                shell=True,  # noqa: S602 - a Procfile's entries are commands for the shell
+                shell=True,
                 cwd=self._logs,
                 env=self._environment,
                 stdout=log,

@@ -79,9 +79,7 @@ def run_demo(console: Console, folder: Path | None = None, *, keep: bool = False
         migrate.upgrade(environment["MIGRATION_DATABASE_URL"])
         console.print("The database is migrated.")
         os.environ.update(environment)
-        session.configure(
-            environment["DATABASE_URL"], operator_database_url=environment["OPERATOR_DATABASE_URL"]
-        )
+        session.configure(environment["DATABASE_URL"], operator_database_url=environment["OPERATOR_DATABASE_URL"])
         names = ["attribution", "llm", "maintenance", "housekeeping"]
         with Workers(names, environment, folder / "logs") as workers:
             console.print("The four workers of the Procfile have started.")
@@ -135,7 +133,7 @@ def _windows() -> Iterator[tuple[str, str, Model]]:
 
 def _recompute(console: Console, workers: Workers, tenants: list[_DemoTenant], correlation_id: UUID) -> None:
     # Imported late: the broker is made from the environment, which now names the servers.
-    from worker.attribution import recompute_window  # noqa: PLC0415
+    from worker.attribution import recompute_window
 
     windows = list(_windows())
     for tenant in tenants:
@@ -162,13 +160,11 @@ def _recompute(console: Console, workers: Workers, tenants: list[_DemoTenant], c
 
 
 def _fail_on_purpose(console: Console, workers: Workers, tenant: _DemoTenant) -> None:
-    from worker.attribution import recompute_window  # noqa: PLC0415
+    from worker.attribution import recompute_window
 
     correlation_id = uuid4()
     with tenant_context(tenant.id, correlation_id):
-        recompute_window.send(
-            window_start="2025-01-01T00:00:00Z", window_end="2025-01-31T23:59:59Z", fail=True
-        )
+        recompute_window.send(window_start="2025-01-01T00:00:00Z", window_end="2025-01-31T23:59:59Z", fail=True)
 
         def recorded() -> bool:
             with transaction() as s:
@@ -178,19 +174,17 @@ def _fail_on_purpose(console: Console, workers: Workers, tenant: _DemoTenant) ->
         _wait_until(recorded, workers, "the failure is recorded")
         with transaction() as s:
             row = s.execute(text(EVIDENCE_QUERY)).mappings().one()
-    table = Table(
-        title=f"The failed job, as tenant {tenant.name} sees it", title_justify="left", show_header=False
-    )
+    table = Table(title=f"The failed job, as tenant {tenant.name} sees it", title_justify="left", show_header=False)
     for name, value in row.items():
         table.add_row(str(name), escape(str(value)))
     console.print(table)
 
 
 def _visit_the_others(console: Console, workers: Workers, tenants: list[_DemoTenant]) -> None:
-    from worker.broker import broker  # noqa: PLC0415
-    from worker.housekeeping import ping  # noqa: PLC0415
-    from worker.llm import describe_window  # noqa: PLC0415
-    from worker.maintenance import verify_window  # noqa: PLC0415
+    from worker.broker import broker
+    from worker.housekeeping import ping
+    from worker.llm import describe_window
+    from worker.maintenance import verify_window
 
     for tenant in tenants:
         with tenant_context(tenant.id):
@@ -236,7 +230,7 @@ def _wait_until(condition: Callable[[], bool], workers: Workers, what: str) -> N
         workers.check()
         if time.monotonic() > end:
             raise ConfigurationError(
-                f"{what}: not within {PATIENCE:.0f} seconds; the workers' output is in {workers.log('attribution').parent}"
+                f"{what}: not within {PATIENCE:.0f} seconds; see the workers' output in {workers.log('x').parent}"
             )
         time.sleep(0.1)
 

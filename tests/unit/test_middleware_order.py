@@ -1,0 +1,45 @@
+"""The relative order of DESIGN.md. Before hooks run in it, after hooks in reverse."""
+
+from __future__ import annotations
+
+from dramatiq.middleware import (
+    AsyncIO,
+    Callbacks,
+    CurrentMessage,
+    Pipelines,
+    Retries,
+    ShutdownNotifications,
+    TimeLimit,
+)
+
+from middleware.age_limit import AgeLimit
+from middleware.dead_letters import DeadLetters
+from middleware.statement_deadline import StatementDeadline
+from middleware.tenant_context import TenantContext
+from worker.broker import broker
+
+ORDER = [
+    TenantContext,  # first: all others work inside the binding, also in after hooks
+    DeadLetters,  # sees what a retry changes only after it has noted how things were
+    AgeLimit,
+    Callbacks,
+    Pipelines,
+    Retries,  # after it, in reverse, come the follow-ups, so that they see whether the message failed
+    CurrentMessage,
+    AsyncIO,
+    ShutdownNotifications,
+    StatementDeadline,  # gone before a failure is written
+    TimeLimit,  # last: disarmed before any other after hook, which it could otherwise interrupt
+]
+
+
+def test_relative_order() -> None:
+    kinds = [type(m) for m in broker.middleware]
+    places = [kinds.index(kind) for kind in ORDER]
+    assert places == sorted(places)
+    assert kinds[-1] is TimeLimit
+
+
+def test_each_is_there_once() -> None:
+    kinds = [type(m) for m in broker.middleware]
+    assert len(kinds) == len(set(kinds))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from db.errors import ConfigurationError
+from worker.settings import Settings
+
+URL = "postgres://app:hunter2@db.example.com:5432/app?sslmode=require"
+
+
+def test_a_deployment_needs_one_variable() -> None:
+    settings = Settings.load({"DATABASE_URL": URL})
+    assert settings.database_url == URL
+    assert settings.operator_url == URL
+    assert settings.migration_url == URL
+
+
+def test_credentials_fall_back_from_migration_to_operator_to_database() -> None:
+    settings = Settings.load({"DATABASE_URL": URL, "OPERATOR_DATABASE_URL": "postgresql://operator@h/x"})
+    assert settings.migration_url == "postgresql://operator@h/x"
+    settings = Settings.load({"DATABASE_URL": URL, "MIGRATION_DATABASE_URL": "postgresql://owner@h/x"})
+    assert settings.operator_url == URL
+    assert settings.migration_url == "postgresql://owner@h/x"
+
+
+def test_tests_need_no_database() -> None:
+    assert Settings.load({"REDIS_URL": "stub://"}).stub
+
+
+def test_a_mapping_is_read_instead_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_RETRIES", "9")
+    assert Settings.load({"DATABASE_URL": URL}).max_retries == 3
+    monkeypatch.setenv("DATABASE_URL", URL)
+    assert Settings.load().max_retries == 9
+
+
+def test_empty_means_unset() -> None:
+    assert Settings.load({"DATABASE_URL": URL, "OPERATOR_DATABASE_URL": "", "MAX_AGE": " "}).max_age is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({}, "DATABASE_URL: required"),
+        ({"DATABASE_URL": "mysql://u:hunter2@h/x"}, "DATABASE_URL: the URL's scheme must be postgres://"),
+        ({"DATABASE_URL": "hunter2"}, "DATABASE_URL: not a database URL"),
+        ({"DATABASE_URL": URL, "OPERATOR_DATABASE_URL": "hunter2"}, "OPERATOR_DATABASE_URL: not a database URL"),
+        ({"DATABASE_URL": URL, "REDIS_URL": "hunter2"}, "REDIS_URL: the scheme must be redis://"),
+        ({"DATABASE_URL": URL, "REDIS_URL": "hunter2://h"}, "REDIS_URL: the scheme must be redis://"),
+        ({"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@h:port"}, "REDIS_URL: not a URL"),
+        ({"DATABASE_URL": URL, "MAX_RETRIES": "hunter2"}, "MAX_RETRIES: "),
+        ({"DATABASE_URL": URL, "MAX_RETRIES": "-1"}, "MAX_RETRIES: "),
+        ({"DATABASE_URL": URL, "TIME_LIMIT": "0"}, "TIME_LIMIT: "),
+        ({"DATABASE_URL": URL, "EXTRA_QUEUES": "emails,bad name"}, "EXTRA_QUEUES: 'bad name' is not a queue name"),
+        ({"DATABASE_URL": URL, "EXTRA_QUEUES": "emails.DQ"}, "EXTRA_QUEUES: 'emails.DQ' is not a queue name"),
+        ({"DATABASE_URL": URL, "MIN_BACKOFF": "10", "MAX_BACKOFF": "5"}, "MIN_BACKOFF: 10 is more than MAX_BACKOFF"),
+    ],
+)
+def test_an_error_names_the_variable_and_never_a_secret(environ: dict[str, str], problem: str) -> None:
+    with pytest.raises(ConfigurationError) as e:
+        Settings.load(environ)
+    assert problem in str(e.value)
+    assert "hunter2" not in str(e.value)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(ConfigurationError) as e:
+        Settings.load({"DATABASE_URL": URL, "MAX_RETRIES": "x", "TIME_LIMIT": "y"})
+    assert "MAX_RETRIES" in str(e.value)
+    assert "TIME_LIMIT" in str(e.value)
+
+
+def test_a_representation_shows_no_secret() -> None:
+    settings = Settings.load({"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@h:6379"})
+    assert "hunter2" not in f"{settings!r} {settings}"
+
+
+def test_heroku_names_its_processes_and_signs_its_own_certificates() -> None:
+    settings = Settings.load({"DATABASE_URL": URL, "DYNO": "attribution.1"})
+    assert settings.worker_name == "attribution.1"
+    assert settings.redis_ssl_verify is False
+    assert Settings.load({"DATABASE_URL": URL}).redis_ssl_verify is None
+    assert Settings.load({"DATABASE_URL": URL, "DYNO": "x", "REDIS_SSL_VERIFY": "true"}).redis_ssl_verify is True
+
+
+def test_a_tls_url_reaches_redis_with_the_verification_asked_for() -> None:
+    from worker.broker import make_redis
+
+    def verification(**environ: str) -> object:
+        settings = Settings.load({"DATABASE_URL": URL, "REDIS_URL": "rediss://:secret@h:6380", **environ})
+        return make_redis(settings).connection_pool.connection_kwargs.get("ssl_cert_reqs")
+
+    assert verification(DYNO="attribution.1") == "none"
+    assert verification() != "none"

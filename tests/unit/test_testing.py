@@ -1,0 +1,46 @@
+"""The fixtures that users write their tests with, used as the README shows it."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from dramatiq import Worker
+
+from db.tenancy import current_tenant
+from worker.attribution import recompute_window
+from worker.broker import broker
+from worker.testing import TestBroker
+
+
+def test_a_failing_job_is_one_failure_with_its_arguments(
+    stub_broker: TestBroker, stub_worker: Worker, tenant: UUID
+) -> None:
+    recompute_window.send(window_start="2025-01-01T00:00:00Z", window_end="2025-01-31T23:59:59Z", fail=True)
+    stub_broker.join(recompute_window.queue_name)
+    stub_worker.join()
+    (failure,) = stub_broker.failed_jobs
+    assert failure.task_name == "worker.attribution.recompute_window"
+    assert failure.queue == "attribution"
+    assert failure.tenant_id == tenant
+    assert failure.error_type == "validation_error"
+    assert failure.exception_class == "ValueError"
+    assert failure.error_message == "attribution recompute failure requested"
+    assert failure.task_kwargs == {
+        "window_start": "2025-01-01T00:00:00Z",
+        "window_end": "2025-01-31T23:59:59Z",
+        "fail": True,
+    }
+    assert failure.retry_count == 0
+
+
+def test_actors_go_back_to_their_broker(stub_broker: TestBroker) -> None:
+    assert recompute_window.broker is stub_broker
+
+
+def test_after_the_test_before() -> None:
+    assert recompute_window.broker is broker
+    assert current_tenant() is None
+
+
+def test_the_tenant_is_bound(tenant: UUID) -> None:
+    assert current_tenant() == tenant
