@@ -23,6 +23,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _NOW = text("CURRENT_TIMESTAMP")
 
+#: Marks the tables that migrations made and may drop again; ``worker_failed_jobs`` may be the Celery system's.
+_OURS = {"comment": "created by dramaturg"}
+
 
 class Base(DeclarativeBase):
     """Base of every table of ours."""
@@ -80,6 +83,7 @@ class FailedJobDelivery(Base):
             name="fk_worker_failed_job_deliveries_failed_job",
             ondelete="CASCADE",
         ),
+        _OURS,
     )
 
     #: Dramatiq's ``redis_message_id``, new at every enqueue; the message id on a broker that has none.
@@ -93,6 +97,7 @@ class Tenant(Base):
     """Whom work is done for."""
 
     __tablename__ = "tenants"
+    __table_args__ = _OURS
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
     name: Mapped[str] = mapped_column(Text)
@@ -112,6 +117,7 @@ class AttributionEvent(Base):
         ),
         ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="fk_attribution_events_tenant"),
         Index("idx_attribution_events_window", "tenant_id", "event_type", "occurred_at"),
+        _OURS,
     )
 
     tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -138,6 +144,7 @@ class AttributionRecomputeJob(Base):
             "model_version",
             name="uq_attribution_recompute_jobs_window",
         ),
+        _OURS,
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
@@ -163,7 +170,7 @@ class AttributionAllocation(Base):
     """
 
     __tablename__ = "attribution_allocations"
-    __table_args__ = (CheckConstraint("allocated_cents >= 0", name="ck_attribution_allocations_cents"),)
+    __table_args__ = (CheckConstraint("allocated_cents >= 0", name="ck_attribution_allocations_cents"), _OURS)
 
     tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
     job_id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -59,8 +59,6 @@ def _migrate(connection: Connection) -> None:
         target_metadata=Base.metadata,
         version_table=VERSION_TABLE,
         include_name=_is_ours,
-        # Comments mark the tables that we made; the models know nothing of that.
-        autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
         compare_server_default=True,
     )
     context.run_migrations()
@@ -73,9 +71,7 @@ def _migrate(connection: Connection) -> None:
 def run() -> None:
     """Run what Alembic was asked for."""
     if context.is_offline_mode():
-        raise CommandError(
-            "these migrations look at what the database holds, so they cannot be printed with --sql"
-        )
+        raise CommandError("these migrations look at what the database holds, so they cannot be printed with --sql")
     engine = create_engine(
         _url(),
         poolclass=NullPool,

@@ -114,9 +114,7 @@ FAILED_JOBS = Table(
     },
     primary_key="(id)",
     constraints={
-        "ck_worker_failed_jobs_status_valid": (
-            "CHECK (status IN ('pending', 'in_progress', 'resolved', 'abandoned'))"
-        ),
+        "ck_worker_failed_jobs_status_valid": ("CHECK (status IN ('pending', 'in_progress', 'resolved', 'abandoned'))"),
         "ck_worker_failed_jobs_retry_count_positive": "CHECK (retry_count >= 0)",
     },
     indexes={
@@ -204,9 +202,7 @@ RECOMPUTE_JOBS = Table(
     constraints={
         "ck_attribution_recompute_jobs_window": "CHECK (window_start < window_end)",
         "fk_attribution_recompute_jobs_tenant": "FOREIGN KEY (tenant_id) REFERENCES tenants (id)",
-        "uq_attribution_recompute_jobs_window": (
-            "UNIQUE (tenant_id, window_start, window_end, model, model_version)"
-        ),
+        "uq_attribution_recompute_jobs_window": ("UNIQUE (tenant_id, window_start, window_end, model, model_version)"),
     },
     indexes={},
     app_user="SELECT, INSERT, UPDATE",
@@ -307,9 +303,7 @@ def build_deliveries() -> None:
         create(DELIVERIES)
         mark_as_ours(DELIVERIES)
     elif shape(DELIVERIES.name) != shape_of(DELIVERIES):
-        raise CommandError(
-            f"a table {DELIVERIES.name} exists that is not ours: rename it, then migrate again"
-        )
+        raise CommandError(f"a table {DELIVERIES.name} exists that is not ours: rename it, then migrate again")
     else:
         settle(DELIVERIES)
     give_access(DELIVERIES)
@@ -342,9 +336,7 @@ def check_foreign_tenants() -> None:
         """
     )
     if not unique:
-        raise CommandError(
-            "column id (uuid) of table tenants must be its primary key, or unique, to be used here"
-        )
+        raise CommandError("column id (uuid) of table tenants must be its primary key, or unique, to be used here")
 
 
 def build_attribution(table: Table) -> None:
@@ -395,10 +387,7 @@ def return_failed_jobs_to_celery() -> None:
     if role_exists("app_operator"):
         op.execute("REVOKE ALL ON worker_failed_jobs FROM app_operator")
     op.execute("ALTER TABLE worker_failed_jobs ALTER COLUMN status SET DEFAULT '''pending'''")
-    op.execute(
-        "ALTER TABLE worker_failed_jobs"
-        " RENAME CONSTRAINT worker_failed_jobs_pkey TO celery_task_failures_pkey"
-    )
+    op.execute("ALTER TABLE worker_failed_jobs RENAME CONSTRAINT worker_failed_jobs_pkey TO celery_task_failures_pkey")
     name_not_nulls(FAILED_JOBS, "celery_task_failures")
     rename_index("idx_worker_failed_jobs_task_id", "ix_public_celery_task_failures_task_id")
     rename_index("idx_worker_failed_jobs_tenant_id", "ix_public_celery_task_failures_tenant_id")
@@ -424,8 +413,7 @@ def give_access(table: Table) -> None:
     )
     if role_exists("app_operator"):
         op.execute(
-            f"CREATE POLICY operator_policy ON {table.name} FOR ALL TO app_operator"
-            " USING (true) WITH CHECK (true)"
+            f"CREATE POLICY operator_policy ON {table.name} FOR ALL TO app_operator USING (true) WITH CHECK (true)"
         )
     for role, rights in (("app_user", table.app_user), ("app_operator", "SELECT, INSERT, UPDATE, DELETE")):
         if role_exists(role):
@@ -446,8 +434,7 @@ def drop_policies(table: Table) -> None:
 def open_schema(table: Table, role: str) -> None:
     """Let ``role`` use the schema; ``public`` is usually open to everybody, and not always ours to open."""
     schema = scalar(
-        "SELECT nspname FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid"
-        " WHERE c.oid = to_regclass(:t)",
+        "SELECT nspname FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid WHERE c.oid = to_regclass(:t)",
         t=table.name,
     )
     if not scalar("SELECT has_schema_privilege(:role, :schema, 'USAGE')", role=role, schema=schema):
@@ -519,9 +506,7 @@ def settle_primary_key(table: Table) -> None:
     if found is None:
         op.execute(f"ALTER TABLE {table.name} ADD CONSTRAINT {wanted} PRIMARY KEY {table.primary_key}")
     elif found[1].replace('"', "") != f"PRIMARY KEY {table.primary_key}":
-        raise CommandError(
-            f"the primary key of {table.name} must be {table.primary_key}, but it is: {found[1]}"
-        )
+        raise CommandError(f"the primary key of {table.name} must be {table.primary_key}, but it is: {found[1]}")
     elif found[0] != wanted:
         op.execute(f"ALTER TABLE {table.name} RENAME CONSTRAINT {quoted(found[0])} TO {wanted}")
 
@@ -632,9 +617,7 @@ def is_ours(table: str) -> bool:
 
 def owner(table: Table) -> str:
     """Return the owner, who need not be the user that migrates."""
-    return str(
-        scalar("SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass(:t)", t=table.name)
-    )
+    return str(scalar("SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass(:t)", t=table.name))
 
 
 def shape(table: str) -> dict[str, str]:
@@ -667,9 +650,7 @@ def warn_of_more_columns(table: Table) -> None:
     """Name the columns that are not ours; they stay."""
     more = [name for name in shape(table.name) if name not in table.columns]
     if more:
-        log.warning(
-            "table %s has columns unknown here, which are left as they are: %s", table.name, ", ".join(more)
-        )
+        log.warning("table %s has columns unknown here, which are left as they are: %s", table.name, ", ".join(more))
 
 
 def warn_of_more_policies(table: Table) -> None:
@@ -680,6 +661,4 @@ def warn_of_more_policies(table: Table) -> None:
         t=table.name,
     )
     if more:
-        log.warning(
-            "table %s has policies unknown here, which are left: %s", table.name, ", ".join(sorted(more))
-        )
+        log.warning("table %s has policies unknown here, which are left: %s", table.name, ", ".join(sorted(more)))
