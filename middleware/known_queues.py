@@ -5,7 +5,6 @@ Stock Dramatiq accepts a message for any queue on Redis, where it then waits for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from dramatiq import Broker, Message
@@ -20,18 +19,14 @@ class KnownQueues(Middleware):
     """Lets actors be declared on, and messages be sent to, the given queues only.
 
     Arguments:
-      queues: Their names; more come with :meth:`add`.
+      queues: Their names. The set itself is kept, so that adding to it lets a queue be used.
 
     Raises (from the actor decorator, and from ``send()``):
       UndeclaredQueue: Naming the queue and the known ones.
     """
 
-    def __init__(self, queues: Iterable[str]) -> None:
-        self._queues = set(queues)
-
-    def add(self, queue: str) -> None:
-        """Let ``queue`` be used, too."""
-        self._queues.add(queue)
+    def __init__(self, queues: set[str]) -> None:
+        self._queues = queues
 
     def _check(self, queue_name: str, what: str) -> None:
         if q_name(queue_name) not in self._queues:

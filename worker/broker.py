@@ -38,10 +38,15 @@ from worker.queues import Queue
 from worker.settings import Settings
 
 
-def make_middleware(settings: Settings, record: Callable[[Failure], object]) -> list[Middleware]:
+def declared_queues(settings: Settings) -> set[str]:
+    """Return the names of the four queues and of the application's own."""
+    return {*(queue.value for queue in Queue), *settings.extra_queues}
+
+
+def make_middleware(settings: Settings, record: Callable[[Failure], object], queues: set[str]) -> list[Middleware]:
     """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why."""
     return [
-        KnownQueues([*Queue, *settings.extra_queues]),
+        KnownQueues(queues),
         ConsumedQueues(_queues_of),
         TenantContext(),
         DeadLetters(
@@ -66,21 +71,27 @@ def make_middleware(settings: Settings, record: Callable[[Failure], object]) -> 
     ]
 
 
-def make_broker(settings: Settings, record: Callable[[Failure], object] = failed_jobs.record) -> Broker:
+def make_broker(
+    settings: Settings,
+    record: Callable[[Failure], object] = failed_jobs.record,
+    queues: set[str] | None = None,
+) -> Broker:
     """Return a broker for ``settings`` with every queue declared; connects to nothing.
 
     Arguments:
       settings: Says which broker, and how its middleware is tuned.
       record: Where dead messages are written.
+      queues: The names of the queues; :func:`declared_queues` by default.
     """
-    middleware = make_middleware(settings, record)
+    queues = declared_queues(settings) if queues is None else queues
+    middleware = make_middleware(settings, record, queues)
     broker: Broker
     if settings.stub:
         broker = StubBroker(middleware=middleware)
     else:
         broker = RedisBroker(client=make_redis(settings), middleware=middleware, namespace=settings.redis_namespace)
-    for queue in (*Queue, *settings.extra_queues):
-        broker.declare_queue(str(queue))
+    for queue in sorted(queues):
+        broker.declare_queue(queue)
     return broker
 
 
@@ -122,5 +133,7 @@ def _log_only(failure: Failure) -> None:
 settings = Settings.load()
 logs.configure(settings.log_level, Redactor(settings.redact_keys))
 _configure_session(settings)
-broker = make_broker(settings, failed_jobs.record if settings.database_url else _log_only)
+#: The queues that may be used in this process; :func:`worker.routing.register` adds to them.
+queues = declared_queues(settings)
+broker = make_broker(settings, failed_jobs.record if settings.database_url else _log_only, queues)
 dramatiq.set_broker(broker)

@@ -14,8 +14,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 import dramatiq
 from dramatiq.actor import ActorDecorator
 
-from middleware.known_queues import KnownQueues
-from worker.broker import broker
+from worker.broker import broker, queues
 from worker.queues import Queue, check_queue_name
 
 P = ParamSpec("P")
@@ -50,9 +49,7 @@ def register(module: str, queue: str) -> None:
         if taken is not None and taken != queue:
             raise RoutingError(f"cannot route {module!r} to {str(queue)!r}: it goes to {taken!r} already")
         _routes[module] = str(queue)
-    for middleware in broker.middleware:
-        if isinstance(middleware, KnownQueues):
-            middleware.add(str(queue))
+        queues.add(str(queue))
     broker.declare_queue(str(queue))
 
 
@@ -69,13 +66,13 @@ def queue_of(module: str) -> str | None:
 
 def queues_of(modules: Iterable[str]) -> set[str] | None:
     """Return the queues that ``dramatiq MODULE ...`` consumes; ``None``, meaning all, where a module has no route."""
-    queues: set[str] = set()
+    found: set[str] = set()
     for module in modules:
         queue = queue_of(module)
         if queue is None:
             return None
-        queues.add(queue)
-    return queues
+        found.add(queue)
+    return found
 
 
 def _module_of(fn: Callable[..., Any]) -> str:

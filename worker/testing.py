@@ -35,12 +35,12 @@ def stub_broker() -> Iterator[TestBroker]:
 
     ``fail_fast_default`` is off: look at ``stub_broker.failed_jobs``, or call ``join(..., fail_fast=True)``.
     """
-    from worker.broker import broker, make_middleware, settings
+    from worker.broker import broker, make_middleware, queues, settings
 
     failed_jobs: list[Failure] = []
-    stub = TestBroker(make_middleware(settings, failed_jobs.append), fail_fast_default=False)
+    stub = TestBroker(make_middleware(settings, failed_jobs.append, queues), fail_fast_default=False)
     stub.failed_jobs = failed_jobs
-    for queue in broker.get_declared_queues() - broker.get_declared_delay_queues():
+    for queue in sorted(queues):
         stub.declare_queue(queue)
     actors = list(broker.actors.values())
     for actor in actors:

@@ -91,7 +91,9 @@ def test_migrations_and_workers_run_from_another_folder(
     assert where.stdout.strip() == str(installed / "worker" / "__init__.py")
     migrated = deployment.run(sys.executable, "-m", "worker", "migrate", cwd=project, **python)
     assert "up to date" in migrated.stdout, migrated.stderr
-    log = deployment.start("dramatiq", "myapp.actors", "worker.maintenance", "-p", "1", "-t", "2", cwd=project, **python)
+    log = deployment.start(
+        "dramatiq", "myapp.actors", "worker.maintenance", "-p", "1", "-t", "2", cwd=project, **python
+    )
     sent = deployment.run(sys.executable, "-c", SEND, cwd=project, **python)
     assert sent.returncode == 0, sent.stderr
     eventually(lambda: len(deployment.failures()) == 2, seconds=30)
@@ -107,16 +109,18 @@ def test_a_users_package_of_our_name_is_named_when_a_worker_starts(
     deployment: Deployment, installed: Path, project: Path, name: str
 ) -> None:
     (project / f"{name}.py").write_text("")
-    done = deployment.run("dramatiq", "myapp.actors", "-p", "1", cwd=project, PYTHONPATH=str(installed))
+    (project / "myapp" / "short.py").write_text("from worker.routing import actor")
+    done = deployment.run("dramatiq", "myapp.short", "-p", "1", cwd=project, PYTHONPATH=str(installed))
     assert done.returncode != 0
     assert f"which hides the package '{name}' of dramaturg" in done.stderr
 
 
-def test_a_users_worker_package_is_named_by_our_command(
-    deployment: Deployment, installed: Path, project: Path
+@pytest.mark.parametrize("name", ["worker", "middleware", "db"])
+def test_and_by_our_command_which_a_release_runs_first(
+    deployment: Deployment, installed: Path, project: Path, name: str
 ) -> None:
-    (project / "worker").mkdir()
-    (project / "worker" / "__init__.py").write_text("")
+    (project / name).mkdir()
+    (project / name / "__init__.py").write_text("")
     done = deployment.run(str(installed / "bin" / "worker"), "migrate", cwd=project, PYTHONPATH=str(installed))
     assert done.returncode != 0
-    assert "hides the package 'worker' of dramaturg" in done.stderr
+    assert f"hides the package {name!r} of dramaturg" in done.stderr

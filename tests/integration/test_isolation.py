@@ -169,7 +169,7 @@ def insert(table: Table, row: Row, more: str = "") -> tuple[sql.Composed, list[A
         sql.Identifier(table.name),
         sql.SQL(", ").join(map(sql.Identifier, row)),
         sql.SQL(", ").join(sql.Placeholder() * len(row)),
-        sql.SQL(more),  # type: ignore[arg-type]
+        sql.SQL(more),
     )
     return statement, list(row.values())
 
@@ -180,7 +180,7 @@ class Undo(Exception):
 
 @contextmanager
 def acting(actor: str, database: Database, tenant: UUID | None) -> Iterator[psycopg.Cursor[Any]]:
-    """A cursor in a transaction of ``tenant``, which is rolled back: the worker's through ``db.session``, or the owner's."""
+    """A cursor in a transaction of ``tenant``, which is rolled back; the worker's is one of ``db.session``."""
     try:
         if actor == "worker":
             with tenant_context(tenant), transaction() as s:
@@ -208,9 +208,9 @@ def refused(sqlstate: str, message: str = "") -> Iterator[None]:
     assert message in str(caught.value)
 
 
-def count(cursor: psycopg.Cursor[Any], relation: str, where: str = "true", values: object = None) -> int:
+def count(cursor: psycopg.Cursor[Any], relation: str, where: str = "true", values: list[Any] | None = None) -> int:
     query = f"SELECT count(*) FROM {relation} WHERE {where}"
-    row = cursor.execute(query.encode(), values).fetchone()  # type: ignore[arg-type]
+    row = cursor.execute(query.encode(), values).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -237,7 +237,7 @@ def number(table: Table) -> int:
 
 def test_nobody_here_is_above_row_level_security(filled: Database) -> None:
     with psycopg.connect(filled.admin_url) as admin:
-        found = dict(
+        found: dict[str, bool] = dict(
             admin.execute(
                 "SELECT rolname, rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = ANY(%s)",
                 [[WORKER, OPERATOR, OWNER, "app_user", "app_operator"]],
@@ -337,9 +337,9 @@ def test_calling_oneself_the_operator_gives_the_worker_role_nothing(filled: Data
 @every_actor
 @every_table
 def test_copying_out_gives_own_rows_only(filled: Database, table: Table, actor: str) -> None:
-    with acting(actor, filled, A) as cursor:
-        with cursor.copy(f"COPY {table} ({table.tenant}) TO STDOUT".encode()) as copy:
-            rows = [row for row in copy.rows() if row]
+    copy_out = f"COPY {table} ({table.tenant}) TO STDOUT".encode()
+    with acting(actor, filled, A) as cursor, cursor.copy(copy_out) as copy:
+        rows = list(copy.rows())
     assert rows == [(str(A),)] * own(table, A)
 
 
@@ -462,9 +462,9 @@ def test_an_insert_over_anothers_row_that_may_do_nothing_leaves_it(filled: Datab
 def test_copying_in_is_refused(filled: Database, table: Table, actor: str) -> None:
     with acting(actor, filled, A) as cursor:
         allowed = may(actor, table, "INSERT")
-        with refused(NOT_SUPPORTED if allowed else INSUFFICIENT_PRIVILEGE):
-            with cursor.copy(f"COPY {table} ({table.tenant}) FROM STDIN".encode()) as copy:
-                copy.write_row([B])
+        copy_in = f"COPY {table} ({table.tenant}) FROM STDIN".encode()
+        with refused(NOT_SUPPORTED if allowed else INSUFFICIENT_PRIVILEGE), cursor.copy(copy_in) as copy:
+            copy.write_row([B])
 
 
 @every_table
@@ -479,7 +479,9 @@ def test_a_temporary_table_is_the_way_to_copy_in(filled: Database, table: Table)
         columns = sql.SQL(", ").join(map(sql.Identifier, row))
         name = sql.Identifier(table.name)
         with acting("worker", filled, A) as cursor:
-            cursor.execute(sql.SQL("CREATE TEMPORARY TABLE incoming (LIKE {} INCLUDING DEFAULTS) ON COMMIT DROP").format(name))
+            cursor.execute(
+                sql.SQL("CREATE TEMPORARY TABLE incoming (LIKE {} INCLUDING DEFAULTS) ON COMMIT DROP").format(name)
+            )
             with cursor.copy(sql.SQL("COPY incoming ({}) FROM STDIN").format(columns)) as copy:
                 copy.write_row([json.dumps(v.obj) if isinstance(v, Jsonb) else v for v in row.values()])
             move = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM incoming").format(name, columns, columns)
@@ -531,7 +533,7 @@ def test_a_view_shows_own_rows_only(filled: Database, table: Table, how: str) ->
 
 @every_table
 def test_a_plain_view_of_the_owner_lends_the_owners_policies_too(filled: Database, table: Table) -> None:
-    """Why views should be ``security_invoker``: the owner may call itself operator, and through its view so may a worker."""
+    """Why views should be ``security_invoker``: the owner may call itself operator, and so may all who use its view."""
     for how, seen in (("WITH (security_invoker = true)", own(table, A)), ("", number(table))):
         make = (
             f"CREATE VIEW lent.seen {how} AS SELECT * FROM {{table}}",

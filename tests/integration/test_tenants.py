@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
+from db import session as sessions
 from db.errors import ConfigurationError
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
@@ -31,15 +33,15 @@ def test_an_id_that_exists_is_named(database: Database) -> None:
         assert list_tenants(session) == [TenantRow(tenant, "Alpha")]
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\0b", "\ud800", None])
-def test_a_bad_name_is_refused(database: Database, name: str) -> None:
-    with operator_transaction() as session, pytest.raises(ValueError, match=r"^name: "):
-        add_tenant(session, name)
+def test_a_bad_name_is_refused(database: Database) -> None:
+    names: list[Any] = ["", "  ", "x" * 201, "a\0b", "\ud800", None]
+    with operator_transaction() as session:
+        for name in names:
+            with pytest.raises(ValueError, match=r"^name: "):
+                add_tenant(session, name)
 
 
 def test_the_applications_own_tenants_are_listed_by_id_and_not_added_to(empty_database: Database) -> None:
-    from db import session as sessions  # noqa: PLC0415 - configured here as the fixture would
-
     tenant = UUID(int=7)
     with psycopg.connect(empty_database.owner_url) as owner:
         owner.execute("CREATE TABLE tenants (id uuid PRIMARY KEY)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from dramatiq import Worker
 
@@ -44,3 +44,11 @@ def test_after_the_test_before() -> None:
 
 def test_the_tenant_is_bound(tenant: UUID) -> None:
     assert current_tenant() == tenant
+
+
+def test_a_registered_queue_is_there_too(stub_broker: TestBroker) -> None:
+    from worker.routing import register
+
+    register(f"myapp_{uuid4().hex}", "of-a-users-own")
+    stub_broker.declare_queue("of-a-users-own")
+    assert "of-a-users-own" in stub_broker.queues
