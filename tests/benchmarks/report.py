@@ -28,4 +28,6 @@ def show(title: str, unit: str, figures: Mapping[str, list[float]], *, against: 
         table.add_row(name, *numbers, f"{median(values) / base:.2f}")
     console = Console(width=130)
     console.print(table)
-    console.print(f"Python {platform.python_version()}, {platform.machine()}, {len(next(iter(figures.values())))} rounds")
+    console.print(
+        f"Python {platform.python_version()}, {platform.machine()}, {len(next(iter(figures.values())))} rounds"
+    )

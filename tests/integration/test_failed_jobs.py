@@ -254,9 +254,7 @@ def test_without_postgres_the_message_stays_and_is_recorded_when_it_is_back(
             assert not drained(broker)
             admin.execute(f'ALTER DATABASE "{database.name}" ALLOW_CONNECTIONS true')
             eventually(lambda: drained(broker), seconds=30)
-    assert [(r["task_id"], r["error_message"]) for r in rows(database)] == [
-        (sent.message_id, "while Postgres is away")
-    ]
+    assert [(r["task_id"], r["error_message"]) for r in rows(database)] == [(sent.message_id, "while Postgres is away")]
 
 
 def test_details_that_postgres_refuses_do_not_cost_the_row(broker: Broker, database: Database) -> None:

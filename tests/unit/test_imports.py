@@ -52,8 +52,6 @@ def test_the_command_line_names_it_before_a_worker_trips_over_it(tmp_path: Path,
     (tmp_path / name / "__init__.py").write_text("")
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from worker.__main__ import main; main()"
     # Isolated, as a console script is: the current folder is not on sys.path.
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert f"{tmp_path / name / '__init__.py'} hides the package {name!r} of dramaturg" in done.stderr
     assert done.returncode == 1

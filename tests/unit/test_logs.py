@@ -23,9 +23,7 @@ def test_a_failing_jobs_secrets_stay_out_of_the_log(
         broker=stub_broker, actor_name=f"test.{uuid.uuid4().hex}", queue_name="attribution", max_retries=0
     )(login)
     with caplog.at_level(logging.DEBUG):
-        actor.send_with_options(
-            args=("ada", "hunter2"), kwargs={"url": "postgres://app:hunter2@db/x"}, tenant_id=A
-        )
+        actor.send_with_options(args=("ada", "hunter2"), kwargs={"url": "postgres://app:hunter2@db/x"}, tenant_id=A)
         stub_broker.join("attribution", timeout=20_000)
         stub_worker.join()
     said = caplog.text + "".join(capfd.readouterr())

@@ -1,0 +1,132 @@
+"""The command line, as people and scripts call it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests.e2e.deployment import ROOT, Deployment
+
+HEADER = "event_id,event_type,visitor_id,channel,revenue_cents,occurred_at\n"
+GOOD = HEADER + "t1,touch,v1,search,,2025-01-01T10:00:00Z\nc1,conversion,v1,,1000,2025-01-02\n"
+
+
+def test_tenants_are_added_and_listed(deployment: Deployment) -> None:
+    empty = deployment.run("worker", "tenants", "list")
+    assert "worker tenants add NAME" in empty.stdout
+    added = deployment.run("worker", "tenants", "add", "acme")
+    tenant_id = UUID(added.stdout.strip())
+    chosen = uuid4()
+    assert deployment.run("worker", "tenants", "add", "globex", "--id", str(chosen)).stdout.strip() == str(chosen)
+    listed = json.loads(deployment.run("worker", "tenants", "list", "--json").stdout)
+    assert sorted(listed, key=lambda t: str(t["name"])) == [
+        {"id": str(tenant_id), "name": "acme"},
+        {"id": str(chosen), "name": "globex"},
+    ]
+    assert "acme" in deployment.run("worker", "tenants", "list").stdout
+    again = deployment.run("worker", "tenants", "add", "other", "--id", str(chosen))
+    assert again.returncode == 1
+    assert again.stderr.strip() == f"worker: tenant_id: tenant {chosen} exists already"
+
+
+def test_events_are_loaded_and_duplicates_counted(deployment: Deployment, tmp_path: Path) -> None:
+    tenant_id = deployment.add_tenant("acme")
+    (tmp_path / "events.csv").write_text(GOOD)
+    command = ("worker", "events", "load", "--tenant", str(tenant_id), "events.csv")
+    first = deployment.run(*command, cwd=tmp_path)
+    assert "2 rows read, 2 loaded, 0 duplicates" in first.stdout, first.stderr
+    assert "2 rows read, 0 loaded, 2 duplicates" in deployment.run(*command, cwd=tmp_path).stdout
+
+
+def test_a_bad_row_is_named_and_nothing_is_loaded(deployment: Deployment, tmp_path: Path) -> None:
+    tenant_id = deployment.add_tenant("acme")
+    (tmp_path / "events.csv").write_text(GOOD + "c2,conversion,v1,,12.50,2025-01-02\n")
+    done = deployment.run("worker", "events", "load", "--tenant", str(tenant_id), "events.csv", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "events.csv, line 4, column revenue_cents: '12.50'" in done.stderr
+    assert "Traceback" not in done.stderr
+    with psycopg.connect(deployment.database.admin_url) as connection:
+        assert connection.execute("SELECT count(*) FROM attribution_events").fetchone() == (0,)
+
+
+def test_an_unknown_tenant_is_named(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text(GOOD)
+    unknown = uuid4()
+    done = deployment.run("worker", "events", "load", "--tenant", str(unknown), "events.csv", cwd=tmp_path)
+    assert (done.returncode, done.stderr.strip()) == (1, f"worker: tenant_id: no tenant {unknown}")
+    done = deployment.run("worker", "events", "load", "--tenant", "acme", "events.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--tenant must be a UUID, not 'acme'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("DATABASE_URL", "", "DATABASE_URL: required"),
+        ("DATABASE_URL", "mysql://u:hunter2@h/x", "DATABASE_URL: the URL's scheme must be postgres://"),
+        ("OPERATOR_DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/x", "Postgres cannot be reached"),
+    ],
+)
+def test_a_deployment_that_is_wrong_is_said_in_a_line(deployment: Deployment, name: str, value: str, said: str) -> None:
+    done = deployment.run("worker", "tenants", "list", **{name: value})
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "hunter2" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_database_that_was_not_migrated_is_said(deployment: Deployment) -> None:
+    with psycopg.connect(deployment.database.admin_url) as connection:
+        connection.execute("DROP TABLE tenants CASCADE")
+    done = deployment.run("worker", "tenants", "list")
+    assert (done.returncode, done.stderr.strip()) == (2, "worker: there is no table tenants: run `worker migrate`")
+
+
+def test_migrations_go_down_and_up(deployment: Deployment) -> None:
+    assert deployment.run("worker", "migrate", "--down").returncode == 0
+    with psycopg.connect(deployment.database.admin_url) as connection:
+        assert connection.execute("SELECT to_regclass('worker_failed_jobs')").fetchone() == (None,)
+    up = deployment.run("worker", "migrate")
+    assert (up.returncode, up.stdout.strip()) == (0, "The database is up to date."), up.stderr
+    assert deployment.run("worker", "migrate", "no-such-revision").returncode == 2
+
+
+def test_alembic_itself_works_from_the_checkout(deployment: Deployment) -> None:
+    done = deployment.run("alembic", "upgrade", "head")
+    assert done.returncode == 0, done.stderr
+    assert "0001 (head)" in deployment.run("alembic", "current").stdout
+
+
+def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
+    import os
+    import subprocess
+
+    from tests.servers import temporary_folder
+
+    with temporary_folder() as folder:
+        # Nothing of this deployment: a bare machine.
+        environment = {k: v for k, v in os.environ.items() if not k.endswith("_URL")}
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", "demo", "--folder", str(folder / "demo")],
+            cwd=ROOT,
+            env={**environment, "COLUMNS": "120"},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        logs = "".join(p.read_text() for p in (folder / "demo" / "logs").iterdir())
+    assert "72/72" in done.stdout
+    assert "worker.attribution.recompute_window" in done.stdout
+    assert "attribution recompute failure requested" in done.stdout
+    assert "14,819.90" in done.stdout
+    assert "pong" in done.stdout
+    assert "Every job has ended" in done.stdout
+    # One job fails, on purpose; nothing else goes wrong.
+    assert logs.count("Traceback") == 0

@@ -1,0 +1,90 @@
+"""What the README shows is what there is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from middleware import classification
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def settings_table() -> str:
+    lines = ["| variable | default | what |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None or field.default == () else f"`{field.default}`"
+        lines.append(f"| `{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    assert f"<!-- settings -->\n{settings_table()}\n<!-- /settings -->" in README
+
+
+def test_every_error_type_is_explained() -> None:
+    types = {
+        value
+        for name, value in vars(classification).items()
+        if name.isupper() and isinstance(value, str) and not name.startswith("BY_")
+    }
+    explained = set(re.findall(r"`([a-z_]+)`", README))
+    assert len(types) == 13
+    assert types <= explained
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The project that the README writes, from its own words."""
+    files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", README, flags=re.DOTALL))
+    assert set(files) == {"myapp/emails.py", "test_emails.py"}
+    for name, code in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
+    (tmp_path / "myapp" / "__init__.py").write_text("")
+    assert 'pytest_plugins = ["worker.testing"]' in README
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["worker.testing"]')
+    return tmp_path
+
+
+def run(*command: str, cwd: Path) -> str:
+    environment = {"PYTHONPATH": f"{cwd}:{ROOT}", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_actor_and_its_test(project: Path) -> None:
+    assert "1 passed" in run("-m", "pytest", "-q", "test_emails.py", cwd=project)
+
+
+def test_sending(project: Path) -> None:
+    (code,) = [b for b in blocks("python") if not b.startswith("# ")]
+    code = f"import os\nos.environ['REDIS_URL'] = 'stub://'\n{code}\n" + (
+        "queues = recompute_window.broker.queues\nprint(queues['attribution'].qsize(), queues['attribution.DQ'].qsize())"
+    )
+    assert run("-c", code, cwd=project).strip() == "1 1"
+
+
+def test_every_shell_command_is_one_of_ours() -> None:
+    words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
+    assert words == {"tenants", "events", "migrate"}
+
+
+def test_the_commands_are_the_ones_that_ci_runs() -> None:
+    ci = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert len([b for b in blocks("sh") if "'.[dev]'" in b]) == 1
+    assert "grep -m1 -F \"'.[dev]'\" README.md" in ci
