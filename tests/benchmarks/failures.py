@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -40,7 +41,8 @@ class ConnectionPerFailure(Middleware):
             connection.execute(
                 """
                 INSERT INTO worker_failed_jobs
-                (id, task_id, task_name, queue, task_args, task_kwargs, tenant_id, error_type, exception_class, error_message)
+                (id, task_id, task_name, queue, task_args, task_kwargs, tenant_id, error_type, exception_class,
+                 error_message)
                 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
                 """,
                 [
@@ -93,21 +95,21 @@ def main() -> None:
     """Run all variants and print the table."""
     from worker import migrate
 
-    with running_cluster({"fsync": "on", "synchronous_commit": "on"}) as cluster, running_redis() as redis_url:
-        with cluster.database() as database:
-            migrate.upgrade(database.owner_url)
-            environment = {**os.environ, **database.environment(), "REDIS_URL": redis_url}
-            environment["ADMIN_URL"] = database.admin_url
+    durable = {"fsync": "on", "synchronous_commit": "on"}
+    with running_cluster(durable) as cluster, running_redis() as redis_url, cluster.database() as database:
+        migrate.upgrade(database.owner_url)
+        environment = {**os.environ, **database.environment(), "REDIS_URL": redis_url}
+        environment["ADMIN_URL"] = database.admin_url
 
-            def run(variant: str) -> float:
-                command = [sys.executable, "-m", "tests.benchmarks.failures", variant]
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise SystemExit(done.stderr)
-                return float(json.loads(done.stdout))
+        def run(variant: str) -> float:
+            command = [sys.executable, "-m", "tests.benchmarks.failures", variant]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            return float(json.loads(done.stdout))
 
-            names = ["stock, none recorded", "ours", "connection per failure"]
-            figures = interleave({name: lambda name=name: run(name) for name in names}, ROUNDS)  # type: ignore[misc]
+        names = ["stock, none recorded", "ours", "connection per failure"]
+        figures = interleave({name: partial(run, name) for name in names}, ROUNDS)
     show(
         f"Failures a second, one process of {THREADS} threads, {MESSAGES:,} messages",
         "per second",

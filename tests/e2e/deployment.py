@@ -76,12 +76,12 @@ class Deployment:
 
     def send(self, actor: dramatiq.Actor[..., Any], tenant_id: UUID | None = None, **kwargs: Any) -> Message[Any]:
         """Send through this deployment's Redis, whatever broker the actor was declared on."""
-        options = {"tenant_id": tenant_id} if tenant_id else {}
+        options: dict[str, Any] = {"tenant_id": tenant_id} if tenant_id else {}
         return self.broker.enqueue(actor.message_with_options(kwargs=kwargs, **options))
 
     def waiting(self, queue: str) -> int:
         """Messages of a queue that are neither done nor dead: queued, delayed or running."""
-        return sum(int(self.client.hlen(f"dramatiq:{name}.msgs")) for name in (queue, f"{queue}.DQ"))  # type: ignore[arg-type]
+        return sum(int(self.client.hlen(f"dramatiq:{name}.msgs")) for name in (queue, f"{queue}.DQ"))
 
     def failures(self) -> list[dict[str, Any]]:
         """All rows of worker_failed_jobs, as a superuser sees them."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
 from tests.e2e.deployment import ROOT, Deployment
+from tests.servers import temporary_folder
 
 HEADER = "event_id,event_type,visitor_id,channel,revenue_cents,occurred_at\n"
 GOOD = HEADER + "t1,touch,v1,search,,2025-01-01T10:00:00Z\nc1,conversion,v1,,1000,2025-01-02\n"
@@ -73,7 +77,8 @@ def test_an_unknown_tenant_is_named(deployment: Deployment, tmp_path: Path) -> N
     ],
 )
 def test_a_deployment_that_is_wrong_is_said_in_a_line(deployment: Deployment, name: str, value: str, said: str) -> None:
-    done = deployment.run("worker", "tenants", "list", **{name: value})
+    environment: dict[str, Any] = {name: value}
+    done = deployment.run("worker", "tenants", "list", **environment)
     assert done.returncode == 2
     assert said in done.stderr
     assert "hunter2" not in done.stderr
@@ -103,11 +108,6 @@ def test_alembic_itself_works_from_the_checkout(deployment: Deployment) -> None:
 
 
 def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
-    import os
-    import subprocess
-
-    from tests.servers import temporary_folder
-
     with temporary_folder() as folder:
         # Nothing of this deployment: a bare machine.
         environment = {k: v for k, v in os.environ.items() if not k.endswith("_URL")}

@@ -27,6 +27,7 @@ from db.deadline import set_deadline
 from db.errors import ConfigurationError, InvalidTenant, TenantRequired
 from db.models import FailedJob
 from db.session import Scope, begin_statement, operator_transaction, transaction
+from db.statement_watchdog import StatementWatchdog
 from db.tenancy import current_tenancy, tenant_context
 from tests.servers import Cluster, Database
 from tests.waiting import eventually
@@ -239,8 +240,9 @@ def test_a_savepoint_keeps_the_binding(one_connection: Database) -> None:
         assert names() == ["kept"]
 
 
-def test_prepared_statements_do_not_remember_a_tenant(database: Database) -> None:
-    configure(database, prepare_threshold=0)
+@pytest.mark.parametrize("prepare_threshold", [0, 5])
+def test_prepared_statements_do_not_remember_a_tenant(database: Database, prepare_threshold: int) -> None:
+    configure(database, prepare_threshold=prepare_threshold)
     tenants = [uuid4(), uuid4()]
     for tenant in tenants:
         with tenant_context(tenant), transaction() as s:
@@ -352,6 +354,22 @@ def test_no_tenant_sees_rows_without_one_only(one_connection: Database) -> None:
         assert names() == [f"of {tenant}"]
     with tenant_context(None):
         assert names() == ["of None"]
+
+
+@pytest.mark.parametrize("next_tenant", [None, uuid4()], ids=["nobody", "another"])
+def test_what_a_job_set_for_its_session_does_not_reach_the_next(
+    one_connection: Database, next_tenant: UUID | None
+) -> None:
+    """SET without LOCAL outlives the transaction, and older code may well do it."""
+    tenant = uuid4()
+    with tenant_context(tenant), transaction() as s:
+        s.add(failed_job(tenant))
+        s.execute(text(f"SET app.current_tenant_id = '{tenant}'"))
+        s.execute(text(f"SET app.correlation_id = '{uuid4()}'"))
+    with tenant_context(next_tenant), transaction() as s:
+        settings = s.execute(SETTINGS).one()
+        assert s.scalar(text("SELECT count(*) FROM worker_failed_jobs")) == 0
+    assert tuple(settings[:2]) in {(str(next_tenant or ""), ""), (str(next_tenant or ""), None)}
 
 
 def test_the_operator_sees_all_tenants(one_connection: Database) -> None:
@@ -498,7 +516,13 @@ def test_nor_does_asyncio(wire: Wire) -> None:
 # --- When time is up ------------------------------------------------------------------------------
 
 
-def test_postgres_ends_a_statement_at_the_deadline(one_connection: Database) -> None:
+@pytest.fixture
+def no_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave it to Postgres alone, which has the deadline as ``statement_timeout``."""
+    monkeypatch.setattr(session._watchdog, "watch", lambda *_: None)
+
+
+def test_postgres_ends_a_statement_at_the_deadline(one_connection: Database, no_watchdog: None) -> None:
     set_deadline(0.5)
     began = time.monotonic()
     with tenant_context(uuid4()), pytest.raises(OperationalError) as caught, transaction() as s:
@@ -508,7 +532,7 @@ def test_postgres_ends_a_statement_at_the_deadline(one_connection: Database) -> 
     assert running(one_connection, "pg_sleep(30)") == []
 
 
-def test_postgres_ends_a_statement_at_the_deadline_async(one_connection: Database) -> None:
+def test_postgres_ends_a_statement_at_the_deadline_async(one_connection: Database, no_watchdog: None) -> None:
     async def run() -> float:
         set_deadline(0.5)
         began = time.monotonic()
@@ -524,7 +548,7 @@ def test_postgres_ends_a_statement_at_the_deadline_async(one_connection: Databas
     assert running(one_connection, "pg_sleep(30)") == []
 
 
-def test_a_deadline_that_is_past_leaves_a_millisecond(one_connection: Database) -> None:
+def test_a_deadline_that_is_past_leaves_a_millisecond(one_connection: Database, no_watchdog: None) -> None:
     # 0 would mean "no limit".
     set_deadline(-5)
     with tenant_context(uuid4()), pytest.raises(OperationalError) as caught, transaction() as s:
@@ -643,6 +667,54 @@ def test_whoever_comes_next_is_not_hit_by_the_cancellation_of_the_one_before(one
                 s.execute(text("SELECT pg_sleep(0.01)"))
     # The edge was met, from both sides.
     assert set(endings) == {None, QUERY_CANCELED}
+
+
+class BusyConnection:
+    """Stands for a connection whose cancellation takes as long as the test likes."""
+
+    def __init__(self) -> None:
+        self.cancelling = threading.Event()
+        self.may_end = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelling.set()
+        assert self.may_end.wait(20)
+
+
+def test_unwatching_waits_for_a_cancellation_that_is_under_way() -> None:
+    watchdog = StatementWatchdog()
+    connection: Any = BusyConnection()
+    watchdog.watch(connection, time.monotonic())
+    assert connection.cancelling.wait(20)
+    leaving = threading.Thread(target=watchdog.unwatch, args=[connection])
+    leaving.start()
+    # Were it not to wait, it would be back at once.
+    leaving.join(0.3)
+    assert leaving.is_alive()
+    connection.may_end.set()
+    leaving.join(20)
+    assert not leaving.is_alive()
+
+
+def test_a_connection_unwatched_at_the_last_moment_is_not_cancelled() -> None:
+    watchdog = StatementWatchdog()
+    connections: list[Any] = [BusyConnection() for _ in range(2)]
+    due = time.monotonic() + 0.1
+    for connection in connections:
+        watchdog.watch(connection, due)
+    # Both are overdue by now, and the watchdog is held up with one of them.
+    eventually(lambda: any(c.cancelling.is_set() for c in connections))
+    busy, other = sorted(connections, key=lambda c: not c.cancelling.is_set())
+    watchdog.unwatch(other)
+    third: Any = BusyConnection()
+    watchdog.watch(third, due)
+    busy.may_end.set()
+    # When it has come to the third it is past the other one.
+    assert third.cancelling.wait(20)
+    assert not other.cancelling.is_set()
+    third.may_end.set()
+    watchdog.unwatch(busy)
+    watchdog.unwatch(third)
 
 
 def test_a_lock_that_another_transaction_holds_is_not_waited_for_for_ever(database: Database) -> None:

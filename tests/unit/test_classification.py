@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import urllib.error
 
@@ -47,7 +46,7 @@ def wrapped(error: psycopg.Error) -> sqlalchemy.exc.DBAPIError:
         (wrapped(psycopg.errors.UndefinedTable("x")), "configuration_error"),
         (TimeLimitExceeded(), "timeout"),
         (TimeoutError("x"), "timeout"),
-        (asyncio.TimeoutError(), "timeout"),
+        (TimeoutError(), "timeout"),
         (RateLimitExceeded("x"), "rate_limited"),
         (ConnectionResetError("x"), "upstream_error"),
         (urllib.error.URLError("x"), "upstream_error"),

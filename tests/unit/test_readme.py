@@ -74,7 +74,8 @@ def test_the_actor_and_its_test(project: Path) -> None:
 def test_sending(project: Path) -> None:
     (code,) = [b for b in blocks("python") if not b.startswith("# ")]
     code = f"import os\nos.environ['REDIS_URL'] = 'stub://'\n{code}\n" + (
-        "queues = recompute_window.broker.queues\nprint(queues['attribution'].qsize(), queues['attribution.DQ'].qsize())"
+        "queues = recompute_window.broker.queues\n"
+        "print(queues['attribution'].qsize(), queues['attribution.DQ'].qsize())"
     )
     assert run("-c", code, cwd=project).strip() == "1 1"
 

@@ -16,9 +16,10 @@ redactor = Redactor()
 @pytest.mark.parametrize(
     "key",
     [
-        "password", "PASSWORD", "db_password", "passwordHash", "userPassword", "passwd", "pwd", "secret", "clientSecret",
-        "client-secret", "token", "access_token", "accessToken", "X-Auth-Token", "Authorization", "api_key", "apiKey",
-        "API-Key", "X-Api-Key", "apikey", "APIKey", "private_key", "aws_secret_access_key", "credentials", "cookie",
+        "password", "PASSWORD", "db_password", "passwordHash", "userPassword", "passwd", "pwd", "secret",
+        "clientSecret", "client-secret", "token", "access_token", "accessToken", "X-Auth-Token", "Authorization",
+        "api_key", "apiKey", "API-Key", "X-Api-Key", "apikey", "APIKey", "private_key", "aws_secret_access_key",
+        "credentials", "cookie",
         "Set-Cookie", "session_id", "sessionId",
     ],
 )  # fmt: skip

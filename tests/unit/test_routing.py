@@ -159,7 +159,7 @@ class TestRefused:
 
     def test_dramatiqs_default_queue_for_a_plain_actor(self, module: str) -> None:
         with pytest.raises(UndeclaredQueue, match="queue 'default'"):
-            dramatiq.actor(function_in(module), broker=broker, actor_name=module)
+            dramatiq.actor(broker=broker, actor_name=module)(function_in(module))
         assert module not in broker.actors
 
     def test_a_bad_queue_name(self, module: str) -> None:

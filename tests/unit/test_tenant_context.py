@@ -69,7 +69,7 @@ class TestAtSend:
         self, stub_broker: TestBroker, ambient: UUID | None, option: UUID | None, argument: UUID | None
     ) -> None:
         actor = declare(stub_broker)
-        options = {"tenant_id": option} if option else {}
+        options: dict[str, Any] = {"tenant_id": option} if option else {}
         kwargs = {"tenant_id": argument} if argument else {}
         with tenant_context(ambient), pytest.raises(TenantNotValid, match=f"(?s)different tenants: .*{B}"):
             actor.send_with_options(kwargs=kwargs, **options)

@@ -12,7 +12,7 @@ from middleware.traceback_text import CAUSES, FRAMES, traceback_text
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
     try:
         raise error from cause
-    except BaseException as e:
+    except BaseException as e:  # noqa: BLE001 - it is what was just raised
         return e
 
 
