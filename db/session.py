@@ -49,6 +49,8 @@ class Config:
 class _State:
     config: Config | None = None
     engines: dict[str, Engine] = field(default_factory=dict)
+    #: The same engines, told in which scope they are used.
+    scoped: dict[Scope, Engine] = field(default_factory=dict)
     # An async connection belongs to the event loop it was opened on.
     async_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncEngine]] = field(
         default_factory=WeakKeyDictionary
@@ -98,7 +100,11 @@ def configure(
 
     Raises:
       ConfigurationError: When a URL is not a Postgres one.
+      ValueError: When ``prepare_threshold`` is less than 1.
     """
+    if prepare_threshold is not None and prepare_threshold < 1:
+        # What begins a transaction is several statements in one string, which cannot be prepared at first sight.
+        raise ValueError(f"prepare_threshold must be None or at least 1, not {prepare_threshold!r}")
     main = normalise_url(database_url)
     operator = normalise_url(operator_database_url) if operator_database_url else main
     dispose()
@@ -115,12 +121,17 @@ def configure(
 
 
 def dispose() -> None:
-    """Close pooled connections; the next transaction opens new ones."""
+    """Close pooled connections; the next transaction opens new ones. For those of async code see :func:`dispose_async`."""
     for engine in _state.engines.values():
         engine.dispose()
     _state.engines.clear()
-    # Async pools can only be closed on their own loop; forgotten, they close with it.
-    _state.async_engines.clear()
+    _state.scoped.clear()
+
+
+async def dispose_async() -> None:
+    """Close the pooled connections of the running event loop. Only that loop can: call it before the loop ends."""
+    for engine in _state.async_engines.pop(asyncio.get_running_loop(), {}).values():
+        await engine.dispose()
 
 
 def _forget_after_fork() -> None:
@@ -129,6 +140,7 @@ def _forget_after_fork() -> None:
         # The parent still uses these sockets.
         engine.dispose(close=False)
     _state.engines.clear()
+    _state.scoped.clear()
     _state.async_engines.clear()
     _watchdog = StatementWatchdog()
 
@@ -168,6 +180,9 @@ def _listen(engine: Engine) -> None:
 
 
 def _bind(scope: Scope) -> Engine:
+    bound = _state.scoped.get(scope)
+    if bound is not None:
+        return bound
     config = _config()
     url = config.operator_database_url if scope == "operator" else config.database_url
     engine = _state.engines.get(url)
@@ -176,7 +191,8 @@ def _bind(scope: Scope) -> Engine:
         _listen(engine)
         # Two threads may both get here: all must use the one that is kept.
         engine = _state.engines.setdefault(url, engine)
-    return engine.execution_options(**{_SCOPE_OPTION: scope})
+    bound = engine.execution_options(**{_SCOPE_OPTION: scope})
+    return _state.scoped.setdefault(scope, bound)
 
 
 def _async_bind(scope: Scope) -> AsyncEngine:
@@ -196,11 +212,14 @@ def begin_statement(scope: Scope, lock_timeout_ms: int) -> str:
     Every value in it is a UUID, an integer or a word of ours, so nothing needs escaping.
     """
     tenancy = current_tenancy()
-    parts = ["BEGIN", f"SET LOCAL app.execution_context = '{scope}'"]
-    if scope == "worker" and tenancy and tenancy.tenant_id:
-        parts.append(f"SET LOCAL app.current_tenant_id = '{tenancy.tenant_id}'")
-    if tenancy and tenancy.correlation_id:
-        parts.append(f"SET LOCAL app.correlation_id = '{tenancy.correlation_id}'")
+    tenant_id = tenancy.tenant_id if tenancy and scope == "worker" else None
+    correlation_id = tenancy.correlation_id if tenancy else None
+    # All three, also where they are empty: code may have said SET without LOCAL on this connection before.
+    parts = [
+        f"BEGIN; SET LOCAL app.execution_context = '{scope}'",
+        f"SET LOCAL app.current_tenant_id = '{tenant_id or ''}'",
+        f"SET LOCAL app.correlation_id = '{correlation_id or ''}'",
+    ]
     left = deadline.remaining_ms()
     if left is not None:
         parts.append(f"SET LOCAL statement_timeout = {left}")

@@ -27,6 +27,7 @@ from db import failed_jobs, session
 from db.failed_jobs import Failure
 from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
+from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
 from middleware.known_queues import KnownQueues
 from middleware.redaction import Redactor
@@ -65,6 +66,7 @@ def make_middleware(settings: Settings, record: Callable[[Failure], object], que
         ),
         CurrentMessage(),
         AsyncIO(),
+        CloseSessions(),
         ShutdownNotifications(),
         StatementDeadline(time_limit=settings.time_limit),
         TimeLimit(time_limit=settings.time_limit),

@@ -240,7 +240,13 @@ def test_a_savepoint_keeps_the_binding(one_connection: Database) -> None:
         assert names() == ["kept"]
 
 
-@pytest.mark.parametrize("prepare_threshold", [0, 5])
+@pytest.mark.parametrize("prepare_threshold", [0, -1])
+def test_preparing_at_first_sight_is_refused(prepare_threshold: int) -> None:
+    with pytest.raises(ValueError, match=f"prepare_threshold must be None or at least 1, not {prepare_threshold}"):
+        session.configure("postgres://h/x", prepare_threshold=prepare_threshold)
+
+
+@pytest.mark.parametrize("prepare_threshold", [1, 5])
 def test_prepared_statements_do_not_remember_a_tenant(database: Database, prepare_threshold: int) -> None:
     configure(database, prepare_threshold=prepare_threshold)
     tenants = [uuid4(), uuid4()]
@@ -915,11 +921,11 @@ def in_the_child() -> str:
 
 # --- The string that begins a transaction ---------------------------------------------------------
 
-UUID_LITERAL = r"'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'"
+UUID_LITERAL = r"'([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?'"
 BEGIN = re.compile(
     r"BEGIN; SET LOCAL app\.execution_context = '(worker|operator)'"
-    rf"(; SET LOCAL app\.current_tenant_id = {UUID_LITERAL})?"
-    rf"(; SET LOCAL app\.correlation_id = {UUID_LITERAL})?"
+    rf"; SET LOCAL app\.current_tenant_id = {UUID_LITERAL}"
+    rf"; SET LOCAL app\.correlation_id = {UUID_LITERAL}"
     r"(; SET LOCAL statement_timeout = [1-9][0-9]*)?"
     r"; SET LOCAL lock_timeout = [1-9][0-9]*"
 )
@@ -950,7 +956,7 @@ def test_nothing_but_validated_literals_gets_into_the_string(tenant: Any, correl
         return
     assert BEGIN.fullmatch(string)
     assert (f"app.current_tenant_id = '{UUID(str(tenant))}'" in string) is (scope == "worker")
-    assert (f"app.correlation_id = '{bound.correlation_id}'" in string) is (correlation is not None)
+    assert f"app.correlation_id = '{bound.correlation_id or ''}'" in string
 
 
 @given(tenant=st.one_of(st.text(alphabet="xyz' ;-", max_size=60), st.binary(), st.integers(), st.floats()))
@@ -976,3 +982,22 @@ def test_the_limits_in_the_string_are_never_switched_off(allowance: float, lock_
     statement, lock = map(int, found.groups())
     assert 1 <= statement <= max(1, allowance * 1000)
     assert lock == min(lock_timeout, statement)
+
+
+def test_async_connections_close_on_their_loop(one_connection: Database) -> None:
+    async def job() -> tuple[int, int]:
+        with tenant_context(uuid4()):
+            async with transaction() as s:
+                pid = int((await s.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+        await session.dispose_async()
+        with tenant_context(uuid4()):
+            async with transaction() as s:
+                other = int((await s.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+        await session.dispose_async()
+        return pid, other
+
+    pids = asyncio.run(job())
+    assert pids[0] != pids[1]
+    with psycopg.connect(one_connection.admin_url, autocommit=True) as admin:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)"
+        eventually(lambda: admin.execute(query, [list(pids)]).fetchone() == (0,))

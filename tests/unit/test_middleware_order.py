@@ -13,6 +13,7 @@ from dramatiq.middleware import (
 )
 
 from middleware.age_limit import AgeLimit
+from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
@@ -27,6 +28,7 @@ ORDER = [
     Retries,  # after it, in reverse, come the follow-ups, so that they see whether the message failed
     CurrentMessage,
     AsyncIO,
+    CloseSessions,  # while the event loop still runs
     ShutdownNotifications,
     StatementDeadline,  # gone before a failure is written
     TimeLimit,  # last: disarmed before any other after hook, which it could otherwise interrupt
