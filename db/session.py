@@ -121,7 +121,7 @@ def configure(
 
 
 def dispose() -> None:
-    """Close pooled connections; the next transaction opens new ones. For those of async code see :func:`dispose_async`."""
+    """Close pooled connections; the next transaction opens new ones. Async code has :func:`dispose_async`."""
     for engine in _state.engines.values():
         engine.dispose()
     _state.engines.clear()
