@@ -25,7 +25,12 @@ def is_dramatiqs_own_enqueue(message: Message[Any]) -> bool:
 
     ``Retries`` marks what it enqueues; a due message is enqueued by the thread that consumes the delay queue.
     """
-    return "requeue_timestamp" in message.options or isinstance(threading.current_thread(), ConsumerThread)
+    return "requeue_timestamp" in message.options or is_consumer_thread()
+
+
+def is_consumer_thread() -> bool:
+    """Tell whether this is one of the worker's threads that fetch, and move delayed messages when they are due."""
+    return isinstance(threading.current_thread(), ConsumerThread)
 
 
 def restrict_queues(worker: Worker, queues: set[str]) -> None:

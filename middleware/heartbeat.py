@@ -1,0 +1,81 @@
+"""A process' lease on what it holds, and the end of other processes' leases."""
+
+from __future__ import annotations
+
+import threading
+
+from dramatiq.errors import ConnectionClosed
+from loguru import logger
+
+from middleware.lua_scripts import Scripts
+
+
+class Heartbeat:
+    """Renews the lease of this process from a thread of its own, and gives back what silent processes held.
+
+    All on the server's clock and under keys of our own: stock Dramatiq's ``__heartbeats__`` goes by the clock of whoever
+    enqueues, so a producer whose clock is ahead takes messages away from workers that live.
+
+    Arguments:
+      run: The scripts.
+      broker_id: Whose lease.
+      lease: Milliseconds of silence after which a process is given up.
+      interval: Seconds between two signs of life.
+    """
+
+    def __init__(self, run: Scripts, broker_id: str, *, lease: int, interval: float) -> None:
+        self._run = run
+        self._broker_id = broker_id
+        self._lease = lease
+        self._interval = interval
+        self._queues: set[str] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._beaten = False
+
+    def cover(self, queue_name: str) -> None:
+        """Take the lease for another queue, now; and keep it from now on.
+
+        Raises:
+          ConnectionClosed: When Redis cannot be asked; nothing may be fetched then.
+        """
+        with self._lock:
+            self._queues.add(queue_name)
+            self.beat()
+            if self._thread is None:
+                self._stop.clear()
+                self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+                self._thread.start()
+
+    def beat(self) -> None:
+        """Renew the lease once."""
+        known, *given_back = self._run("beat", self._broker_id, self._lease, *sorted(self._queues))
+        if self._beaten and not known:
+            logger.error(
+                "this process was silent for more than {} ms and was given up: what it holds may run twice", self._lease
+            )
+        self._beaten = True
+        for gone, queue, count in zip(given_back[::3], given_back[1::3], given_back[2::3], strict=True):
+            logger.warning("worker {} is gone: {} messages are back in queue {}", gone.decode(), count, queue.decode())
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                self.beat()
+            except ConnectionClosed as e:
+                logger.warning("the lease could not be renewed: {}", e)
+            except Exception:  # noqa: BLE001 - without this thread the process would be given up
+                logger.opt(exception=True).critical("the lease could not be renewed")
+
+    def stop(self) -> None:
+        """End the lease, and with it what is still held goes back."""
+        self._stop.set()
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        thread.join()
+        try:
+            self._run("goodbye", self._broker_id)
+        except ConnectionClosed as e:
+            logger.warning("what this process held goes back when its lease ends: {}", e)

@@ -1,0 +1,148 @@
+"""What a message must be for Dramatiq's worker to survive it.
+
+Stock Dramatiq trusts what it fetches: a payload that is no message stops its consumer, and an option of the wrong type
+ends a thread or switches a limit off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dramatiq import Message
+from dramatiq.common import q_name
+
+MILLISECONDS_AT_MOST = 10**15
+
+
+class InvalidMessage(ValueError):
+    """Says what is wrong with a message, naming the field and its value.
+
+    Attributes:
+      fields: What of the message could be read.
+    """
+
+    def __init__(self, message: str, fields: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.fields: Mapping[str, Any] = fields or {}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_milliseconds(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (math.isfinite(value) and 0 <= value <= MILLISECONDS_AT_MOST)
+    )
+
+
+def _is_limit(value: object) -> bool:
+    return value == math.inf or (_is_milliseconds(value) and value != 0)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and not _problem_with_fields(value)
+
+
+#: Option, what it must be, and the words for it. An option that is null counts as not given.
+_OPTIONS: dict[str, tuple[Any, str]] = {
+    "retries": (_is_count, "a whole number, not negative"),
+    "max_retries": (_is_count, "a whole number, not negative"),
+    "min_backoff": (_is_milliseconds, "milliseconds"),
+    "max_backoff": (_is_milliseconds, "milliseconds"),
+    "max_age": (_is_milliseconds, "milliseconds"),
+    "time_limit": (_is_limit, "milliseconds, more than 0"),
+    "eta": (_is_milliseconds, "milliseconds since 1970"),
+    "requeue_timestamp": (_is_milliseconds, "milliseconds since 1970"),
+    "delay": (_is_milliseconds, "milliseconds"),
+    "notify_shutdown": (lambda v: isinstance(v, bool), "true or false"),
+    "pipe_ignore": (lambda v: isinstance(v, bool), "true or false"),
+    "on_success": (_is_name, "the name of an actor"),
+    "on_failure": (_is_name, "the name of an actor"),
+    "on_retry_exhausted": (_is_name, "the name of an actor"),
+    "pipe_target": (_is_message, "a message"),
+    "redis_message_id": (_is_name, "a string"),
+}
+
+#: Options that are actors' alone: as a message's they are strings, which end Dramatiq's thread.
+_ACTORS_ONLY = {"throws", "retry_when"}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check a message's options.
+
+    Raises:
+      InvalidMessage: Naming the first that would break a worker.
+    """
+    for name, value in options.items():
+        if name in _ACTORS_ONLY and value is not None:
+            raise InvalidMessage(f"option {name!r} can be given to the actor only, not to a message")
+        rule = _OPTIONS.get(name)
+        if rule is not None and value is not None and not rule[0](value):
+            raise InvalidMessage(f"option {name!r} must be {rule[1]}, not {value!r:.200}")
+
+
+def _problem_with_fields(fields: Mapping[str, Any]) -> str | None:
+    expected = {
+        "queue_name": str,
+        "actor_name": str,
+        "args": list | tuple,
+        "kwargs": dict,
+        "options": dict,
+        "message_id": str,
+        "message_timestamp": int,
+    }
+    missing = [name for name in expected if name not in fields]
+    if missing:
+        return f"field {missing[0]!r} is missing"
+    unknown = [name for name in fields if name not in expected]
+    if unknown:
+        return f"field {unknown[0]!r:.200} is unknown"
+    for name, kind in expected.items():
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            return f"field {name!r} must not be {fields[name]!r:.200}"
+    return None
+
+
+def decode(data: bytes, queue_name: str, redis_id: str) -> Message[Any]:
+    """Return the message that was fetched from ``queue_name`` under ``redis_id``.
+
+    Raises:
+      InvalidMessage: When ``data`` is none that may be run.
+    """
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise InvalidMessage(f"not JSON: {e}") from None
+    if not isinstance(fields, dict):
+        raise InvalidMessage(f"not a message but {type(fields).__name__}")
+    try:
+        _check(fields, queue_name, redis_id)
+    except InvalidMessage as e:
+        raise InvalidMessage(str(e), fields) from None
+    fields["args"] = tuple(fields["args"])
+    return Message(**fields)
+
+
+def _check(fields: dict[str, Any], queue_name: str, redis_id: str) -> None:
+    problem = _problem_with_fields(fields)
+    if problem is not None:
+        raise InvalidMessage(problem)
+    check_options(fields["options"])
+    if q_name(fields["queue_name"]) != q_name(queue_name):
+        raise InvalidMessage(f"field 'queue_name' is {fields['queue_name']!r:.200} in queue {queue_name!r}")
+    if fields["options"].get("redis_message_id") != redis_id:
+        raise InvalidMessage(
+            f"option 'redis_message_id' is {fields['options'].get('redis_message_id')!r:.200}, kept under {redis_id!r}"
+        )
+    if queue_name.endswith(".DQ") and fields["options"].get("eta") is None:
+        raise InvalidMessage("option 'eta' is missing from a delayed message")
