@@ -12,6 +12,7 @@ from dramatiq.middleware import TimeLimitExceeded
 
 from db.errors import ConfigurationError, InvalidTenant, TenantRequired
 from middleware.errors import MessageExpired, TenantError
+from middleware.message_checks import InvalidMessage
 
 VALIDATION_ERROR: Final = "validation_error"
 DATABASE_ERROR: Final = "database_error"
@@ -38,6 +39,7 @@ BY_CLASS: Final[Mapping[type[BaseException] | str, str]] = {
     dramatiq.errors.RateLimitExceeded: RATE_LIMITED,
     dramatiq.errors.ActorNotFound: UNKNOWN_ACTOR,
     dramatiq.errors.DecodeError: UNDECODABLE,
+    InvalidMessage: UNDECODABLE,
     ConnectionError: UPSTREAM_ERROR,
     "urllib.error.URLError": UPSTREAM_ERROR,
     "http.client.HTTPException": UPSTREAM_ERROR,

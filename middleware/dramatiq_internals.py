@@ -1,18 +1,44 @@
 """Every use of what Dramatiq does not document, in one place. ``tests/unit/test_dramatiq_contract.py`` checks them
-against the installed version, so that an upgrade that moves one fails there and not at night."""
+against the installed version, so that an upgrade that moves one fails there and not at night.
+
+What ``LosslessBroker`` relies on cannot be put behind a function, and is checked there, too: that a consumer thread
+starts a new consumer after a ``BrokerConnectionError`` and drops the delayed messages of the old one; that it enqueues
+a due message with the options it arrived with, and acknowledges it next; that ending a message is tried again after a
+``BrokerConnectionError``; that an unknown actor is rejected on the consumer thread; the keys in Redis.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import dramatiq
 from dramatiq import Message, MessageProxy, Worker
 from dramatiq.worker import ConsumerThread
 
+from db.errors import ConfigurationError
+
 #: What an actor's own logger says of its arguments, at DEBUG.
 ACTOR_CALL_LOG = "Received args=%r kwargs=%r."
+
+#: The minor version that all of this was checked against.
+KNOWN_VERSION = "2.2"
+
+
+def check_version(version: str = dramatiq.__version__) -> None:
+    """Check that this is a Dramatiq whose insides we know.
+
+    Raises:
+      ConfigurationError: When it is not, naming both versions.
+    """
+    if not re.match(rf"{re.escape(KNOWN_VERSION)}(\.|$)", version):
+        raise ConfigurationError(
+            f"dramatiq {version} is installed, and this works with {KNOWN_VERSION} only, because it relies on how "
+            f"Dramatiq works inside: pip install 'dramatiq>={KNOWN_VERSION},<2.3'"
+        )
 
 
 def exception_of(message: MessageProxy) -> BaseException | None:

@@ -15,6 +15,18 @@ class SendRefused(MiddlewareError, DramaturgError):
     """Raised by ``send()`` when the message could not be handled once it arrived; nothing was enqueued."""
 
 
+class OptionRefused(SendRefused):
+    """Raised by ``send()`` when an option is of a kind that would break the worker; names it and its value."""
+
+
+class UnknownFollowUp(SendRefused):
+    """Raised by ``send()`` when an option names an actor to send to afterwards that does not exist here."""
+
+
+class FollowUpNotSent(DramaturgError):
+    """Why a message counts as failed though its actor succeeded: what was to follow from it could not be enqueued."""
+
+
 class UndeclaredQueue(MiddlewareError, QueueNotFound):
     """Raised when an actor is declared on, or a message sent to, a queue that nobody declared."""
 

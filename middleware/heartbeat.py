@@ -13,20 +13,22 @@ from middleware.lua_scripts import Scripts
 class Heartbeat:
     """Renews the lease of this process from a thread of its own, and gives back what silent processes held.
 
-    All on the server's clock and under keys of our own: stock Dramatiq's ``__heartbeats__`` goes by the clock of whoever
-    enqueues, so a producer whose clock is ahead takes messages away from workers that live.
+    All on the server's clock and under keys of our own: stock Dramatiq's ``__heartbeats__`` goes by the clock of
+    whoever enqueues, so a producer whose clock is ahead takes messages away from workers that live.
 
     Arguments:
       run: The scripts.
       broker_id: Whose lease.
       lease: Milliseconds of silence after which a process is given up.
+      grace: Milliseconds that all get to come back in when nobody could beat for half a lease: Redis was away.
       interval: Seconds between two signs of life.
     """
 
-    def __init__(self, run: Scripts, broker_id: str, *, lease: int, interval: float) -> None:
+    def __init__(self, run: Scripts, broker_id: str, *, lease: int, grace: int, interval: float) -> None:
         self._run = run
         self._broker_id = broker_id
         self._lease = lease
+        self._grace = grace
         self._interval = interval
         self._queues: set[str] = set()
         self._lock = threading.Lock()
@@ -50,7 +52,7 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Renew the lease once."""
-        known, *given_back = self._run("beat", self._broker_id, self._lease, *sorted(self._queues))
+        known, *given_back = self._run("beat", self._broker_id, self._lease, self._grace, *sorted(self._queues))
         if self._beaten and not known:
             logger.error(
                 "this process was silent for more than {} ms and was given up: what it holds may run twice", self._lease

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dramatiq import Message
-from dramatiq.common import q_name
 
 MILLISECONDS_AT_MOST = 10**15
 
@@ -53,7 +52,11 @@ def _is_message(value: object) -> bool:
     return isinstance(value, Mapping) and not _problem_with_fields(value)
 
 
-#: Option, what it must be, and the words for it. An option that is null counts as not given.
+def _is_messages(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(_is_message(v) for v in value)
+
+
+#: Option, what it must be, and the words for it.
 _OPTIONS: dict[str, tuple[Any, str]] = {
     "retries": (_is_count, "a whole number, not negative"),
     "max_retries": (_is_count, "a whole number, not negative"),
@@ -70,8 +73,12 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "on_failure": (_is_name, "the name of an actor"),
     "on_retry_exhausted": (_is_name, "the name of an actor"),
     "pipe_target": (_is_message, "a message"),
+    "group_completion_callbacks": (_is_messages, "a list of messages"),
     "redis_message_id": (_is_name, "a string"),
 }
+
+#: Where Dramatiq reckons with null. Any other option that is null counts as not given.
+_NOT_NULL = {"retries", "min_backoff", "max_backoff", "redis_message_id"}
 
 #: Options that are actors' alone: as a message's they are strings, which end Dramatiq's thread.
 _ACTORS_ONLY = {"throws", "retry_when"}
@@ -84,11 +91,26 @@ def check_options(options: Mapping[str, Any]) -> None:
       InvalidMessage: Naming the first that would break a worker.
     """
     for name, value in options.items():
-        if name in _ACTORS_ONLY and value is not None:
-            raise InvalidMessage(f"option {name!r} can be given to the actor only, not to a message")
+        if value is None and name not in _NOT_NULL:
+            continue
+        if name in _ACTORS_ONLY:
+            raise InvalidMessage(f"option {name!r} can be given to the actor only, not to a message: {_cut(value)}")
         rule = _OPTIONS.get(name)
-        if rule is not None and value is not None and not rule[0](value):
-            raise InvalidMessage(f"option {name!r} must be {rule[1]}, not {value!r:.200}")
+        if rule is not None and not rule[0](value):
+            raise InvalidMessage(f"option {name!r} must be {rule[1]}, not {_cut(value)}")
+    for target in follow_ups(options):
+        check_options(target["options"])
+
+
+def follow_ups(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the messages that ``options``, which were checked, say are to be sent when theirs has succeeded."""
+    target = options.get("pipe_target")
+    return [*([target] if target is not None else []), *(options.get("group_completion_callbacks") or [])]
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _problem_with_fields(fields: Mapping[str, Any]) -> str | None:
@@ -106,10 +128,10 @@ def _problem_with_fields(fields: Mapping[str, Any]) -> str | None:
         return f"field {missing[0]!r} is missing"
     unknown = [name for name in fields if name not in expected]
     if unknown:
-        return f"field {unknown[0]!r:.200} is unknown"
+        return f"field {_cut(unknown[0])} is unknown"
     for name, kind in expected.items():
         if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
-            return f"field {name!r} must not be {fields[name]!r:.200}"
+            return f"field {name!r} must not be {_cut(fields[name])}"
     return None
 
 
@@ -129,6 +151,8 @@ def decode(data: bytes, queue_name: str, redis_id: str) -> Message[Any]:
         _check(fields, queue_name, redis_id)
     except InvalidMessage as e:
         raise InvalidMessage(str(e), fields) from None
+    except Exception as e:  # noqa: BLE001 - nested so deep that it cannot be looked at
+        raise InvalidMessage(f"cannot be checked: {type(e).__name__}", fields) from None
     fields["args"] = tuple(fields["args"])
     return Message(**fields)
 
@@ -138,11 +162,12 @@ def _check(fields: dict[str, Any], queue_name: str, redis_id: str) -> None:
     if problem is not None:
         raise InvalidMessage(problem)
     check_options(fields["options"])
-    if q_name(fields["queue_name"]) != q_name(queue_name):
-        raise InvalidMessage(f"field 'queue_name' is {fields['queue_name']!r:.200} in queue {queue_name!r}")
+    # Dramatiq ends a delivery on the queue that the message names.
+    if fields["queue_name"] != queue_name:
+        raise InvalidMessage(f"field 'queue_name' is {_cut(fields['queue_name'])} in queue {queue_name!r}")
     if fields["options"].get("redis_message_id") != redis_id:
-        raise InvalidMessage(
-            f"option 'redis_message_id' is {fields['options'].get('redis_message_id')!r:.200}, kept under {redis_id!r}"
-        )
-    if queue_name.endswith(".DQ") and fields["options"].get("eta") is None:
-        raise InvalidMessage("option 'eta' is missing from a delayed message")
+        said = _cut(fields["options"].get("redis_message_id"))
+        raise InvalidMessage(f"option 'redis_message_id' is {said}, kept under {redis_id!r}")
+    delayed = queue_name.endswith(".DQ")
+    if (fields["options"].get("eta") is not None) != delayed:
+        raise InvalidMessage(f"option 'eta' is {_cut(fields['options'].get('eta'))} in queue {queue_name!r}")

@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterable
 import dramatiq
 import redis
 from dramatiq import Broker, Middleware
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AsyncIO,
-    Callbacks,
     CurrentMessage,
-    Pipelines,
-    Retries,
     ShutdownNotifications,
     TimeLimit,
 )
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from db import failed_jobs, session
 from db.failed_jobs import Failure
@@ -29,14 +27,23 @@ from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
+from middleware.dramatiq_internals import check_version
+from middleware.failed_skips import FailedSkips
 from middleware.known_queues import KnownQueues
+from middleware.lossless_broker import LosslessBroker
+from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
+from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
+from middleware.safe_retries import SafeRetries
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
 from worker import logs
 from worker.consumed_queues import ConsumedQueues
 from worker.queues import Queue
 from worker.settings import Settings
+
+#: Seconds that a worker may be told to wait for a message at a time (``dramatiq_worker_timeout``; delayed ones twice).
+LONGEST_WAIT = 10.0
 
 
 def declared_queues(settings: Settings) -> set[str]:
@@ -49,6 +56,7 @@ def make_middleware(settings: Settings, record: Callable[[Failure], object], que
     return [
         KnownQueues(queues),
         ConsumedQueues(_queues_of),
+        OptionChecks(),
         TenantContext(),
         DeadLetters(
             record,
@@ -56,10 +64,11 @@ def make_middleware(settings: Settings, record: Callable[[Failure], object], que
             redact=Redactor(settings.redact_keys),
             worker_name=settings.worker_name,
         ),
+        FailedSkips(),
         AgeLimit(max_age=settings.max_age),
-        Callbacks(),
-        Pipelines(),
-        Retries(
+        SafeCallbacks(),
+        SafePipelines(),
+        SafeRetries(
             max_retries=settings.max_retries,
             min_backoff=settings.min_backoff,
             max_backoff=settings.max_backoff,
@@ -84,24 +93,41 @@ def make_broker(
       settings: Says which broker, and how its middleware is tuned.
       record: Where dead messages are written.
       queues: The names of the queues; :func:`declared_queues` by default.
+
+    Raises:
+      ConfigurationError: When the installed Dramatiq is not one that this works with.
     """
+    check_version()
     queues = declared_queues(settings) if queues is None else queues
     middleware = make_middleware(settings, record, queues)
     broker: Broker
     if settings.stub:
         broker = StubBroker(middleware=middleware)
     else:
-        broker = RedisBroker(client=make_redis(settings), middleware=middleware, namespace=settings.redis_namespace)
+        broker = LosslessBroker(
+            client=make_redis(settings),
+            waiting_client=make_redis(settings, waits=True),
+            middleware=middleware,
+            namespace=settings.redis_namespace,
+        )
     for queue in sorted(queues):
         broker.declare_queue(queue)
     return broker
 
 
-def make_redis(settings: Settings) -> redis.Redis:
-    """Return a client for ``REDIS_URL``; it connects when first used."""
+def make_redis(settings: Settings, *, waits: bool = False) -> redis.Redis:
+    """Return a client for ``REDIS_URL``; it connects when first used.
+
+    Arguments:
+      settings: Say where, and how long to wait for an answer.
+      waits: For commands that wait on the server, and are not to be sent again where a reply was lost.
+    """
     options: dict[str, object] = {
-        "socket_timeout": settings.redis_timeout,
+        "socket_timeout": settings.redis_timeout + (LONGEST_WAIT if waits else 0),
         "socket_connect_timeout": settings.redis_timeout,
+        # A connection that the server closed meanwhile is opened again at once; a server that is not there is an error
+        # at once, too.
+        "retry": Retry(NoBackoff(), 0 if waits else 1),
         "health_check_interval": 30,
     }
     if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:

@@ -1,21 +1,22 @@
+#!lua flags=allow-oom
 -- Says that this broker lives, on the server's clock, and gives back what brokers left that live no more.
--- KEYS: namespace. ARGV: broker id, lease in milliseconds, queues...
+-- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, queues...
 -- Returns 1 if this broker was known to live, 0 if it is new or was given up; then broker id, queue, count of what was
 -- given back, ...
-local ns, broker, lease = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local ns, broker, lease, grace_time = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local alive = ns .. ":__dramaturg__.alive"
 local time = redis.call("time")
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local known = redis.call("zscore", alive, broker) and 1 or 0
--- If nobody could beat for half a lease, Redis was away rather than everybody: all get a lease to come back in.
+-- If nobody could beat for half a lease, Redis was away rather than everybody: all get a grace to come back in.
 local grace = ns .. ":__dramaturg__.grace"
 local latest = redis.call("zrange", alive, -1, -1, "withscores")
 if latest[2] and now - tonumber(latest[2]) > lease / 2 then
-  redis.call("set", grace, 1, "px", lease)
+  redis.call("set", grace, 1, "px", grace_time)
 end
 redis.call("zadd", alive, now, broker)
 local mine = ns .. ":__dramaturg__.queues." .. broker
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   redis.call("sadd", mine, ARGV[i])
 end
 local said = {known}

@@ -1,4 +1,6 @@
+#!lua
 -- Puts messages on their queues. Saying it again with the same ids, after a reply was lost, changes nothing.
+-- Refused whole when Redis is out of memory, unlike the other scripts, with which workers make room.
 -- KEYS: namespace. ARGV: (queue, id, data)...
 local ns = KEYS[1]
 for i = 1, #ARGV, 3 do

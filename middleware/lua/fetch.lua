@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Takes up to `count` messages of a queue into the acks of this broker.
 -- KEYS: namespace. ARGV: queue, broker id, count.
 -- Returns id, data, id, data, ...
@@ -6,6 +7,7 @@ local name = ns .. ":" .. queue
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
 local taking = ns .. ":__dramaturg__.taking." .. broker .. "." .. queue
 local found = {}
+-- A message is in our acks before it leaves a list, so that no error between the two strands it.
 local function take(id)
   local data = redis.call("hget", name .. ".msgs", id)
   -- Without data it was purged, or is a second mention of a message that is done.
@@ -14,17 +16,17 @@ local function take(id)
     found[#found + 1] = data
   end
 end
--- What a blocking move took when it woke this consumer.
-local id = redis.call("lpop", taking)
-while id do
-  take(id)
-  id = redis.call("lpop", taking)
-end
-while #found < 2 * count do
-  id = redis.call("lpop", name)
-  if not id then
-    break
+local function empty(list, enough)
+  while #found < enough do
+    local id = redis.call("lindex", list, 0)
+    if not id then
+      break
+    end
+    take(id)
+    redis.call("lpop", list)
   end
-  take(id)
 end
+-- What a blocking move took when it woke this consumer.
+empty(taking, math.huge)
+empty(name, 2 * count)
 return found

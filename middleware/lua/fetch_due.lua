@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Takes up to `count` messages that are due off a delay queue, into the acks of this broker. The others wait in a sorted
 -- set in Redis, not in the memory of whoever came first.
 -- KEYS: namespace. ARGV: queue, broker id, count.
@@ -24,27 +25,26 @@ local function sort(id)
     redis.call("zadd", due, eta, id)
   end
 end
-local id = redis.call("lpop", taking)
-while id do
-  sort(id)
-  id = redis.call("lpop", taking)
-end
-for _ = 1, 1000 do
-  id = redis.call("lpop", name)
-  if not id then
-    break
+local function sort_all(list)
+  for _ = 1, 1000 do
+    local id = redis.call("lindex", list, 0)
+    if not id then
+      break
+    end
+    sort(id)
+    redis.call("lpop", list)
   end
-  sort(id)
 end
+sort_all(taking)
+sort_all(name)
 local found = {0}
 for _, ready in ipairs(redis.call("zrangebyscore", due, "-inf", now, "limit", 0, count)) do
-  redis.call("zrem", due, ready)
   local data = redis.call("hget", name .. ".msgs", ready)
-  if data then
-    redis.call("sadd", acks, ready)
+  if data and redis.call("sadd", acks, ready) == 1 then
     found[#found + 1] = ready
     found[#found + 1] = data
   end
+  redis.call("zrem", due, ready)
 end
 local next = redis.call("zrange", due, 0, 0, "withscores")
 if next[2] then

@@ -1,11 +1,12 @@
+#!lua flags=allow-oom
 -- Ends a delivery: the message leaves its queue, and what follows from it (a retry, a child, the message itself now that
 -- it is due, a spooled failure) takes its place, both or neither. A broker that lost the delivery changes nothing.
 -- KEYS: namespace. ARGV: queue, broker id, message id, spool entry or '', spool bound, (queue, id, data)...
--- Returns 1: done; 0: this delivery was not ours any more; -1: the spool is full.
+-- Returns 1: done, now or by a call whose reply was lost; 0: this delivery was not ours any more; -1: the spool is full.
 local ns, queue, broker, message = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
 if redis.call("sismember", acks, message) == 0 then
-  return 0
+  return redis.call("hexists", ns .. ":" .. queue .. ".msgs", message) == 1 and 0 or 1
 end
 if ARGV[4] ~= "" then
   local spool = ns .. ":__dramaturg__.spool"

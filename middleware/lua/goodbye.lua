@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Leaves: what this broker still holds goes back at once, without waiting for its lease to end.
 -- KEYS: namespace. ARGV: broker id.
 local ns, broker = KEYS[1], ARGV[1]

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Removes every message of a queue, wherever this broker keeps it.
 -- KEYS: namespace. ARGV: queue, broker id.
 local ns, queue = KEYS[1], ARGV[1]

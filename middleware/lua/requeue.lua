@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Gives messages back, to the head of their queue: they waited longest.
 -- KEYS: namespace. ARGV: queue, broker id, ids...
 local ns, queue, broker = KEYS[1], ARGV[1], ARGV[2]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dramatiq.middleware import (
     AsyncIO,
-    Callbacks,
     CurrentMessage,
-    Pipelines,
-    Retries,
     ShutdownNotifications,
     TimeLimit,
 )
@@ -15,6 +12,9 @@ from dramatiq.middleware import (
 from middleware.age_limit import AgeLimit
 from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
+from middleware.failed_skips import FailedSkips
+from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
+from middleware.safe_retries import SafeRetries
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
 from worker.broker import broker
@@ -22,10 +22,11 @@ from worker.broker import broker
 ORDER = [
     TenantContext,  # first: all others work inside the binding, also in after hooks
     DeadLetters,  # sees what a retry changes only after it has noted how things were
+    FailedSkips,
     AgeLimit,
-    Callbacks,
-    Pipelines,
-    Retries,  # after it, in reverse, come the follow-ups, so that they see whether the message failed
+    SafeCallbacks,
+    SafePipelines,
+    SafeRetries,  # after it, in reverse, come the follow-ups, so that they see whether the message failed
     CurrentMessage,
     AsyncIO,
     CloseSessions,  # while the event loop still runs

@@ -1,0 +1,77 @@
+"""Messages as they were fetched, with what ends with them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from dramatiq import Message, MessageProxy
+from dramatiq.common import current_millis
+
+from middleware.message_checks import InvalidMessage, decode
+
+#: (queue, Redis id, encoded message): what is to be put on a queue.
+Entry = tuple[str, str, bytes]
+
+
+class NotToRun(str):
+    """The actor name of a message that was rejected: kept for people, and found in no broker."""
+
+    __slots__ = ()
+
+
+class Delivery(MessageProxy):
+    """A message that was fetched, and what follows from it.
+
+    Attributes:
+      redis_id: The id under which Redis keeps it.
+      follow_ups: What is to be enqueued when it ends, in the same step.
+    """
+
+    def __init__(self, message: Message[Any], redis_id: str) -> None:
+        super().__init__(message)
+        self.redis_id = redis_id
+        self.follow_ups: list[Entry] = []
+
+
+class Rejected(Delivery):
+    """What was fetched and must not be run. Its actor is one that cannot be found, so Dramatiq rejects it."""
+
+    def __init__(self, message: Message[Any], redis_id: str, problem: InvalidMessage) -> None:
+        super().__init__(message, redis_id)
+        self._exception = problem
+
+    def stuff_exception(self, exception: BaseException) -> None:
+        """Keep the problem: that the actor was not found is not news."""
+
+
+def deliver(raw: bytes, queue_name: str, redis_id: str) -> Delivery:
+    """Return what was fetched from ``queue_name``, whatever it is."""
+    try:
+        return Delivery(decode(raw, queue_name, redis_id), redis_id)
+    except InvalidMessage as problem:
+        return Rejected(_stand_in(raw, queue_name, redis_id, problem), redis_id, problem)
+
+
+def _stand_in(raw: bytes, queue_name: str, redis_id: str, problem: InvalidMessage) -> Message[Any]:
+    """Return a message that says of ``raw`` what can be said, and can go through Dramatiq's hands."""
+    fields = problem.fields
+    parts = (queue_name.encode("utf-8", "replace"), redis_id.encode("utf-8", "replace"), raw)
+
+    def of_type(name: str, kind: type, default: Any) -> Any:
+        value = fields.get(name)
+        return value if isinstance(value, kind) else default
+
+    given = of_type("options", dict, {})
+    # Only what the row needs; the others are what may be wrong.
+    options = {name: given[name] for name in ("tenant_id", "correlation_id") if isinstance(given.get(name), str)}
+    message_id = of_type("message_id", str, "")
+    return Message(
+        queue_name=queue_name,
+        actor_name=NotToRun(of_type("actor_name", str, "") or "(undecodable)"),
+        args=tuple(of_type("args", list, [])),
+        kwargs=of_type("kwargs", dict, {}),
+        options={**options, "redis_message_id": redis_id},
+        message_id=message_id if 0 < len(message_id) <= 155 else hashlib.sha256(b"\0".join(parts)).hexdigest(),
+        message_timestamp=current_millis(),
+    )
