@@ -1,0 +1,90 @@
+"""Brokers, workers and a look into Redis, for the tests that show what stock Dramatiq loses and ours does not."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import dramatiq
+import redis
+from dramatiq import Broker, Worker
+from dramatiq.brokers.redis import RedisBroker
+
+from db.failed_jobs import Failure
+from worker.broker import make_broker
+from worker.settings import Settings
+
+TENANT = UUID(int=0xA)
+QUEUE = "attribution"
+
+
+class Side:
+    """One broker under test, with the failures it has recorded."""
+
+    def __init__(self, broker: Broker, failures: list[Failure]) -> None:
+        self.broker = broker
+        self.failures = failures
+
+    @property
+    def client(self) -> redis.Redis:
+        """The broker's own client."""
+        client: redis.Redis = self.broker.client  # type: ignore[attr-defined]
+        return client
+
+    def actor(self, fn: Callable[..., Any], **options: Any) -> dramatiq.Actor[..., Any]:
+        """Declare an actor under a new name."""
+        options = {"actor_name": f"test.{uuid.uuid4().hex}", "max_retries": 0, **options}
+        return dramatiq.actor(broker=self.broker, queue_name=QUEUE, **options)(fn)
+
+    def send(self, actor: dramatiq.Actor[..., Any], *args: Any, **options: Any) -> dramatiq.Message[Any]:
+        """Send for a tenant."""
+        return actor.send_with_options(args=args, tenant_id=str(TENANT), **options)
+
+    @contextmanager
+    def working(self, threads: int = 2) -> Iterator[Worker]:
+        """A worker, as long as the ``with`` block lasts."""
+        worker = Worker(self.broker, worker_timeout=100, worker_threads=threads, queues={QUEUE})
+        worker.start()
+        try:
+            yield worker
+        finally:
+            worker.stop(timeout=10_000)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.broker.close()
+        self.client.close()
+
+
+def stock(redis_url: str) -> Side:
+    """Dramatiq as it comes."""
+    client = redis.Redis.from_url(redis_url, socket_timeout=5)
+    broker = RedisBroker(client=client)
+    broker.declare_queue(QUEUE)
+    return Side(broker, [])
+
+
+def ours(redis_url: str) -> Side:
+    """The broker of production; failures go to a list instead of a table."""
+    failures: list[Failure] = []
+    settings = Settings.load({"REDIS_URL": redis_url, "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none"})
+    return Side(make_broker(settings, failures.append), failures)
+
+
+def kept(client: redis.Redis, queue: str = QUEUE) -> int:
+    """Messages of a queue that are not done."""
+    return sum(int(client.hlen(f"dramatiq:{name}.msgs")) for name in (queue, f"{queue}.DQ"))
+
+
+def in_acks(client: redis.Redis) -> int:
+    """Messages that some process holds."""
+    return sum(int(client.scard(key)) for key in client.scan_iter("dramatiq:__acks__.*"))
+
+
+def put(client: redis.Redis, redis_id: str, data: bytes | str, queue: str = QUEUE) -> None:
+    """Put anything at all on a queue."""
+    client.hset(f"dramatiq:{queue}.msgs", redis_id, data)
+    client.rpush(f"dramatiq:{queue}", redis_id)
