@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from uuid import UUID
 
 import dramatiq
 import redis
-from dramatiq import Broker, Worker
+from dramatiq import Broker, MessageProxy, Worker
 from dramatiq.brokers.redis import RedisBroker
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from db.failed_jobs import Failure
 from worker.broker import make_broker
@@ -61,7 +64,8 @@ class Side:
 
 def stock(redis_url: str) -> Side:
     """Dramatiq as it comes."""
-    client = redis.Redis.from_url(redis_url, socket_timeout=5)
+    # Without redis-py's retries, which only put off what happens.
+    client = redis.Redis.from_url(redis_url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
     broker = RedisBroker(client=client)
     broker.declare_queue(QUEUE)
     return Side(broker, [])
@@ -88,3 +92,21 @@ def put(client: redis.Redis, redis_id: str, data: bytes | str, queue: str = QUEU
     """Put anything at all on a queue."""
     client.hset(f"dramatiq:{queue}.msgs", redis_id, data)
     client.rpush(f"dramatiq:{queue}", redis_id)
+
+
+class Settled(dramatiq.Middleware):
+    """Tells when every hook has done with what a job led to."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def after_process_message(self, broker: Broker, message: MessageProxy, **_: Any) -> None:
+        self.event.set()
+
+
+def settled(side: Side) -> threading.Event:
+    """Return an event that is set when the next job's after hooks have run."""
+    middleware = Settled()
+    # First in the list is last in after hooks.
+    side.broker.middleware.insert(0, middleware)
+    return middleware.event

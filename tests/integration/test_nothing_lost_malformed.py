@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,19 +16,13 @@ from tests.waiting import eventually
 
 
 @pytest.fixture
-def stock_side(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Side]:
-    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
-    side = stock(redis_url)
-    yield side
-    side.close()
+def stock_side(side: Callable[..., Side], redis_url: str) -> Side:
+    return side(stock, redis_url)
 
 
 @pytest.fixture
-def our_side(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Side]:
-    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
-    side = ours(redis_url)
-    yield side
-    side.close()
+def our_side(side: Callable[..., Side], redis_url: str) -> Side:
+    return side(ours, redis_url)
 
 
 def message(**changes: Any) -> dict[str, Any]:
@@ -192,5 +186,3 @@ def test_a_retry_with_options_of_another_time_is_not_refused(our_side: Side) -> 
     with our_side.working():
         eventually(lambda: kept(our_side.client) == 0)
     assert (errors, our_side.failures) == ([], [])
-
-

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.integration.nothing_lost import Side
+
+
+@pytest.fixture
+def side(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[str], Side], str], Side]]:
+    """Make a side of ``stock`` or ``ours`` on a Redis, closed with the test; Dramatiq waits little after errors."""
+    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
+    monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.05)
+    with ExitStack() as stack:
+
+        def make(kind: Callable[[str], Side], url: str) -> Side:
+            made = kind(url)
+            stack.callback(made.close)
+            return made
+
+        yield make

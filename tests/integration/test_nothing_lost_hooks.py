@@ -1,0 +1,167 @@
+"""Cases 3, 16, 18 and 19 of the failure modes: something raises where Dramatiq takes silence for success."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from dramatiq import Middleware
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import MiddlewareError, SkipMessage
+
+from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, ours, stock
+from tests.waiting import eventually
+
+Make = Callable[[Callable[[str], Side], str], Side]
+stock_and_ours = pytest.mark.parametrize("kind", [stock, ours])
+
+
+def drained(one: Side) -> None:
+    with one.working():
+        eventually(lambda: kept(one.client) == 0)
+    assert in_acks(one.client) == 0
+
+
+class TestSkips:
+    @stock_and_ours
+    def test_a_skip_that_nobody_failed(self, side: Make, redis_url: str, kind: Callable[[str], Side]) -> None:
+        class Closed(Middleware):
+            def before_process_message(self, broker: Any, message: Any) -> None:
+                raise SkipMessage("closed on Sundays")
+
+        one = side(kind, redis_url)
+        one.broker.add_middleware(Closed())
+        sent = one.send(one.actor(lambda: None))
+        drained(one)
+        assert one.client.zcard(f"dramatiq:{QUEUE}.XQ") == 0
+        # Stock Dramatiq has no trace of it left.
+        expected = [] if kind is stock else [(sent.message_id, "closed on Sundays")]
+        assert [(f.task_id, f.error_message) for f in one.failures] == expected
+
+
+class TestRetries:
+    def no_json(self, one: Side) -> str:
+        def job(items: list[object]) -> None:
+            items.append(object())
+            raise RuntimeError("the actor's own")
+
+        return one.send(one.actor(job, max_retries=3, min_backoff=1), []).message_id
+
+    def raising_retry_when(self, one: Side) -> str:
+        def job() -> None:
+            raise RuntimeError("the actor's own")
+
+        def retry_when(retries: int, error: BaseException) -> bool:
+            raise KeyError("not thought of")
+
+        return one.send(one.actor(job, retry_when=retry_when)).message_id
+
+    def exiting_retry_when(self, one: Side) -> str:
+        def job() -> None:
+            raise RuntimeError("the actor's own")
+
+        def retry_when(retries: int, error: BaseException) -> bool:
+            raise SystemExit(3)
+
+        return one.send(one.actor(job, retry_when=retry_when)).message_id
+
+    @pytest.mark.parametrize("how", ["no_json", "raising_retry_when"])
+    def test_stock_loses_it(self, side: Make, redis_url: str, how: str) -> None:
+        one = side(stock, redis_url)
+        getattr(self, how)(one)
+        drained(one)
+        assert one.client.zcard(f"dramatiq:{QUEUE}.XQ") == 0
+
+    @pytest.mark.parametrize("how", ["no_json", "raising_retry_when", "exiting_retry_when"])
+    def test_ours_makes_it_a_failure(self, side: Make, redis_url: str, how: str) -> None:
+        one = side(ours, redis_url)
+        message_id = getattr(self, how)(one)
+        drained(one)
+        (failure,) = one.failures
+        assert failure.task_id == message_id
+        assert (failure.exception_class, failure.error_message) == ("RuntimeError", "the actor's own")
+        assert failure.retry_count == 0
+        assert "It was not retried" in (failure.traceback or "")
+
+
+class TestFollowUps:
+    def stock_message(self, one: Side, **options: Any) -> None:
+        """Send as a stock producer does, which checks nothing."""
+        ran = one.actor(lambda: None)
+        producer = RedisBroker(client=one.client)
+        producer.declare_queue(QUEUE)
+        producer.enqueue(ran.message_with_options(tenant_id=str(TENANT), **options))
+
+    @stock_and_ours
+    def test_an_unknown_callback(self, side: Make, redis_url: str, kind: Callable[[str], Side]) -> None:
+        one = side(kind, redis_url)
+        self.stock_message(one, on_success="nobody")
+        drained(one)
+        if kind is stock:
+            assert one.client.zcard(f"dramatiq:{QUEUE}.XQ") == 0
+            return
+        (failure,) = one.failures
+        assert failure.exception_class == "middleware.errors.FollowUpNotSent"
+        assert "on_success of message" in failure.error_message
+        assert "could not be enqueued: ActorNotFound: nobody" in failure.error_message
+
+    def test_a_result_that_cannot_be_sent(self, side: Make, redis_url: str) -> None:
+        one = side(ours, redis_url)
+        ran: list[str] = []
+        child = one.actor(lambda *_: ran.append("child"))
+        announced = one.actor(lambda *_: ran.append("announced"))
+        target = child.message_with_options(tenant_id=str(TENANT)).asdict()
+        one.send(one.actor(object), pipe_target=target, on_success=announced.actor_name)
+        drained(one)
+        (failure,) = one.failures
+        assert "pipe_target of message" in failure.error_message
+        # It is a failure, and so nothing follows from its success.
+        assert ran == []
+
+    def test_on_failure_of_a_retried_job_does_not_end_it(self, side: Make, redis_url: str) -> None:
+        one = side(ours, redis_url)
+        errors: list[Exception] = [ValueError("once")]
+
+        def job() -> None:
+            if errors:
+                raise errors.pop()
+
+        one.send(one.actor(job, max_retries=1, min_backoff=1, max_backoff=1, on_failure="nobody"))
+        drained(one)
+        assert (errors, one.failures) == ([], [])
+
+
+class RaisesBefore(Middleware):
+    def before_ack(self, broker: Any, message: Any) -> None:
+        raise MiddlewareError("a user's mistake")
+
+    before_nack = before_ack
+
+
+class TestHooks:
+    def through(self, one: Side) -> None:
+        # First in the list, so that what it raises keeps others from being called.
+        one.broker.middleware.insert(0, RaisesBefore())
+
+        def job(fails: bool) -> None:
+            if fails:
+                raise ValueError("x")
+
+        actor = one.actor(job)
+        one.send(actor, False)
+        one.send(actor, True)
+
+    def test_stock_strands_what_has_run(self, side: Make, redis_url: str) -> None:
+        one = side(stock, redis_url)
+        self.through(one)
+        with one.working() as worker:
+            eventually(lambda: in_acks(one.client) == 2)
+            worker.join()
+        assert (in_acks(one.client), kept(one.client)) == (2, 2)
+
+    def test_ours_ends_it_and_keeps_the_row(self, side: Make, redis_url: str) -> None:
+        one = side(ours, redis_url)
+        self.through(one)
+        drained(one)
+        assert [f.error_message for f in one.failures] == ["x"]
