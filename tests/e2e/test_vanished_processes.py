@@ -74,7 +74,7 @@ class Processes:
             producer.enqueue(Message(queue, f"test.{queue}", (n,), {}, {}))
 
     def ran(self, behaviour: str) -> set[int]:
-        return {int(n) for n in self.client.lrange(f"ran:{behaviour}", 0, -1)}  # type: ignore[union-attr]
+        return {int(n) for n in self.client.lrange(f"ran:{behaviour}", 0, -1)}
 
     def held(self) -> int:
         return sum(int(self.client.scard(key)) for key in self.client.scan_iter("dramatiq:__acks__.*"))

@@ -43,7 +43,7 @@ def without(field: str) -> dict[str, Any]:
     return {name: value for name, value in message().items() if name != field}
 
 
-NO_MESSAGES = {
+NO_MESSAGES: dict[str, bytes | str] = {
     "not json": b"{",
     "not utf-8": b"\xff\xfe",
     "null": b"null",
@@ -56,7 +56,7 @@ NO_MESSAGES = {
     "options a list": json.dumps({**message(), "options": []}),
     "actor name a number": json.dumps(message(actor_name=7)),
 }
-BREAKERS = {
+BREAKERS: dict[str, bytes | str] = {
     "no redis id": json.dumps(message(options={"redis_message_id": ...})),
     "another redis id": json.dumps(message(options={"redis_message_id": "other"})),
     "another queue": json.dumps(message(queue_name="llm")),
@@ -73,8 +73,8 @@ BREAKERS = {
 
 
 @pytest.mark.parametrize("data", [NO_MESSAGES[n] for n in ("not json", "null", "a field missing")])
-def test_stock_strands_it_and_its_neighbours(stock_side: Side, data: bytes) -> None:
-    ran = []
+def test_stock_strands_it_and_its_neighbours(stock_side: Side, data: bytes | str) -> None:
+    ran: list[object] = []
     job = stock_side.actor(ran.append, actor_name="test.job")
     # In the order of one fetch: what is before it runs, what is after it waits in acks for ever.
     put(stock_side.client, "bad", data)
@@ -88,7 +88,7 @@ def test_stock_strands_it_and_its_neighbours(stock_side: Side, data: bytes) -> N
 
 
 @pytest.mark.parametrize("data", [*NO_MESSAGES.values(), *BREAKERS.values()], ids=[*NO_MESSAGES, *BREAKERS])
-def test_ours_makes_it_a_failure_and_its_neighbours_run_at_once(our_side: Side, data: bytes) -> None:
+def test_ours_makes_it_a_failure_and_its_neighbours_run_at_once(our_side: Side, data: bytes | str) -> None:
     ran: list[object] = []
     started = threading.Event()
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import dramatiq
 import pytest
 from dramatiq import Message, MessageProxy, Worker
+from dramatiq.brokers import redis as redis_module
+from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, MiddlewareError, TimeLimit
-from dramatiq.worker import ConsumerThread
+from dramatiq.worker import ConsumerThread, WorkerThread
 
+from db.errors import ConfigurationError
 from middleware import dramatiq_internals as internals
 
 
@@ -102,3 +108,85 @@ def test_the_time_limit_is_where_we_read_it() -> None:
     assert TimeLimit().actor_options == {"time_limit"}
     source = inspect.getsource(TimeLimit.before_process_message)
     assert 'message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)' in source
+
+
+class TestVersion:
+    def test_the_installed_one_is_known(self) -> None:
+        internals.check_version()
+
+    @pytest.mark.parametrize("version", ["2.2", "2.2.0", "2.2.17", "2.2.1.post1"])
+    def test_so_is_every_patch(self, version: str) -> None:
+        internals.check_version(version)
+
+    @pytest.mark.parametrize("version", ["2.1.9", "2.3.0", "2.20.0", "3.0.0", "1.2.2"])
+    def test_others_are_refused_by_name(self, version: str) -> None:
+        with pytest.raises(ConfigurationError, match=f"dramatiq {re.escape(version)} is installed.*2.2 only"):
+            internals.check_version(version)
+
+    def test_no_broker_is_made_on_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from worker import broker as module
+
+        def refuse() -> None:
+            internals.check_version("9.9.9")
+
+        monkeypatch.setattr(module, "check_version", refuse)
+        with pytest.raises(ConfigurationError, match="9.9.9"):
+            module.make_broker(module.settings)
+
+
+class TestWhatTheLosslessBrokerReliesOn:
+    def test_a_consumer_is_replaced_after_a_connection_error(self) -> None:
+        source = inspect.getsource(ConsumerThread.run)
+        assert "except BrokerConnectionError" in source
+        assert "self.delay_queue = PriorityQueue()" in source
+        assert "self.consumer = self.broker.consume(" in source
+
+    def test_a_due_message_keeps_its_options_and_is_acknowledged_next(self) -> None:
+        source = inspect.getsource(ConsumerThread.handle_delayed_messages)
+        enqueue, post = source.index("self.broker.enqueue(new_message)"), source.index("self.post_process_message")
+        assert enqueue < post
+        assert 'new_message = message.copy(queue_name=queue_name)\n            del new_message.options["eta"]' in source
+
+    def test_ending_a_message_is_tried_again_after_a_connection_error(self) -> None:
+        source = inspect.getsource(ConsumerThread.post_process_message)
+        assert source.index('emit_before("ack"') < source.index("self.consumer.ack(") < source.index('emit_after("ack"')
+        assert "except BrokerConnectionError" in source
+        assert "continue" in source
+
+    def test_an_unknown_actor_is_rejected_by_the_consumer_thread(self) -> None:
+        source = inspect.getsource(ConsumerThread.handle_message)
+        assert "except ActorNotFound as e:\n" in source
+        assert "message.stuff_exception(e)" in source
+
+    def test_a_message_is_ended_on_the_queue_it_names(self) -> None:
+        assert "self.consumers[message.queue_name].post_process_message" in inspect.getsource(
+            WorkerThread.process_message
+        )
+
+    def test_every_after_hook_runs_inside_one_emit(self) -> None:
+        source = inspect.getsource(WorkerThread.process_message)
+        assert source.count('self.broker.emit_after("process_message"') == 2
+        assert source.count('self.broker.emit_after("skip_message"') == 1
+
+    def test_a_redis_broker_has_what_we_override_and_read(self) -> None:
+        for name in ("consume", "enqueue", "emit_before", "emit_after", "get_actor", "close", "__getattr__"):
+            assert hasattr(RedisBroker, name)
+        source = inspect.getsource(RedisBroker)
+        assert "self.do_qsize(queue_name)" in source
+        assert "self.do_purge(name)" in source
+
+    def test_the_keys_and_the_format_are_stocks(self) -> None:
+        keys = Path(redis_module.__file__).with_name("redis").joinpath("dispatch.lua").read_text()
+        assert 'redis.call("hset", queue_messages, message_id, message_data)' in keys
+        assert 'redis.call("rpush", queue_full_name, message_id)' in keys
+        assert 'local queue_full_name = namespace .. ":" .. queue_name' in keys
+        assert 'local queue_messages = queue_full_name .. ".msgs"' in keys
+        assert 'local acks = namespace .. ":__acks__." .. worker_id' in keys
+        fields = ["queue_name", "actor_name", "args", "kwargs", "options", "message_id", "message_timestamp"]
+        assert list(json.loads(message().encode())) == fields
+
+
+def test_a_message_that_is_skipped_is_so_inside_the_handler_of_its_exception() -> None:
+    assert "except SkipMessage as e:\n            if message.failed:\n                message.stuff_exception(e)" in (
+        inspect.getsource(WorkerThread.process_message)
+    )
