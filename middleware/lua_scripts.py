@@ -30,5 +30,5 @@ class Scripts:
     def __call__(self, name: str, *arguments: Argument) -> Any:
         try:
             return self._scripts[name](keys=[self._namespace], args=arguments)
-        except redis.RedisError as e:
+        except (redis.RedisError, OSError) as e:
             raise ConnectionClosed(f"Redis: {e}") from e

@@ -123,7 +123,8 @@ def test_the_row_says_what_could_be_read(our_side: Side) -> None:
 
 
 def test_among_delayed_messages_too(our_side: Side) -> None:
-    for n, data in enumerate([b"{", json.dumps(message()), json.dumps(message(options={"eta": "soon"}))]):
+    payloads: list[bytes | str] = [b"{", json.dumps(message()), json.dumps(message(options={"eta": "soon"}))]
+    for n, data in enumerate(payloads):
         put(our_side.client, f"bad{n}", data, f"{QUEUE}.DQ")
     ran: list[int] = []
     our_side.send(our_side.actor(ran.append), 1, delay=10)

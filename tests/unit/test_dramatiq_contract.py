@@ -130,7 +130,7 @@ class TestVersion:
             internals.check_version("9.9.9")
 
         monkeypatch.setattr(module, "check_version", refuse)
-        with pytest.raises(ConfigurationError, match="9.9.9"):
+        with pytest.raises(ConfigurationError, match=r"9\.9\.9"):
             module.make_broker(module.settings)
 
 
