@@ -126,8 +126,8 @@ def make_redis(settings: Settings, *, waits: bool = False) -> redis.Redis:
         "socket_timeout": settings.redis_timeout + (LONGEST_WAIT if waits else 0),
         "socket_connect_timeout": settings.redis_timeout,
         # A connection that the server closed meanwhile is opened again at once; a server that is not there is an error
-        # at once, too.
-        "retry": Retry(NoBackoff(), 0 if waits else 1),
+        # at once, too, and one that does not answer is not asked again.
+        "retry": Retry(NoBackoff(), 0 if waits else 1, supported_errors=(redis.ConnectionError,)),
         "health_check_interval": 30,
     }
     if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from tests.cut_wire import CutWire
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, ours, settled, stock
 from tests.servers import running_redis
 from tests.waiting import eventually
+from worker.broker import make_broker
+from worker.settings import Settings
 
 Make = Callable[[Callable[[str], Side], str], Side]
 
@@ -430,3 +433,22 @@ def test_sending_without_redis_is_a_prompt_error(side: Make) -> None:
     with pytest.raises(ConnectionFailed, match=f"for actor '{job.actor_name}' was not enqueued: Redis: .*refused"):
         one.send(job)
     assert time.monotonic() - start < 1
+
+
+def test_a_redis_that_does_not_answer_is_asked_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        broker = make_broker(
+            Settings.load(
+                {
+                    "REDIS_URL": f"redis://127.0.0.1:{mute.getsockname()[1]}/0",
+                    "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none",
+                    "REDIS_TIMEOUT": "0.3",
+                }
+            )
+        )
+        one = Side(broker, [])
+        start = time.monotonic()
+        with pytest.raises(ConnectionFailed, match="was not enqueued: Redis: Timeout"):
+            one.send(one.actor(lambda: None))
+        assert time.monotonic() - start < 2
+        one.close()

@@ -1,0 +1,100 @@
+"""The lease on what a process holds, script by script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from middleware.heartbeat import Heartbeat
+from middleware.lua_scripts import Scripts
+from tests.waiting import eventually
+
+GRACE = "dramatiq:__dramaturg__.grace"
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def broker(client: redis.Redis, name: str, *, lease: int = 200, grace: int = 100) -> Heartbeat:
+    """A broker that says it lives only when told to."""
+    heartbeat = Heartbeat(Scripts(client, "dramatiq"), name, lease=lease, grace=grace, interval=3600)
+    heartbeat.cover("q")
+    return heartbeat
+
+
+def give(client: redis.Redis, name: str, count: int = 3) -> None:
+    """Let a broker hold messages, and have one more on its way."""
+    for n in range(count):
+        client.hset("dramatiq:q.msgs", f"{name}{n}", "{}")
+        client.sadd(f"dramatiq:__acks__.{name}.q", f"{name}{n}")
+    client.hset("dramatiq:q.msgs", f"{name}-taking", "{}")
+    client.rpush(f"dramatiq:__dramaturg__.taking.{name}.q", f"{name}-taking")
+
+
+def queued(client: redis.Redis) -> int:
+    return int(client.llen("dramatiq:q"))
+
+
+def test_what_a_silent_broker_holds_goes_back_and_what_a_living_one_holds_does_not(client: redis.Redis) -> None:
+    living, silent = broker(client, "living"), broker(client, "silent")
+    give(client, "living")
+    give(client, "silent")
+
+    def back() -> bool:
+        living.beat()
+        return queued(client) > 0
+
+    eventually(back)
+    assert queued(client) == 4
+    assert client.scard("dramatiq:__acks__.living.q") == 3
+    assert client.exists("dramatiq:__acks__.silent.q", "dramatiq:__dramaturg__.taking.silent.q") == 0
+    living.stop()
+    silent.stop()
+
+
+def test_what_was_done_does_not_come_back(client: redis.Redis) -> None:
+    one, silent = broker(client, "one"), broker(client, "silent")
+    give(client, "silent", 1)
+    client.hdel("dramatiq:q.msgs", "silent0")
+
+    def back() -> bool:
+        one.beat()
+        return queued(client) > 0
+
+    eventually(back)
+    assert client.lrange("dramatiq:q", 0, -1) == [b"silent-taking"]
+    one.stop()
+    silent.stop()
+
+
+def test_after_silence_of_all_everybody_gets_time_to_come_back(client: redis.Redis) -> None:
+    first = broker(client, "first", lease=200, grace=60_000)
+    second = broker(client, "second", lease=200, grace=60_000)
+    give(client, "second")
+    # Nobody says anything for longer than a lease, as when Redis is away.
+    alive = "dramatiq:__dramaturg__.alive"
+    for name in ("first", "second"):
+        client.zincrby(alive, -10_000, name)
+    first.beat()
+    assert queued(client) == 0
+    assert client.pttl(GRACE) > 0
+    second.beat()
+    client.delete(GRACE)
+    first.beat()
+    assert queued(client) == 0
+    first.stop()
+    second.stop()
+
+
+def test_leaving_gives_back_at_once(client: redis.Redis) -> None:
+    one = broker(client, "one")
+    give(client, "one")
+    one.stop()
+    assert queued(client) == 4
+    assert list(client.scan_iter("*one*")) == []
+    assert client.zcard("dramatiq:__dramaturg__.alive") == 0
