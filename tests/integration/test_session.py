@@ -682,7 +682,8 @@ class BusyConnection:
         self.cancelling = threading.Event()
         self.may_end = threading.Event()
 
-    def cancel(self) -> None:
+    def cancel_safe(self, *, timeout: float) -> None:
+        assert timeout > 0
         self.cancelling.set()
         assert self.may_end.wait(20)
 
@@ -1001,3 +1002,27 @@ def test_async_connections_close_on_their_loop(one_connection: Database) -> None
     with psycopg.connect(one_connection.admin_url, autocommit=True) as admin:
         query = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)"
         eventually(lambda: admin.execute(query, [list(pids)]).fetchone() == (0,))
+
+
+def test_a_server_that_does_not_answer_a_cancellation_stops_nobody(cluster: Cluster) -> None:
+    """The cancellation is a connection of its own, which a proxy may accept and then forget."""
+    with Wire(cluster.admin_url) as wire:
+        connection = psycopg.connect(wire.url)
+        wire.mute_new_connections()
+        watchdog = StatementWatchdog()
+        beats = 0
+        with connection, pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute("SET statement_timeout = '3s'")
+            watchdog.watch(connection, time.monotonic())
+            waiting = threading.Thread(target=connection.execute, args=["SELECT 1"])
+            waiting.start()
+            waiting.join()
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                beats += 1
+                time.sleep(0.01)
+            connection.execute("SELECT pg_sleep(30)")
+        watchdog.unwatch(connection)
+        connection.close()
+    # A thread that held the interpreter's lock would have left few.
+    assert beats > 20
