@@ -58,6 +58,9 @@ class Window:
     start: datetime
     end: datetime
 
+    def __str__(self) -> str:
+        return " to ".join(t.isoformat().replace("+00:00", "Z") for t in (self.start, self.end))
+
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
