@@ -21,7 +21,7 @@ def deadline() -> float | None:
 def remaining_ms() -> int | None:
     """Return what is left in milliseconds, or ``None`` where there is no limit.
 
-    Never less than 1: Postgres takes a ``statement_timeout`` of 0 as "no limit".
+    Never less than 1: Postgres takes a ``statement_timeout`` of 0 as "no limit". Nor more than its integer holds.
     """
     end = _deadline.get()
-    return None if end is None else max(1, int((end - time.monotonic()) * 1000))
+    return None if end is None else min(max(1, int((end - time.monotonic()) * 1000)), 2**31 - 1)

@@ -43,31 +43,33 @@ def failed_job_id(task_id: str, task_name: str, *more: str) -> UUID:
     return uuid5(NAMESPACE_URL, ":".join((task_id, task_name, *more)))
 
 
-_COLUMNS: Final = (
-    *("task_id", "task_name", "queue", "worker", "task_args", "task_kwargs", "tenant_id", "error_type"),
-    *(
-        "exception_class",
-        "error_message",
-        "traceback",
-        "retry_count",
-        "last_retry_at",
-        "correlation_id",
-        "failed_at",
-    ),
-)
+_TYPES: Final = {
+    **dict.fromkeys(("task_id", "task_name", "queue", "worker"), "varchar"),
+    **dict.fromkeys(("task_args", "task_kwargs"), "jsonb"),
+    "tenant_id": "uuid",
+    **dict.fromkeys(("error_type", "exception_class"), "varchar"),
+    **dict.fromkeys(("error_message", "traceback"), "text"),
+    "retry_count": "integer",
+    "last_retry_at": "timestamptz",
+    "correlation_id": "uuid",
+    "failed_at": "timestamptz",
+}
+_COLUMNS: Final = tuple(_TYPES)
 
 _JSON = [
     bindparam("task_args", type_=JSONB(none_as_null=True)),
     bindparam("task_kwargs", type_=JSONB(none_as_null=True)),
 ]
 
+# A delivery that is recorded already makes no second row, whatever became of the first.
 # One statement, so one round trip, for the row and for the delivery that it answers for. ON CONFLICT has no target: an
 # upsert over a row that this tenant cannot see would raise.
 _INSERT = text(
     f"""
     WITH recorded AS (
         INSERT INTO worker_failed_jobs (id, status, {", ".join(_COLUMNS)})
-        VALUES (:id, 'pending', {", ".join(f":{c}" for c in _COLUMNS)})
+        SELECT CAST(:id AS uuid), 'pending', {", ".join(f"CAST(:{c} AS {kind})" for c, kind in _TYPES.items())}
+        WHERE NOT EXISTS (SELECT FROM worker_failed_job_deliveries WHERE delivery_id = :delivery_id)
         ON CONFLICT DO NOTHING
         RETURNING id
     )

@@ -29,6 +29,7 @@ from db.tenancy import current_tenancy
 Scope = Literal["worker", "operator"]
 
 _SCOPE_OPTION = "dramaturg_scope"
+_LOCK_TIMEOUT_OPTION = "dramaturg_lock_timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,14 @@ class _State:
     async_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncEngine]] = field(
         default_factory=WeakKeyDictionary
     )
+
+    def dispose(self, *, close: bool = True) -> None:
+        """Forget the engines, and close their pooled connections unless they are another process'."""
+        engines = list(self.engines.values())
+        self.engines.clear()
+        self.scoped.clear()
+        for engine in engines:
+            engine.dispose(close=close)
 
 
 _state = _State()
@@ -107,25 +116,18 @@ def configure(
         raise ValueError(f"prepare_threshold must be None or at least 1, not {prepare_threshold!r}")
     main = normalise_url(database_url)
     operator = normalise_url(operator_database_url) if operator_database_url else main
-    dispose()
-    _state.config = Config(
-        main,
-        operator,
-        pool_size,
-        max_overflow,
-        pool_timeout,
-        connect_timeout,
-        lock_timeout_ms,
-        prepare_threshold,
+    global _state
+    config = Config(
+        main, operator, pool_size, max_overflow, pool_timeout, connect_timeout, lock_timeout_ms, prepare_threshold
     )
+    # Replaced whole: a transaction that begins at this moment finds a configuration and the engines made for it.
+    before, _state = _state, _State(config)
+    before.dispose()
 
 
 def dispose() -> None:
     """Close pooled connections; the next transaction opens new ones. Async code has :func:`dispose_async`."""
-    for engine in _state.engines.values():
-        engine.dispose()
-    _state.engines.clear()
-    _state.scoped.clear()
+    _state.dispose()
 
 
 async def dispose_async() -> None:
@@ -135,25 +137,22 @@ async def dispose_async() -> None:
 
 
 def _forget_after_fork() -> None:
-    global _watchdog
-    for engine in _state.engines.values():
-        # The parent still uses these sockets.
-        engine.dispose(close=False)
-    _state.engines.clear()
-    _state.scoped.clear()
-    _state.async_engines.clear()
+    global _state, _watchdog
+    # The parent still uses these sockets.
+    _state.dispose(close=False)
+    _state = _State(_state.config)
     _watchdog = StatementWatchdog()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-def _config() -> Config:
-    if _state.config is None:
+def _config(state: _State) -> Config:
+    if state.config is None:
         raise ConfigurationError(
             "db.session is not configured: import worker.broker with DATABASE_URL set, or call db.session.configure()"
         )
-    return _state.config
+    return state.config
 
 
 def _engine_arguments(config: Config) -> dict[str, Any]:
@@ -179,31 +178,40 @@ def _listen(engine: Engine) -> None:
     event.listen(engine, "rollback", _end)
 
 
+def _url(config: Config, scope: Scope) -> str:
+    return config.operator_database_url if scope == "operator" else config.database_url
+
+
 def _bind(scope: Scope) -> Engine:
-    bound = _state.scoped.get(scope)
+    state = _state
+    bound = state.scoped.get(scope)
     if bound is not None:
         return bound
-    config = _config()
-    url = config.operator_database_url if scope == "operator" else config.database_url
-    engine = _state.engines.get(url)
+    config = _config(state)
+    url = _url(config, scope)
+    engine = state.engines.get(url)
     if engine is None:
         engine = create_engine(url, **_engine_arguments(config))
         _listen(engine)
         # Two threads may both get here: all must use the one that is kept.
-        engine = _state.engines.setdefault(url, engine)
-    bound = engine.execution_options(**{_SCOPE_OPTION: scope})
-    return _state.scoped.setdefault(scope, bound)
+        engine = state.engines.setdefault(url, engine)
+    return state.scoped.setdefault(scope, engine.execution_options(**_options(config, scope)))
 
 
 def _async_bind(scope: Scope) -> AsyncEngine:
-    config = _config()
-    url = config.operator_database_url if scope == "operator" else config.database_url
-    engines = _state.async_engines.setdefault(asyncio.get_running_loop(), {})
+    state = _state
+    config = _config(state)
+    url = _url(config, scope)
+    engines = state.async_engines.setdefault(asyncio.get_running_loop(), {})
     engine = engines.get(url)
     if engine is None:
         engine = engines[url] = create_async_engine(url, **_engine_arguments(config))
         _listen(engine.sync_engine)
-    return engine.execution_options(**{_SCOPE_OPTION: scope})
+    return engine.execution_options(**_options(config, scope))
+
+
+def _options(config: Config, scope: Scope) -> dict[str, Any]:
+    return {_SCOPE_OPTION: scope, _LOCK_TIMEOUT_OPTION: config.lock_timeout_ms}
 
 
 def begin_statement(scope: Scope, lock_timeout_ms: int) -> str:
@@ -229,9 +237,9 @@ def begin_statement(scope: Scope, lock_timeout_ms: int) -> str:
 
 
 def _begin(connection: Connection) -> None:
-    scope: Scope = connection.get_execution_options()[_SCOPE_OPTION]
+    options = connection.get_execution_options()
     connection.exec_driver_sql(
-        begin_statement(scope, _config().lock_timeout_ms),
+        begin_statement(options[_SCOPE_OPTION], options[_LOCK_TIMEOUT_OPTION]),
         # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string.
         execution_options={"no_parameters": True},
     )

@@ -6,6 +6,7 @@ and Dramatiq's ``TimeLimit`` cannot interrupt a thread that waits inside libpq.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
@@ -16,17 +17,20 @@ from loguru import logger
 
 #: Seconds between two attempts on the same connection, for code that goes on after the first.
 REPEAT_AFTER = 1.0
+#: Seconds that one attempt may take: it is a connection of its own, to a server that may not answer.
+CANCEL_WITHIN = 2.0
 
 
 class _Watched:
     """A connection in a transaction. The lock keeps it from leaving the transaction while it is being cancelled:
     the next one to use it must not be hit."""
 
-    __slots__ = ("active", "due", "lock")
+    __slots__ = ("active", "due", "lock", "loop")
 
-    def __init__(self, due: float) -> None:
+    def __init__(self, due: float, loop: asyncio.AbstractEventLoop | None) -> None:
         self.due = due
         self.lock = threading.Lock()
+        self.loop = loop
         self.active = True
 
 
@@ -39,21 +43,33 @@ class StatementWatchdog:
         self._thread: threading.Thread | None = None
 
     def watch(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], due: float) -> None:
-        """Cancel what runs on ``connection`` at ``due`` (on :func:`time.monotonic`'s clock), unless unwatched first."""
+        """Cancel what runs on ``connection`` at ``due`` (on :func:`time.monotonic`'s clock), unless unwatched first.
+
+        An async connection is watched from the loop it belongs to.
+        """
+        loop = asyncio.get_running_loop() if isinstance(connection, psycopg.AsyncConnection) else None
         with self._changed:
-            self._watched[connection] = _Watched(due)
+            self._watched[connection] = _Watched(due, loop)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="statement-watchdog", daemon=True)
                 self._thread.start()
             self._changed.notify()
 
     def unwatch(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-        """Leave ``connection`` alone from here on; waits for a cancellation that is under way."""
+        """Leave ``connection`` alone from here on; waits for a cancellation that is under way.
+
+        Not on an event loop, which does not wait for anybody: there a cancellation begins only while the connection is
+        watched, and what it may still hit is a statement that follows within the time that a packet takes.
+        """
         with self._changed:
             watched = self._watched.pop(connection, None)
-        if watched is not None:
-            with watched.lock:
-                watched.active = False
+        if watched is None:
+            return
+        if watched.loop is not None:
+            watched.active = False
+            return
+        with watched.lock:
+            watched.active = False
 
     def _run(self) -> None:
         while True:
@@ -65,14 +81,26 @@ class StatementWatchdog:
                     self._changed.wait(None if next_due is None else next_due - now)
                     continue
             for connection, watched in overdue:
-                self._cancel(connection, watched)
+                watched.due = time.monotonic() + REPEAT_AFTER
+                try:
+                    self._cancel(connection, watched)
+                except Exception as e:  # noqa: BLE001 - this thread serves all other jobs, too
+                    logger.warning("could not cancel a statement past its job's time limit: {}", e)
 
     def _cancel(self, connection: Any, watched: _Watched) -> None:
+        if watched.loop is not None:
+            asyncio.run_coroutine_threadsafe(_cancel_on_loop(connection, watched), watched.loop)
+            return
         with watched.lock:
-            if not watched.active:
-                return
-            watched.due = time.monotonic() + REPEAT_AFTER
-            try:
-                connection.cancel()
-            except psycopg.Error as e:
-                logger.warning("could not cancel a statement past its job's time limit: {}", e)
+            if watched.active:
+                # Not cancel(), which holds the interpreter's lock for as long as the server does not answer.
+                connection.cancel_safe(timeout=CANCEL_WITHIN)
+
+
+async def _cancel_on_loop(connection: psycopg.AsyncConnection[Any], watched: _Watched) -> None:
+    if not watched.active:
+        return
+    try:
+        await connection.cancel_safe(timeout=CANCEL_WITHIN)
+    except psycopg.Error as e:
+        logger.warning("could not cancel a statement past its job's time limit: {}", e)

@@ -5,3 +5,35 @@ Never imports ``worker``; what a middleware needs is handed to its constructor.
 
 #: Lets ``worker`` tell this package from a user's own ``middleware`` that shadows it.
 __distribution__ = "dramaturg"
+
+# After the line above, which tells a user's package from ours even where these cannot be imported.
+from middleware.age_limit import AgeLimit
+from middleware.classification import Classifier
+from middleware.close_sessions import CloseSessions
+from middleware.dead_letters import DeadLetters
+from middleware.failed_skips import FailedSkips
+from middleware.known_queues import KnownQueues
+from middleware.lossless_broker import LosslessBroker
+from middleware.option_checks import OptionChecks
+from middleware.redaction import Redactor
+from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
+from middleware.safe_retries import SafeRetries
+from middleware.statement_deadline import StatementDeadline
+from middleware.tenant_context import TenantContext
+
+__all__ = [
+    "AgeLimit",
+    "Classifier",
+    "CloseSessions",
+    "DeadLetters",
+    "FailedSkips",
+    "KnownQueues",
+    "LosslessBroker",
+    "OptionChecks",
+    "Redactor",
+    "SafeCallbacks",
+    "SafePipelines",
+    "SafeRetries",
+    "StatementDeadline",
+    "TenantContext",
+]

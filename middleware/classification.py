@@ -87,10 +87,23 @@ class Classifier:
     """
 
     def __init__(self, own: Mapping[type[BaseException] | str, str] | None = None) -> None:
+        self._own: dict[type[BaseException] | str, str] = {}
         for key, name in (own or {}).items():
-            if not isinstance(name, str) or not 0 < len(name) <= 100:
-                raise ValueError(f"the error type for {key!r} must have 1 to 100 characters, not {name!r}")
-        self._own = dict(own or {})
+            self.add(key, name)
+
+    def add(self, error: type[BaseException] | str, error_type: str) -> None:
+        """Give a class of exceptions, and those below it, an error type of one's own.
+
+        Arguments:
+          error: The class, or its full name.
+          error_type: At most 100 characters.
+
+        Raises:
+          ValueError: When it does not fit.
+        """
+        if not isinstance(error_type, str) or not 0 < len(error_type) <= 100:
+            raise ValueError(f"the error type for {error!r} must have 1 to 100 characters, not {error_type!r}")
+        self._own[error] = error_type
 
     def __call__(self, error: BaseException | None) -> str:
         """Return the error type; ``unknown`` where a message was rejected without an exception."""

@@ -24,7 +24,7 @@ from middleware.classification import Classifier
 from middleware.dramatiq_internals import exception_of
 from middleware.errors import NotRecorded
 from middleware.redaction import Redactor
-from middleware.signatures import parameters_of
+from middleware.signatures import positional_names
 from middleware.tenant_context import correlation_of
 from middleware.text import clean, cut, message_of, name_of
 from middleware.traceback_text import traceback_text
@@ -122,13 +122,14 @@ class DeadLetters(Middleware):
         retry_count = execution.retries if execution else max(0, _retries(message) - 1)
         task_name = message.actor_name if isinstance(message.actor_name, str) else UNDECODABLE_NAME
         task_id = task_id_of(message)
+        names = positional_names(broker, message.actor_name, len(message.args))
         return Failure(
             delivery_id=_delivery_id(message, task_id),
             task_id=task_id,
             task_name=clean(task_name)[:255] or UNDECODABLE_NAME,
             queue=clean(q_name(str(message.queue_name)))[:100],
             worker=f"{clean(self._worker_name)[:240]}/{os.getpid()}",
-            task_args=self._redact.arguments(message.args, tuple(parameters_of(broker, message.actor_name) or ())),
+            task_args=self._redact.arguments(message.args, names),
             task_kwargs=self._redact.value(dict(message.kwargs)),
             tenant_id=current_tenant(),
             error_type=self._classify(error),
@@ -148,7 +149,7 @@ class DeadLetters(Middleware):
             return None
         try:
             text = traceback_text(error)
-        except Exception as e:  # noqa: BLE001 - a row without a traceback beats no row
+        except BaseException as e:  # noqa: BLE001 - a row without a traceback beats no row
             text = f"(the traceback could not be formatted: {type(e).__name__})"
         return None if text is None else self._redact.text_ends(text, TRACEBACK_LIMIT)
 

@@ -59,6 +59,11 @@ def is_consumer_thread() -> bool:
     return isinstance(threading.current_thread(), ConsumerThread)
 
 
+def queues_were_named(worker: Worker) -> bool:
+    """Tell whether ``--queues`` says what ``worker`` consumes."""
+    return bool(worker.consumer_whitelist)
+
+
 def restrict_queues(worker: Worker, queues: set[str]) -> None:
     """Make ``worker`` consume ``queues`` only, unless ``--queues`` said already; before it starts its consumers."""
     if not worker.consumer_whitelist:

@@ -11,75 +11,80 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from middleware.text import clean, cut
+from middleware.text import clean
 
 REDACTED = "[redacted]"
 
-#: Names whose values are secret: matched as whole words of a key, so that ``api_key``, ``apiKey`` and ``X-Api-Key`` are
-#: found and ``max_tokens`` or ``passenger`` are not.
+#: Names whose values are secret, as words of a key: ``api_key``, ``apiKey`` and ``X-Api-Keys`` are one name.
 SECRET_KEYS = (
-    "password",
-    "passwd",
-    "passphrase",
-    "pwd",
-    "secret",
-    "secrets",
-    "token",
-    "authorization",
-    "auth",
-    "api key",
-    "apikey",
-    "access key",
-    "private key",
-    "encryption key",
-    "signing key",
-    "credential",
-    "credentials",
-    "cookie",
-    "cookies",
-    "set cookie",
-    "session id",
-    "sessionid",
-    "csrf",
-    "dsn",
-    "otp",
-    "cvv",
-    "ssn",
+    *("password", "passwd", "passphrase", "passcode", "pass", "pwd", "secret", "token", "jwt", "authorization", "auth"),
+    *("api key", "apikey", "access key", "private key", "encryption key", "signing key", "credential", "cookie"),
+    *("session id", "sessionid", "csrf", "dsn", "otp", "cvv", "ssn", "signature"),
 )
 
+#: A word that ends like this is secret, whatever stands before: ``PGPASSWORD``, ``clientsecret``, ``accesstoken``.
+_ENDINGS = ("password", "passwd", "passphrase", "secret", "secretkey", "token", "apikey", "accesskey", "credential")
+
+#: Before ``tokens`` these make it a count, as language models have it.
+_COUNTS = {"max", "min", "prompt", "completion", "input", "output", "total", "num", "n", "reasoning", "cached"}
+
+_KEYWORD = (
+    r"(?:password|passwd|passphrase|passcode|pwd|(?<!max[_-])(?<!input[_-])(?<!output[_-])(?<!prompt[_-])token|secret"
+    r"|api[_-]?key|access[_-]?key|private[_-]?key|signing[_-]?key|credential|signature)"
+)
+
+# Each is linear in the text: nothing is repeated that can begin in the middle of itself, or it is bounded. The engine
+# holds the interpreter's lock while it runs, so a slow pattern would stop every thread.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    # scheme://user:password@host and scheme://:password@host; the password may itself hold an @.
+    # The rest of the line: what stands behind the name comes in too many forms.
     (
-        re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^\s:/@'\"]{0,200}):[^\s'\"/]{1,500}@"),
+        re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\\{0,4}[\"']?\s{0,5}[=:])[^\n]{1,4000}"),
+        rf"\1\2 {REDACTED}",
+    ),
+    # scheme://user:password@host and scheme://:password@host; the password may itself hold an @. Not host:port/path@.
+    (
+        re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://[^\s:/@'\"]{0,200}):(?!\d{1,5}/)[^\s]{1,300}@"),
         rf"\1:{REDACTED}@",
     ),
     # scheme://token@host, as git and Sentry write it.
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://)[A-Za-z0-9_-]{16,200}@"), rf"\1{REDACTED}@"),
-    (re.compile(r"(?i)\b(bearer|basic|digest|negotiate)(\s+)[a-z0-9._~+/=-]{6,}"), rf"\1\2{REDACTED}"),
+    (re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://)[A-Za-z0-9_-]{16,200}@"), rf"\1{REDACTED}@"),
+    (
+        re.compile(r"(?i)\b(bearer|basic|digest|negotiate)(\s{1,5})(?=\S{0,200}[0-9=])[a-z0-9._~+/=-]{6,4000}"),
+        rf"\1\2{REDACTED}",
+    ),
     # JSON Web Tokens.
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{2,}(?:\.[A-Za-z0-9_-]*)?"), REDACTED),
+    (re.compile(r"(?<![\w.-])eyJ[\w-]{6,}\.[\w-]{2,}(?:\.[\w-]*)?"), REDACTED),
     # Keys that say by their prefix what they are: OpenAI, Stripe, GitHub, GitLab, Slack, AWS, Google.
     (
         re.compile(
-            r"\b(?:(?:sk|pk|rk)[-_](?:live[-_]|test[-_]|proj[-_]|ant[-_])?[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
+            r"(?<![\w-])(?:(?:sk|pk|rk)[-_](?:live[-_]|test[-_]|proj[-_]|ant[-_])?[\w-]{16,}|gh[pousr]_\w{20,}"
             r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,})"
         ),
         REDACTED,
     ),
     (
-        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+        re.compile(
+            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
+        ),
         REDACTED,
     ),
-    # password=..., "api_key": "...", token => ...
+    # The end of one whose beginning was cut off.
+    (re.compile(r"(?<![\w+/=\s])[\w+/=\s]*-----END [A-Z ]{0,40}PRIVATE KEY-----"), REDACTED),
+    # Postgres' DETAIL of a refused row holds all its values.
+    (re.compile(r"(Failing row contains )\([^\n]*"), rf"\1({REDACTED})"),
+    (re.compile(rf"(?i)(Key \([^()\n]{{0,100}}{_KEYWORD}[^()\n]{{0,100}}\)=)\([^\n]*\)"), rf"\1({REDACTED})"),
+    # password=..., "api_keys": "...", SECRET_KEY_BASE => ..., {\\"token\\": \\"...\\"}
     (
         re.compile(
-            r"(?i)\b((?:[a-z0-9]+[_-])*(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key"
-            r"|private[_-]?key|authorization|credentials?)[\"']?\s*(?:=>|[=:])\s*)"
-            r"(?:\"[^\"\n]*(?:\"|$)|'[^'\n]*(?:'|$)|[^\s\"',;&)\]}]+)"
+            rf"(?i)({_KEYWORD}s?(?:[_-](?:key|base|id|hash|value)){{0,3}}\\{{0,4}}[\"']?\s{{0,5}}(?:=>|[=:])\s{{0,5}}b?)"
+            r"(?:\\{0,4}\"(?:\\.|[^\"\\\n])*(?:\"|$)?|\\{0,4}'(?:\\.|[^'\\\n])*(?:'|$)?|[^\s\"',;&)\]}]+)"
         ),
         rf"\1{REDACTED}",
     ),
 )
+
+#: Characters looked at beyond a cut, so that a secret across it is still seen as one.
+_SPARE = 1_024
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
@@ -120,7 +125,10 @@ class Redactor:
         if not isinstance(key, str):
             return False
         words = _words(key)
-        return any(
+        if words[-1:] == ("tokens",) and words[-2:-1] and words[-2] in _COUNTS:
+            return False
+        words = tuple(word if word.endswith("ss") or len(word) < 4 else word.removesuffix("s") for word in words)
+        return any(word.endswith(_ENDINGS) for word in words) or any(
             words[start : start + length] in self._secret
             for start in range(len(words))
             for length in range(1, self._longest + 1)
@@ -130,19 +138,26 @@ class Redactor:
         """Return ``text`` with secrets redacted, fit for a Postgres column, and cut to ``limit`` characters."""
         if limit is None or len(text) <= limit:
             return self._redact(text)
-        # Enough beyond the cut that a secret across it is still seen as one, and no more: texts can be huge.
-        kept = self._redact(text[: limit + 1_024])[:limit]
-        return f"{kept}… [{len(text) - limit:,} more characters]"
+        kept = self._redact(text[: limit + _SPARE])
+        if len(text) > limit + _SPARE:
+            # What stands last may be a part of something.
+            kept = kept[:-_SPARE]
+        return f"{kept[:limit]}… [{len(text) - limit:,} more characters]"
 
     def text_ends(self, text: str, limit: int) -> str:
         """Return ``text`` redacted as :meth:`text` does; a longer one keeps its two ends."""
-        if len(text) <= limit:
-            return self._redact(text)
+        if len(text) <= limit + 2 * _SPARE:
+            whole = self._redact(text)
+            return whole if len(whole) <= limit else self._ends(whole, whole, limit, len(text))
         half = limit // 2
-        head = self._redact(text[: half + 1_024])[:half]
-        # The end begins at a line, so that a secret before it is either whole or gone.
-        tail = self._redact(text[-half:].partition("\n")[2] or text[-half:])
-        return f"{head}\n… [{len(text) - 2 * half:,} characters cut] …\n{tail}"
+        head = self._redact(text[: half + _SPARE])[:-_SPARE]
+        tail = self._redact(text[-half - _SPARE :])[_SPARE:]
+        return self._ends(head, tail, limit, len(text))
+
+    @staticmethod
+    def _ends(head: str, tail: str, limit: int, length: int) -> str:
+        half = limit // 2
+        return f"{head[:half]}\n… [{length - 2 * half:,} characters cut] …\n{tail[-half:]}"
 
     @staticmethod
     def _redact(text: str) -> str:
@@ -154,13 +169,10 @@ class Redactor:
         """Return ``value`` as JSON for the eye: redacted, bounded, and represented where JSON has no word for it."""
         return _Pass(self).value(value, 0)
 
-    def arguments(self, args: Iterable[object], names: tuple[str, ...] = ()) -> list[Any]:
+    def arguments(self, args: Collection[object], names: tuple[str, ...] = ()) -> list[Any]:
         """Return positional arguments as :meth:`value` does, redacted by the names of their parameters, too."""
-        one = _Pass(self)
-        return [
-            REDACTED if i < len(names) and self.is_secret(names[i]) else one.value(value, 1)
-            for i, value in enumerate(args)
-        ]
+        hidden = {i for i, name in enumerate(names) if self.is_secret(name)}
+        return _Pass(self).sequence(args, 0, hidden)
 
 
 class _Pass:
@@ -194,7 +206,7 @@ class _Pass:
                 case Mapping():
                     return self._mapping(value, depth)
                 case list() | tuple() | Set():
-                    return self._sequence(value, depth)
+                    return self.sequence(value, depth)
         except RecursionError:
             return "… [nested too deep]"
         except Exception as e:  # noqa: BLE001 - a user's container may raise anything
@@ -212,22 +224,22 @@ class _Pass:
             if i >= self._limits.items or self._left <= 0:
                 shown["…"] = f"[{len(value) - i:,} more]"
                 break
-            name = clean(cut(key if isinstance(key, str) else repr(key), 255))
+            name = self._redactor.text(key if isinstance(key, str) else repr(key), 255)
             self._left -= len(name)
             shown[name] = REDACTED if self._redactor.is_secret(key) else self.value(item, depth + 1)
         return shown
 
-    def _sequence(self, value: Collection[Any], depth: int) -> list[Any]:
+    def sequence(self, value: Collection[Any], depth: int, hidden: Collection[int] = ()) -> list[Any]:
         shown: list[Any] = []
         for i, item in enumerate(value):
             if i >= self._limits.items or self._left <= 0:
                 shown.append(f"… [{len(value) - i:,} more]")
                 break
-            shown.append(self.value(item, depth + 1))
+            shown.append(REDACTED if i in hidden else self.value(item, depth + 1))
         return shown
 
     def _other(self, value: object) -> str:
         try:
             return self._string(repr(value))
-        except Exception as e:  # noqa: BLE001 - whatever a user's __repr__ raises
+        except BaseException as e:  # noqa: BLE001 - whatever a user's __repr__ raises
             return f"[{type(value).__name__}, whose __repr__ raised {type(e).__name__}]"

@@ -14,3 +14,15 @@ def parameters_of(broker: Broker, actor_name: str) -> dict[str, inspect.Paramete
         return dict(inspect.signature(broker.get_actor(actor_name).fn).parameters)
     except (ActorNotFound, TypeError, ValueError):
         return None
+
+
+def positional_names(broker: Broker, actor_name: str, count: int) -> tuple[str, ...]:
+    """Return the names under which an actor takes its first ``count`` positional arguments, as far as known."""
+    parameters = parameters_of(broker, actor_name) or {}
+    names: list[str] = []
+    for parameter in parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            names += [parameter.name] * (count - len(names))
+        elif parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+    return tuple(names[:count])

@@ -18,14 +18,6 @@ def cut(text: str, limit: int) -> str:
     return f"{text[:limit]}… [{len(text) - limit:,} more characters]"
 
 
-def cut_middle(text: str, limit: int) -> str:
-    """Return ``text``, or its two ends around a mark that says how many characters are missing."""
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n… [{len(text) - 2 * half:,} characters cut] …\n{text[-half:]}"
-
-
 def name_of(kind: type[BaseException]) -> str:
     """Return the name for ``exception_class``: bare for builtins, else with its module."""
     if kind.__module__ == "builtins":
@@ -34,8 +26,8 @@ def name_of(kind: type[BaseException]) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return ``str(error)``, also where that raises."""
+    """Return ``str(error)``, also where that raises, be it ``SystemExit``: it is a user's code, on the way to a row."""
     try:
         return str(error)
-    except Exception as e:  # noqa: BLE001 - whatever a user's __str__ raises
+    except BaseException as e:  # noqa: BLE001 - see above
         return f"(the exception's __str__ raised {type(e).__name__})"

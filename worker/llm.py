@@ -27,4 +27,4 @@ def describe_window(window_start: str, window_end: str, model: str = "linear", m
     with transaction() as session:
         totals = channel_totals(session, tenant_id, window, chosen, version)
     shares = ", ".join(f"{t.channel} {t.cents / 100:,.2f}" for t in totals) or "no revenue"
-    logger.info("{} to {} by {}: {}", window.start.isoformat(), window.end.isoformat(), chosen.value, shares)
+    logger.info("{} by {}: {}", window, chosen.value, shares)

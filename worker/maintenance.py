@@ -35,9 +35,9 @@ def verify_window(window_start: str, window_end: str, model: str = "linear", mod
         wrong = unbalanced_conversions(session, tenant_id, window, chosen, version)
     if wrong:
         raise UnbalancedAllocations(
-            f"recompute {window.start.isoformat()} to {window.end.isoformat()} with {chosen.value}: "
+            f"recompute {window} with {chosen.value}: "
             + "; ".join(
                 f"{w.conversion_id}: {w.revenue_cents} cents earned, {w.allocated_cents} allocated" for w in wrong
             )
         )
-    logger.info("{} to {} adds up", window.start.isoformat(), window.end.isoformat())
+    logger.info("{} adds up", window)

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 import dramatiq
 from dramatiq.actor import ActorDecorator
 
-from worker.broker import broker, queues
+from worker.broker import queues
 from worker.queues import Queue, check_queue_name
 
 P = ParamSpec("P")
@@ -50,7 +50,7 @@ def register(module: str, queue: str) -> None:
             raise RoutingError(f"cannot route {module!r} to {str(queue)!r}: it goes to {taken!r} already")
         _routes[module] = str(queue)
         queues.add(str(queue))
-    broker.declare_queue(str(queue))
+    dramatiq.get_broker().declare_queue(str(queue))
 
 
 def queue_of(module: str) -> str | None:
@@ -96,6 +96,8 @@ def _declare(
             f"actor {name!r}: module {module!r} has no queue; say worker.routing.register({module!r}, queue) "
             "before its actors, or @actor(queue_name=...)"
         )
+    # Ours, or the one that worker.testing puts in its place for a test.
+    broker = dramatiq.get_broker()
     with _lock:
         if name in broker.actors:
             raise RoutingError(

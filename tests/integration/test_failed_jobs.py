@@ -276,3 +276,15 @@ def test_details_that_postgres_refuses_do_not_cost_the_row(broker: Broker, datab
     (row,) = rows(database)
     assert row["error_message"] == "(not recordable; see the worker's log)"
     assert row["exception_class"].endswith("Lets")
+
+
+def test_a_recorded_delivery_makes_no_row_again_whatever_became_of_its_own(database: Database) -> None:
+    failure = a_failure()
+    first = failed_jobs.record(failure)
+    set_status(database, first, "resolved")
+    later = replace(failure, delivery_id="second")
+    second = failed_jobs.record(later)
+    with psycopg.connect(database.admin_url) as connection:
+        connection.execute("DELETE FROM worker_failed_jobs WHERE id = %s", [first])
+    assert failed_jobs.record(later) == second
+    assert [r["id"] for r in rows(database)] == [second]

@@ -30,7 +30,7 @@ from db.deadline import set_deadline
 from db.session import transaction
 from db.tenancy import tenant_context
 from tests.servers import Database, temporary_folder
-from tests.waiting import eventually
+from tests.waiting import Edge, eventually
 
 THREADS = 8
 TRANSACTIONS = 100
@@ -263,17 +263,20 @@ def test_the_watchdog_hits_nobody_else(pgbouncer: str, tenants: list[UUID]) -> N
     end = time.monotonic() + 2
 
     def overrun() -> list[str | None]:
-        endings = []
-        while time.monotonic() < end:
-            set_deadline(0.02)
+        endings: list[str | None] = []
+        edge = Edge()
+        while time.monotonic() < end or (set(endings) != {None, QUERY_CANCELED} and len(endings) < 2_000):
+            set_deadline(edge.limit)
             try:
                 with tenant_context(tenants[0]), transaction() as s:
                     s.execute(text("SET LOCAL statement_timeout = 0"))
-                    s.execute(text("SELECT pg_sleep(0.018 + random() * 0.006)"))
+                    s.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": edge.duration})
             except OperationalError as e:
                 endings.append(sqlstate(e))
+                edge.too_long()
             else:
                 endings.append(None)
+                edge.too_short()
         return endings
 
     def innocent() -> int:
@@ -288,7 +291,7 @@ def test_the_watchdog_hits_nobody_else(pgbouncer: str, tenants: list[UUID]) -> N
         overrunning = [threads.submit(overrun) for _ in range(2)]
         others = [threads.submit(innocent) for _ in range(4)]
         assert all(f.result() for f in others)
-        # The edge was met, from both sides.
+        # The edge was met, from both sides: otherwise nothing was tried.
         assert {ending for f in overrunning for ending in f.result()} == {None, QUERY_CANCELED}
 
 

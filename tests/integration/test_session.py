@@ -30,7 +30,7 @@ from db.session import Scope, begin_statement, operator_transaction, transaction
 from db.statement_watchdog import StatementWatchdog
 from db.tenancy import current_tenancy, tenant_context
 from tests.servers import Cluster, Database
-from tests.waiting import eventually
+from tests.waiting import Edge, eventually
 from tests.wire import Wire
 
 QUERY_CANCELED = "57014"
@@ -655,23 +655,26 @@ def test_a_transaction_that_ended_in_time_is_left_alone(one_connection: Database
 
 def test_whoever_comes_next_is_not_hit_by_the_cancellation_of_the_one_before(one_connection: Database) -> None:
     """Transactions that end at their very deadline, and at once another one on the same connection."""
-    endings = []
+    endings: list[str | None] = []
+    edge = Edge()
     with tenant_context(uuid4()):
-        for i in range(60):
-            set_deadline(0.02)
+        while len(endings) < 60 or (set(endings) != {None, QUERY_CANCELED} and len(endings) < 2_000):
+            set_deadline(edge.limit)
             try:
                 with transaction() as s:
                     # statement_timeout is not what is tried here.
                     s.execute(text("SET LOCAL statement_timeout = 0"))
-                    s.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": 0.015 + 0.0002 * i})
+                    s.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": edge.duration})
             except OperationalError as e:
                 endings.append(sqlstate(e))
+                edge.too_long()
             else:
                 endings.append(None)
+                edge.too_short()
             set_deadline(None)
             with transaction() as s:
                 s.execute(text("SELECT pg_sleep(0.01)"))
-    # The edge was met, from both sides.
+    # The edge was met, from both sides: otherwise nothing was tried.
     assert set(endings) == {None, QUERY_CANCELED}
 
 
@@ -682,7 +685,8 @@ class BusyConnection:
         self.cancelling = threading.Event()
         self.may_end = threading.Event()
 
-    def cancel(self) -> None:
+    def cancel_safe(self, *, timeout: float) -> None:
+        assert timeout > 0
         self.cancelling.set()
         assert self.may_end.wait(20)
 
@@ -1001,3 +1005,27 @@ def test_async_connections_close_on_their_loop(one_connection: Database) -> None
     with psycopg.connect(one_connection.admin_url, autocommit=True) as admin:
         query = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)"
         eventually(lambda: admin.execute(query, [list(pids)]).fetchone() == (0,))
+
+
+def test_a_server_that_does_not_answer_a_cancellation_stops_nobody(cluster: Cluster) -> None:
+    """The cancellation is a connection of its own, which a proxy may accept and then forget."""
+    with Wire(cluster.admin_url) as wire:
+        connection = psycopg.connect(wire.url)
+        wire.mute_new_connections()
+        watchdog = StatementWatchdog()
+        beats = 0
+        with connection, pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute("SET statement_timeout = '3s'")
+            watchdog.watch(connection, time.monotonic())
+            waiting = threading.Thread(target=connection.execute, args=["SELECT 1"])
+            waiting.start()
+            waiting.join()
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                beats += 1
+                time.sleep(0.01)
+            connection.execute("SELECT pg_sleep(30)")
+        watchdog.unwatch(connection)
+        connection.close()
+    # A thread that held the interpreter's lock would have left few.
+    assert beats > 20

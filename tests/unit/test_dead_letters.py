@@ -160,6 +160,11 @@ class Mute(Exception):
         raise RuntimeError("not telling")
 
 
+class Exits(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(1)
+
+
 class TestHostile:
     def fail_with(self, broker: TestBroker, worker: Worker, error: BaseException, *args: Any, **kwargs: Any) -> Failure:
         actor = declare(broker, failing(error), max_retries=0)
@@ -169,6 +174,18 @@ class TestHostile:
     def test_str_raises(self, stub_broker: TestBroker, stub_worker: Worker) -> None:
         failure = self.fail_with(stub_broker, stub_worker, Mute())
         assert failure.error_message == "(the exception's __str__ raised RuntimeError)"
+
+    def test_str_exits(self, stub_broker: TestBroker, stub_worker: Worker) -> None:
+        failure = self.fail_with(stub_broker, stub_worker, Exits())
+        assert failure.error_message == "(the exception's __str__ raised SystemExit)"
+        assert all(thread.is_alive() for thread in stub_worker.workers)
+
+    def test_secrets_by_the_name_of_a_starred_parameter(self, stub_broker: TestBroker, stub_worker: Worker) -> None:
+        def job(first: str, *secrets: str) -> None:
+            raise ValueError("x")
+
+        declare(stub_broker, job, max_retries=0).send_with_options(args=("a", "hunter2", "hunter2"), tenant_id=A)
+        assert outcome(stub_broker, stub_worker).task_args == ["a", "[redacted]", "[redacted]"]
 
     def test_nul_and_surrogates(self, stub_broker: TestBroker, stub_worker: Worker) -> None:
         failure = self.fail_with(stub_broker, stub_worker, ValueError("a\x00b\ud800"), "c\x00\ud800", k={"d\x00": 1})

@@ -19,7 +19,8 @@ redactor = Redactor()
         "password", "PASSWORD", "db_password", "passwordHash", "userPassword", "passwd", "pwd", "secret",
         "clientSecret", "client-secret", "token", "access_token", "accessToken", "X-Auth-Token", "Authorization",
         "api_key", "apiKey", "API-Key", "X-Api-Key", "apikey", "APIKey", "private_key", "aws_secret_access_key",
-        "credentials", "cookie",
+        "credentials", "cookie", "passwords", "access_tokens", "api_keys", "dbpassword", "PGPASSWORD", "accesstoken",
+        "refreshtoken", "clientsecret", "secretkey", "jwt", "pass", "passcode",
         "Set-Cookie", "session_id", "sessionId",
     ],
 )  # fmt: skip
@@ -29,7 +30,21 @@ def test_values_under_secret_names_are_redacted(key: str) -> None:
     assert redactor.value([{"outer": {key: 1234}}]) == [{"outer": {key: REDACTED}}]
 
 
-@pytest.mark.parametrize("key", ["max_tokens", "passenger", "window_start", "author", "secretary", "keyboard", "id"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "max_tokens",
+        "input_tokens",
+        "address",
+        "process",
+        "passenger",
+        "window_start",
+        "author",
+        "secretary",
+        "keyboard",
+        "id",
+    ],
+)
 def test_values_under_other_names_are_not(key: str) -> None:
     assert redactor.value({key: "shown"}) == {key: "shown"}
 
@@ -64,6 +79,18 @@ def test_positional_arguments_are_redacted_by_the_names_of_their_parameters() ->
         "{'client_secret': 'hunter2 with spaces'}",
         "access_token=hunter2&next=1",
         "api-key: hunter2",
+        "Authorization: Token hunter2hunter2",
+        "Cookie: session=hunter2; theme=dark",
+        '{\\"password\\": \\"hunter2\\"}',
+        'password="a\\"hunter2"',
+        "password=b'hunter2'",
+        "PGPASSWORD=hunter2 psql",
+        "SECRET_KEY_BASE=hunter2",
+        "passwords: hunter2",
+        "https://s3/x?X-Amz-Signature=hunter2",
+        "postgres://app:hun/hunter2'x@db/x",
+        "DETAIL:  Failing row contains (hunter2, null).",
+        "DETAIL:  Key (api_key)=(hunter2) already exists.",
         "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
         "-----BEGIN PRIVATE KEY-----\nhunter2 cut off",
     ],
@@ -92,7 +119,16 @@ def test_keys_are_known_by_their_shape(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["attribution recompute failure requested", "https://example.com/a:b@c", "id 6f1c at 2025-01-01T00:00:00Z"]
+    "text",
+    [
+        "http://localhost:8080/path@x",
+        "max_tokens=100",
+        "token validation failed: basic understanding",
+        "DETAIL:  Key (email)=(ada@example.com) already exists.",
+        "attribution recompute failure requested",
+        "https://example.com/a:b@c",
+        "id 6f1c at 2025-01-01T00:00:00Z",
+    ],
 )
 def test_other_text_stays(text: str) -> None:
     assert redactor.text(text) == text
@@ -102,6 +138,34 @@ def test_a_secret_across_the_cut_does_not_show() -> None:
     text = "x" * 90 + " postgres://app:hunter2hunter2hunter2@db/x " + "y" * 1000
     for limit in range(90, 150):
         assert "hunter2" not in redactor.text(text, limit)
+
+
+def test_nor_does_one_that_moves_before_the_cut_as_others_before_it_shrink() -> None:
+    text = "token=" + "y" * 1_500 + " postgres://app:hunter2hunter2hunter2@db/x " + "z" * 5_000
+    for limit in (500, 1_000, 1_510, 1_520, 1_530, 1_540, 3_000):
+        assert "hunter" not in redactor.text(text, limit)
+        assert "hunter" not in redactor.text_ends(text[::-1].replace("2retnuh", "hunter2"), limit)
+
+
+def test_a_key_whose_beginning_was_cut_off_does_not_show() -> None:
+    body = "\n".join(["aHVudGVyMmh1bnRlcjI"] * 200)
+    text = f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n" + "z" * 100
+    assert "aHVudGVy" not in redactor.text_ends("x" * 10_000 + text, 4_000)
+
+
+def test_names_are_redacted_by_their_shape_too() -> None:
+    assert redactor.value({"redis://:hunter2@h/0": 1}) == {f"redis://:{REDACTED}@h/0": 1}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "unit",
+    ["a-", "1-2-3-", "6f1c7a52-6c0e-4a43-9d2b-1f0f8f1f7b11-", "eyJa-", "eyJaaaaaaa.", "a://a:", "password ", 'token="',
+     "token='\\\\", " ", "QUJD\n", "-----BEGIN PRIVATE KEY-----", "sk-", "cookie:", "Key (password", "xoxb-a ", "\\"],
+)  # fmt: skip
+def test_no_text_takes_long(unit: str) -> None:
+    # Quadratic patterns need minutes for this, holding the interpreter's lock; these need milliseconds.
+    redactor.text(unit * (1_000_000 // len(unit)))
 
 
 def test_a_cut_says_how_much_is_missing() -> None:
@@ -145,6 +209,12 @@ def test_what_json_cannot_hold_is_represented() -> None:
         "3": "number as key",
         "k\\x00": 1,
     }
+
+
+def test_many_positional_arguments_are_bounded() -> None:
+    shown = redactor.arguments(list(range(1_000_000)), ("password",))
+    assert shown[:2] == [REDACTED, 1]
+    assert shown[-1] == "… [999,000 more]"
 
 
 def test_what_goes_round_ends() -> None:

@@ -46,6 +46,25 @@ def test_the_tenant_is_bound(tenant: UUID) -> None:
     assert current_tenant() == tenant
 
 
+def test_retries_do_not_wait_and_a_module_may_be_new(
+    stub_broker: TestBroker, stub_worker: Worker, tenant: UUID
+) -> None:
+    from worker.routing import actor
+
+    @actor(queue_name="llm", actor_name=f"test.{uuid4().hex}", max_retries=3)
+    def flaky() -> None:
+        raise RuntimeError("again")
+
+    flaky.send()
+    stub_broker.join("llm", timeout=20_000)
+    stub_worker.join()
+    assert [f.retry_count for f in stub_broker.failed_jobs] == [3]
+
+
+def test_which_then_belongs_to_the_process() -> None:
+    assert any(name.startswith("test.") for name in broker.actors)
+
+
 def test_a_registered_queue_is_there_too(stub_broker: TestBroker) -> None:
     from worker.routing import register
 

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import NoReturn
 from uuid import UUID
 
+import psycopg
 import typer
 from rich.console import Console
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from db import session
 from db.errors import ConfigurationError, InvalidTenant
 from db.tenancy import parse_uuid
+from middleware.redaction import Redactor
 from worker.settings import Settings
 
 console = Console()
@@ -51,12 +53,17 @@ def explained() -> Iterator[None]:
         yield
     except ConfigurationError as e:
         fail(str(e), 2)
-    except OperationalError as e:
-        fail(f"Postgres cannot be reached: {str(e.orig).strip()}", 2)
     except DBAPIError as e:
-        fail(f"Postgres refused: {str(e.orig).strip()}", 2)
+        fail(_explain(e.orig), 2)
+    except psycopg.Error as e:
+        fail(_explain(e), 2)
     except (ValueError, OSError) as e:
         fail(str(e))
+
+
+def _explain(error: BaseException | None) -> str:
+    answered = getattr(error, "sqlstate", None) is not None
+    return f"Postgres {'refused' if answered else 'cannot be reached'}: {Redactor().text(str(error).strip())}"
 
 
 def tenant_argument(value: str) -> UUID:

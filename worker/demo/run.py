@@ -215,7 +215,7 @@ def _print_allocations(console: Console, tenant: _DemoTenant) -> None:
                 totals.setdefault(total.channel, {})[model.value] = total.cents
     table = Table("channel", title=f"{tenant.name}: January's revenue by channel", title_justify="left")
     for model in Model:
-        table.add_column(model.value, justify="right")
+        table.add_column(model.value.replace("_", " "), justify="right")
     for channel in sorted(totals, key=lambda c: (-totals[c].get("linear", 0), c)):
         table.add_row(escape(channel), *(f"{totals[channel].get(m.value, 0) / 100:,.2f}" for m in Model))
     table.add_section()
