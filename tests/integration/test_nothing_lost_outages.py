@@ -111,7 +111,7 @@ class TestLostAnswers:
 
     def marker(self, one: Side, what: str) -> bytes:
         if type(one.broker) is RedisBroker:
-            return {"fetch": b"\r\nfetch\r\n", "finish": b"\r\nack\r\n", "enqueue": b"\r\nenqueue\r\n"}[what]
+            return {"fetch": b"$11\r\nattribution\r\n", "finish": b"\r\nack\r\n", "enqueue": b"\r\nenqueue\r\n"}[what]
         sha: str = one.broker.run._scripts[what].sha  # type: ignore[attr-defined]
         return sha.encode()
 
@@ -312,7 +312,7 @@ class TestDelayed:
 class TestForeignClock:
     """27."""
 
-    def through(self, one: Side, redis_url: str, monkeypatch: pytest.MonkeyPatch, client: redis.Redis) -> list[str]:
+    def through(self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
         ran: list[str] = []
         started, go_on = threading.Event(), threading.Event()
 
@@ -323,14 +323,14 @@ class TestForeignClock:
 
         actor = one.actor(job)
         one.send(actor)
-        with one.working():
+        with one.working(threads=4):
             assert started.wait(15)
             producer = RedisBroker(client=client, maintenance_chance=1_000_000)
             producer.declare_queue(QUEUE)
             with monkeypatch.context() as patch:
                 patch.setattr("dramatiq.brokers.redis.current_millis", lambda: current_millis() + 61_000)
                 producer.enqueue(actor.message_with_options(tenant_id=str(TENANT)))
-            eventually(lambda: len(ran) >= 2)
+            eventually(lambda: len(ran) == times)
             go_on.set()
             eventually(lambda: kept(client) == 0)
         return ran
@@ -339,15 +339,13 @@ class TestForeignClock:
         self, side: Make, redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one = side(stock, redis_url)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dramatiq.worker.QUEUE_PREFETCH", 8)
-            assert self.through(one, redis_url, monkeypatch, client) == ["job"] * 3
+        assert self.through(one, client, monkeypatch, 3) == ["job"] * 3
 
     def test_ours_runs_it_once(
         self, side: Make, redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one = side(ours, redis_url)
-        assert self.through(one, redis_url, monkeypatch, client) == ["job"] * 2
+        assert self.through(one, client, monkeypatch, 2) == ["job"] * 2
         assert client.zscore("dramatiq:__heartbeats__", one.broker.broker_id) is None  # type: ignore[attr-defined]
 
 
