@@ -12,6 +12,7 @@ from uuid import UUID
 import dramatiq
 import redis
 from dramatiq import Broker, MessageProxy, Worker
+from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.brokers.redis import RedisBroker
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -51,10 +52,15 @@ class Side:
         """A worker, as long as the ``with`` block lasts."""
         worker = Worker(self.broker, worker_timeout=100, worker_threads=threads, queues={QUEUE})
         worker.start()
+        loop = get_event_loop_thread()
         try:
             yield worker
         finally:
             worker.stop(timeout=10_000)
+            # Dramatiq knows one event loop a process and stops that; of two workers in one process, as some of these
+            # tests have it, the other's would keep the process from ending.
+            if loop is not None and loop.is_alive():
+                loop.stop()
 
     def close(self) -> None:
         """Close every connection."""
