@@ -213,7 +213,11 @@ class LosslessBroker(RedisBroker):
           ConnectionClosed: For any error of Redis.
         """
         try:
-            sizes = [self.client.hlen(f"{self.namespace}:{name}.msgs") for name in (queue_name, dq_name(queue_name))]
+            # Both at one moment: a message that becomes due between two calls would be in neither.
+            with self.client.pipeline(transaction=True) as both:
+                for name in (queue_name, dq_name(queue_name)):
+                    both.hlen(f"{self.namespace}:{name}.msgs")
+                sizes = both.execute()
         except redis.RedisError as e:
             raise ConnectionClosed(f"Redis: {e}") from e
         return sum(map(int, sizes))

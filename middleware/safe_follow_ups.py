@@ -1,4 +1,4 @@
-"""Dramatiq's callbacks, pipelines and groups, from which no message gets lost."""
+"""Dramatiq's callbacks and pipelines, from which no message gets lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dramatiq import Broker, MessageProxy
-from dramatiq.middleware import Callbacks, GroupCallbacks, Pipelines
+from dramatiq.middleware import Callbacks, Pipelines
 from loguru import logger
 
 from middleware.errors import FollowUpNotSent
@@ -59,21 +59,4 @@ class SafePipelines(Pipelines):
         exception: BaseException | None = None,
     ) -> None:
         with _failing(message, "pipe_target", exception):
-            super().after_process_message(broker, message, result=result, exception=exception)
-
-
-class SafeGroupCallbacks(GroupCallbacks):
-    """Fails the last message of a group whose callbacks cannot be enqueued."""
-
-    def after_process_message(
-        self,
-        broker: Broker,
-        message: MessageProxy,
-        *,
-        result: Any = None,
-        exception: BaseException | None = None,
-    ) -> None:
-        if exception is None and message.failed:
-            return
-        with _failing(message, "group_completion_callbacks", exception):
             super().after_process_message(broker, message, result=result, exception=exception)

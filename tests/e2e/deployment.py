@@ -81,7 +81,7 @@ class Deployment:
 
     def waiting(self, queue: str) -> int:
         """Messages of a queue that are neither done nor dead: queued, delayed or running."""
-        return sum(int(self.client.hlen(f"dramatiq:{name}.msgs")) for name in (queue, f"{queue}.DQ"))
+        return int(self.broker.do_qsize(queue))  # type: ignore[attr-defined]
 
     def failures(self) -> list[dict[str, Any]]:
         """All rows of worker_failed_jobs, as a superuser sees them."""

@@ -86,7 +86,11 @@ def ours(redis_url: str) -> Side:
 
 def kept(client: redis.Redis, queue: str = QUEUE) -> int:
     """Messages of a queue that are not done."""
-    return sum(int(client.hlen(f"dramatiq:{name}.msgs")) for name in (queue, f"{queue}.DQ"))
+    # Both at one moment: a message that becomes due between two calls would be in neither.
+    with client.pipeline(transaction=True) as both:
+        for name in (queue, f"{queue}.DQ"):
+            both.hlen(f"dramatiq:{name}.msgs")
+        return sum(map(int, both.execute()))
 
 
 def in_acks(client: redis.Redis) -> int:
