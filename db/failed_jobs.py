@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from sqlalchemy import bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from loguru import logger
+from sqlalchemy import text
+from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
-from db.session import transaction
+from db.failures import Failure
+from db.session import rebind, transaction
 from db.tenancy import tenant_context
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A dead message as it will be recorded. Text is clean and cut, arguments are redacted."""
-
-    #: The Redis id of the delivery that died; the message id on a broker that has none.
-    delivery_id: str
-    task_id: str
-    task_name: str
-    queue: str | None
-    worker: str | None
-    task_args: list[Any] | None
-    task_kwargs: dict[str, Any] | None
-    tenant_id: UUID | None
-    error_type: str
-    exception_class: str
-    error_message: str
-    traceback: str | None
-    retry_count: int
-    last_retry_at: datetime | None
-    correlation_id: UUID
-    failed_at: datetime
 
 
 def failed_job_id(task_id: str, task_name: str, *more: str) -> UUID:
@@ -56,29 +37,38 @@ _TYPES: Final = {
 }
 _COLUMNS: Final = tuple(_TYPES)
 
-_JSON = [
-    bindparam("task_args", type_=JSONB(none_as_null=True)),
-    bindparam("task_kwargs", type_=JSONB(none_as_null=True)),
-]
+# json, because a jsonb holds no more than 256 MiB.
+_GIVEN: Final = (
+    "json_to_recordset(CAST(:failures AS json)) AS given (id uuid, delivery_id varchar, original text, "
+    + ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
+    + ")"
+)
 
 # A delivery that is recorded already makes no second row, whatever became of the first.
-# One statement, so one round trip, for the row and for the delivery that it answers for. ON CONFLICT has no target: an
-# upsert over a row that this tenant cannot see would raise.
+# One statement, so one round trip, for rows, originals, and the deliveries that they answer for. ON CONFLICT has no
+# target: an upsert over a row that this tenant cannot see would raise.
 _INSERT = text(
     f"""
-    WITH recorded AS (
+    WITH given AS MATERIALIZED (SELECT * FROM {_GIVEN}),
+    recorded AS (
         INSERT INTO worker_failed_jobs (id, status, {", ".join(_COLUMNS)})
-        SELECT CAST(:id AS uuid), 'pending', {", ".join(f"CAST(:{c} AS {kind})" for c, kind in _TYPES.items())}
-        WHERE NOT EXISTS (SELECT FROM worker_failed_job_deliveries WHERE delivery_id = :delivery_id)
+        SELECT id, 'pending', {", ".join(_COLUMNS)} FROM given
+        WHERE NOT EXISTS (SELECT FROM worker_failed_job_deliveries d WHERE d.delivery_id = given.delivery_id)
         ON CONFLICT DO NOTHING
         RETURNING id
+    ),
+    kept AS (
+        INSERT INTO worker_failed_job_originals (failed_job_id, tenant_id, original)
+        SELECT id, tenant_id, decode(original, 'base64') FROM recorded JOIN given USING (id)
+        WHERE original IS NOT NULL
+        ON CONFLICT DO NOTHING
     )
     INSERT INTO worker_failed_job_deliveries (delivery_id, failed_job_id, tenant_id)
-    SELECT CAST(:delivery_id AS varchar), id, CAST(:tenant_id AS uuid) FROM recorded
+    SELECT delivery_id, id, tenant_id FROM recorded JOIN given USING (id)
     ON CONFLICT DO NOTHING
     RETURNING failed_job_id
     """
-).bindparams(*_JSON)
+)
 
 _DELIVERED = text("SELECT failed_job_id FROM worker_failed_job_deliveries WHERE delivery_id = :delivery_id")
 
@@ -88,16 +78,19 @@ _CHANGING: Final = tuple(c for c in _COLUMNS if c not in {"task_id", "task_name"
 
 _REOPEN = text(
     f"""
-    UPDATE worker_failed_jobs SET status = 'pending', {", ".join(f"{c} = :{c}" for c in _CHANGING)}
-    WHERE id = :id AND status IN ('pending', 'in_progress', 'abandoned')
-    RETURNING id
-    """
-).bindparams(*_JSON)
-
-_ADD_DELIVERY = text(
-    """
+    WITH given AS MATERIALIZED (SELECT * FROM {_GIVEN}),
+    reopened AS (
+        UPDATE worker_failed_jobs job SET status = 'pending', {", ".join(f"{c} = given.{c}" for c in _CHANGING)}
+        FROM given WHERE job.id = given.id AND job.status IN ('pending', 'in_progress', 'abandoned')
+    ),
+    kept AS (
+        INSERT INTO worker_failed_job_originals (failed_job_id, tenant_id, original)
+        SELECT id, tenant_id, decode(original, 'base64') FROM given WHERE original IS NOT NULL
+        ON CONFLICT DO NOTHING
+    )
     INSERT INTO worker_failed_job_deliveries (delivery_id, failed_job_id, tenant_id)
-    VALUES (:delivery_id, :id, :tenant_id) ON CONFLICT DO NOTHING
+    SELECT delivery_id, id, tenant_id FROM given
+    ON CONFLICT DO NOTHING
     """
 )
 
@@ -112,28 +105,94 @@ def record(failure: Failure) -> UUID:
     - the same beside a resolved row: a new row, for this delivery;
     - beside a row that this tenant may not see: a new row, for this tenant.
 
+    What Postgres will never take of its details is left out: a row without them beats no row.
+
     Raises:
       sqlalchemy.exc.SQLAlchemyError: When it could not be written; then nothing was.
     """
-    with tenant_context(failure.tenant_id, failure.correlation_id), transaction() as session:
-        return _record(session, failure)
+    try:
+        return _write([failure])[0]
+    except DataError as e:
+        logger.error("failure of message {} is recorded without its details: {}", failure.task_id, e)
+        return _write([_bare(failure)])[0]
 
 
-def _record(session: Session, failure: Failure) -> UUID:
-    values = {name: getattr(failure, name) for name in (*_COLUMNS, "delivery_id")}
+def record_all(failures: Sequence[Failure]) -> None:
+    """Write failures of any tenants in one transaction: all of them, or none. Otherwise as :func:`record`.
+
+    Raises:
+      sqlalchemy.exc.SQLAlchemyError: When they could not be written.
+    """
+    try:
+        _write(failures)
+    except DataError:
+        # One of them, which is then told from the others.
+        for failure in failures:
+            record(failure)
+
+
+def _bare(failure: Failure) -> Failure:
+    return replace(
+        failure,
+        task_args=None,
+        task_kwargs=None,
+        error_message="(not recordable; see the worker's log)",
+        traceback=None,
+    )
+
+
+def _write(failures: Sequence[Failure]) -> list[UUID]:
+    if not failures:
+        return []
+    ids: dict[int, UUID] = {}
+    # In one order, whoever writes: two that held what the other waits for would wait for ever.
+    in_order = sorted(range(len(failures)), key=lambda n: (str(failures[n].tenant_id), failures[n].task_id))
+    bound = failures[in_order[0]].tenant_id
+    with tenant_context(bound, failures[0].correlation_id if len(failures) == 1 else None), transaction() as session:
+        for tenant_id, group in groupby(in_order, key=lambda n: failures[n].tenant_id):
+            if tenant_id != bound:
+                with tenant_context(tenant_id):
+                    rebind(session)
+                bound = tenant_id
+            of_tenant = list(group)
+            ids.update(zip(of_tenant, _of_one_tenant(session, [failures[n] for n in of_tenant]), strict=True))
+    return [ids[n] for n in range(len(failures))]
+
+
+def _of_one_tenant(session: Session, failures: list[Failure]) -> list[UUID]:
+    row_ids = [failed_job_id(f.task_id, f.task_name) for f in failures]
+    # Of two deliveries of one message the second finds the row of the first.
+    first = dict(zip(reversed(row_ids), reversed(failures), strict=True))
+    new = _insert(session, first.items())
+    return [
+        row_id if row_id in new and failure is first[row_id] else _settle(session, failure)
+        for row_id, failure in zip(row_ids, failures, strict=True)
+    ]
+
+
+def _insert(session: Session, failures: Iterable[tuple[UUID, Failure]]) -> set[UUID]:
+    """Insert what is not known yet, and return those rows' ids."""
+    return set(session.execute(_INSERT, {"failures": _json(failures)}).scalars())
+
+
+def _json(failures: Iterable[tuple[UUID, Failure]]) -> str:
+    return json.dumps([{"id": str(row_id), **failure.as_json()} for row_id, failure in failures])
+
+
+def _settle(session: Session, failure: Failure) -> UUID:
+    """Find the row of a failure that is known already, or whose id is taken."""
     parts: tuple[str, ...] = (failure.task_id, failure.task_name)
     # Each turn adds what tells this failure from the one that holds the id; nothing can hold the last.
     for _ in range(4):
         row_id = failed_job_id(*parts)
-        if session.execute(_INSERT, {**values, "id": row_id}).first() is not None:
+        if _insert(session, [(row_id, failure)]):
             return row_id
         delivered = session.execute(_DELIVERED, {"delivery_id": failure.delivery_id}).scalar()
         if delivered is not None:
             return UUID(str(delivered))
         status = session.execute(_STATUS, {"id": row_id}).scalar()
         if status is not None and status != "resolved":
-            session.execute(_REOPEN, {**values, "id": row_id})
-            session.execute(_ADD_DELIVERY, {**values, "id": row_id})
+            session.execute(_REOPEN, {"failures": _json([(row_id, failure)])})
             return row_id
         # A row that cannot be seen is another tenant's.
         parts = (*parts, str(failure.tenant_id) if status is None else failure.delivery_id)

@@ -93,6 +93,26 @@ class FailedJobDelivery(Base):
     recorded_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
+class FailedJobOriginal(Base):
+    """The message as it was fetched, byte for byte. Nothing in it is redacted: only operators read it."""
+
+    __tablename__ = "worker_failed_job_originals"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["failed_job_id"],
+            ["worker_failed_jobs.id"],
+            name="fk_worker_failed_job_originals_failed_job",
+            ondelete="CASCADE",
+        ),
+        _OURS,
+    )
+
+    failed_job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID | None]
+    original: Mapped[bytes]
+    recorded_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class Tenant(Base):
     """Whom work is done for."""
 

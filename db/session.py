@@ -214,26 +214,34 @@ def _options(config: Config, scope: Scope) -> dict[str, Any]:
     return {_SCOPE_OPTION: scope, _LOCK_TIMEOUT_OPTION: config.lock_timeout_ms}
 
 
+def _tenancy_settings(scope: Scope) -> str:
+    tenancy = current_tenancy()
+    tenant_id = tenancy.tenant_id if tenancy and scope == "worker" else None
+    correlation_id = tenancy.correlation_id if tenancy else None
+    of_tenant = f"SET LOCAL app.current_tenant_id = '{tenant_id or ''}'"
+    return f"{of_tenant}; SET LOCAL app.correlation_id = '{correlation_id or ''}'"
+
+
 def begin_statement(scope: Scope, lock_timeout_ms: int) -> str:
     """Return the string that begins a transaction for the binding and deadline of this context.
 
     Every value in it is a UUID, an integer or a word of ours, so nothing needs escaping.
     """
-    tenancy = current_tenancy()
-    tenant_id = tenancy.tenant_id if tenancy and scope == "worker" else None
-    correlation_id = tenancy.correlation_id if tenancy else None
     # All three, also where they are empty: code may have said SET without LOCAL on this connection before.
-    parts = [
-        f"BEGIN; SET LOCAL app.execution_context = '{scope}'",
-        f"SET LOCAL app.current_tenant_id = '{tenant_id or ''}'",
-        f"SET LOCAL app.correlation_id = '{correlation_id or ''}'",
-    ]
+    parts = [f"BEGIN; SET LOCAL app.execution_context = '{scope}'", _tenancy_settings(scope)]
     left = deadline.remaining_ms()
     if left is not None:
         parts.append(f"SET LOCAL statement_timeout = {left}")
         lock_timeout_ms = min(lock_timeout_ms, left)
     parts.append(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
     return "; ".join(parts)
+
+
+def rebind(session: Session) -> None:
+    """Bind the rest of an open transaction to the tenant that is current now, for a batch of several tenants' rows."""
+    connection = session.connection()
+    scope: Scope = connection.get_execution_options()[_SCOPE_OPTION]
+    connection.exec_driver_sql(_tenancy_settings(scope), execution_options={"no_parameters": True})
 
 
 def _begin(connection: Connection) -> None:

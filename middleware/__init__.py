@@ -18,6 +18,7 @@ from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_retries import SafeRetries
+from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
 
@@ -34,6 +35,7 @@ __all__ = [
     "SafeCallbacks",
     "SafePipelines",
     "SafeRetries",
+    "SpoolDrainer",
     "StatementDeadline",
     "TenantContext",
 ]

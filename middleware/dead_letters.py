@@ -8,19 +8,18 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dramatiq import Broker, MessageProxy
 from dramatiq.common import q_name
 from dramatiq.middleware import Middleware
 from loguru import logger
-from sqlalchemy.exc import DataError
 
-from db.deadline import set_deadline
-from db.failed_jobs import Failure
+from db.failures import Failure
 from db.tenancy import current_tenant
 from middleware.classification import Classifier
+from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import exception_of
 from middleware.errors import NotRecorded
 from middleware.redaction import Redactor
@@ -32,9 +31,6 @@ from middleware.traceback_text import traceback_text
 #: Characters kept of an exception's message, and of its traceback.
 MESSAGE_LIMIT = 10_000
 TRACEBACK_LIMIT = 50_000
-#: Seconds that writing one row may take before Dramatiq is asked to come back.
-WRITE_WITHIN = 10.0
-
 #: ``task_name`` of what is no message.
 UNDECODABLE_NAME = "(undecodable)"
 
@@ -51,11 +47,11 @@ class _Execution:
 class DeadLetters(Middleware):
     """Records dead messages, whatever Dramatiq rejected them for. Second in the list, after ``TenantContext``.
 
-    Where the row cannot be written the message is not dead-lettered without it: Dramatiq keeps it and asks again every
-    five seconds, holding the worker thread meanwhile.
+    Where the row cannot be written the failure goes into the spool, in the step in which the message leaves its queue;
+    on a broker that has none Dramatiq keeps the message and asks again every five seconds, holding the worker thread.
 
     Arguments:
-      record: Writes a failure; :func:`db.failed_jobs.record`, or what a test looks at.
+      record: Writes a failure, or raises soon; :meth:`db.failure_writer.FailureWriter.record`, or what a test looks at.
       classify: Gives an exception its error type.
       redact: Takes secrets out of arguments and text.
       worker_name: Of this process; the host's name by default. The process id is added.
@@ -88,26 +84,35 @@ class DeadLetters(Middleware):
         self._local.execution = None
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
-        set_deadline(WRITE_WITHIN)
+        if isinstance(message, Delivery):
+            # Of an attempt to end it before this one.
+            message.to_spool = None
         try:
             failure = self._describe(broker, message)
-            try:
-                self._record(failure)
-            except DataError as e:
-                # Something in the details that Postgres will never take. A row without them beats no row.
-                logger.error("failure of message {} is recorded without its details: {}", failure.task_id, e)
-                self._record(_bare(failure))
         except Exception as e:
+            raise self._not_recorded(message, e) from e
+        try:
+            self._record(failure)
+        except Exception as e:
+            if not isinstance(message, Delivery):
+                raise self._not_recorded(message, e) from e
             logger.error(
-                "failure of message {} for actor {} is NOT recorded yet, so the message stays in Redis; "
-                "trying again in 5 seconds: {}",
+                "failure of message {} for actor {} goes into the spool: {}",
                 message.message_id,
                 message.actor_name,
                 self._redact.text(message_of(e), 1_000),
             )
-            raise NotRecorded(f"failure of message {message.message_id} could not be recorded") from e
-        finally:
-            set_deadline(None)
+            message.to_spool = json.dumps(failure.as_json()).encode()
+
+    def _not_recorded(self, message: MessageProxy, error: Exception) -> NotRecorded:
+        logger.error(
+            "failure of message {} for actor {} is NOT recorded yet, so the message stays where it is; "
+            "trying again in 5 seconds: {}",
+            message.message_id,
+            message.actor_name,
+            self._redact.text(message_of(error), 1_000),
+        )
+        return NotRecorded(f"failure of message {message.message_id} could not be recorded")
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._local.execution = None
@@ -142,6 +147,7 @@ class DeadLetters(Middleware):
             last_retry_at=execution.started_at if execution and retry_count else None,
             correlation_id=correlation_of(message.options, message.message_id),
             failed_at=self._clock(),
+            original=message.raw if isinstance(message, Delivery) else None,
         )
 
     def _traceback(self, error: BaseException | None) -> str | None:
@@ -152,16 +158,6 @@ class DeadLetters(Middleware):
         except BaseException as e:  # noqa: BLE001 - a row without a traceback beats no row
             text = f"(the traceback could not be formatted: {type(e).__name__})"
         return None if text is None else self._redact.text_ends(text, TRACEBACK_LIMIT)
-
-
-def _bare(failure: Failure) -> Failure:
-    return replace(
-        failure,
-        task_args=None,
-        task_kwargs=None,
-        error_message="(not recordable; see the worker's log)",
-        traceback=None,
-    )
 
 
 def task_id_of(message: MessageProxy) -> str:

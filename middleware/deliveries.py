@@ -25,20 +25,24 @@ class Delivery(MessageProxy):
 
     Attributes:
       redis_id: The id under which Redis keeps it.
+      raw: What Redis keeps there.
       follow_ups: What is to be enqueued when it ends, in the same step.
+      to_spool: Its failure, which waits in Redis from its end on because Postgres is away.
     """
 
-    def __init__(self, message: Message[Any], redis_id: str) -> None:
+    def __init__(self, message: Message[Any], redis_id: str, raw: bytes) -> None:
         super().__init__(message)
         self.redis_id = redis_id
+        self.raw = raw
         self.follow_ups: list[Entry] = []
+        self.to_spool: bytes | None = None
 
 
 class Rejected(Delivery):
     """What was fetched and must not be run. Its actor is one that cannot be found, so Dramatiq rejects it."""
 
-    def __init__(self, message: Message[Any], redis_id: str, problem: InvalidMessage) -> None:
-        super().__init__(message, redis_id)
+    def __init__(self, message: Message[Any], redis_id: str, raw: bytes, problem: InvalidMessage) -> None:
+        super().__init__(message, redis_id, raw)
         self._exception = problem
 
     def stuff_exception(self, exception: BaseException) -> None:
@@ -48,9 +52,9 @@ class Rejected(Delivery):
 def deliver(raw: bytes, queue_name: str, redis_id: str) -> Delivery:
     """Return what was fetched from ``queue_name``, whatever it is."""
     try:
-        return Delivery(decode(raw, queue_name, redis_id), redis_id)
+        return Delivery(decode(raw, queue_name, redis_id), redis_id, raw)
     except InvalidMessage as problem:
-        return Rejected(_stand_in(raw, queue_name, redis_id, problem), redis_id, problem)
+        return Rejected(_stand_in(raw, queue_name, redis_id, problem), redis_id, raw, problem)
 
 
 def _stand_in(raw: bytes, queue_name: str, redis_id: str, problem: InvalidMessage) -> Message[Any]:

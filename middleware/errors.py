@@ -47,6 +47,10 @@ class MessageExpired(SkipMessage, DramaturgError):
     """Why a message that waited longer than its ``max_age`` was not run."""
 
 
+class SpoolFull(BrokerConnectionError, DramaturgError):
+    """Raised when a failure found no room in the spool: Dramatiq keeps the message and asks again 5 seconds later."""
+
+
 class NotRecorded(MiddlewareError, BrokerConnectionError):
     """Raised when a failure could not be written: Dramatiq keeps the message and asks again five seconds later.
 

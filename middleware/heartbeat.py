@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from dramatiq.errors import ConnectionClosed
 from loguru import logger
@@ -22,10 +23,21 @@ class Heartbeat:
       lease: Milliseconds of silence after which a process is given up.
       grace: Milliseconds that all get to come back in when nobody could beat for half a lease: Redis was away.
       interval: Seconds between two signs of life.
+      on_spool: Told with each of them how many failures wait in the spool.
     """
 
-    def __init__(self, run: Scripts, broker_id: str, *, lease: int, grace: int, interval: float) -> None:
+    def __init__(
+        self,
+        run: Scripts,
+        broker_id: str,
+        *,
+        lease: int,
+        grace: int,
+        interval: float,
+        on_spool: Callable[[int], object] = lambda _: None,
+    ) -> None:
         self._run = run
+        self._on_spool = on_spool
         self._broker_id = broker_id
         self._lease = lease
         self._grace = grace
@@ -52,12 +64,15 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Renew the lease once."""
-        known, *given_back = self._run("beat", self._broker_id, self._lease, self._grace, *sorted(self._queues))
+        known, spooled, *given_back = self._run(
+            "beat", self._broker_id, self._lease, self._grace, *sorted(self._queues)
+        )
         if self._beaten and not known:
             logger.error(
                 "this process was silent for more than {} ms and was given up: what it holds may run twice", self._lease
             )
         self._beaten = True
+        self._on_spool(spooled)
         for gone, queue, count in zip(given_back[::3], given_back[1::3], given_back[2::3], strict=True):
             logger.warning("worker {} is gone: {} messages are back in queue {}", gone.decode(), count, queue.decode())
 

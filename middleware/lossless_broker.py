@@ -28,6 +28,7 @@ from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Scripts
+from middleware.spool import SPOOL_LIMIT, Spool
 
 #: Milliseconds after which what a silent process holds is given back, milliseconds that all get to come back in after
 #: Redis was away, and seconds between two signs of life.
@@ -54,6 +55,10 @@ class LosslessBroker(RedisBroker):
       middleware: All of it.
       namespace: Prefix of every key.
       lease: Milliseconds, see :data:`LEASE`.
+      spool_limit: Failures that may wait in Redis while Postgres is away, before workers wait.
+
+    Attributes:
+      spool: Those failures.
     """
 
     def __init__(
@@ -64,12 +69,16 @@ class LosslessBroker(RedisBroker):
         middleware: list[Middleware],
         namespace: str = "dramatiq",
         lease: int = LEASE,
+        spool_limit: int = SPOOL_LIMIT,
     ) -> None:
         super().__init__(client=client, middleware=middleware, namespace=namespace)
         self.waiting_client = waiting_client
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
-        self._heartbeat = Heartbeat(self.run, self.broker_id, lease=lease, grace=GRACE, interval=BEAT)
+        self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
+        self._heartbeat = Heartbeat(
+            self.run, self.broker_id, lease=lease, grace=GRACE, interval=BEAT, on_spool=self.spool.holds
+        )
         self._holdings: dict[str, Holdings] = {}
         self._local = _OfThread()
 

@@ -15,11 +15,14 @@ from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from middleware.deliveries import Delivery, deliver
+from middleware.errors import SpoolFull
 from middleware.holdings import Holdings
 
 if TYPE_CHECKING:
     from middleware.lossless_broker import LosslessBroker
 
+#: What the script says that did nothing for want of room.
+SPOOL_IS_FULL = -1
 #: Due messages taken off a delay queue at a time.
 DUE_AT_ONCE = 100
 #: Seconds for which a busy consumer lets room for several messages gather, so that one call fetches them all.
@@ -129,10 +132,15 @@ class LosslessConsumer(Consumer):
             self._queue_name,
             self._broker.broker_id,
             _bytes(message.redis_id),
-            "",
-            0,
+            message.to_spool or "",
+            self._broker.spool.limit,
             *(part for entry in message.follow_ups for part in entry),
         )
+        if done == SPOOL_IS_FULL:
+            raise SpoolFull(
+                f"the spool holds {self._broker.spool.limit} failures, as many as it may, until Postgres takes them: "
+                f"this worker waits with the failure of message {message.message_id}"
+            )
         if not done:
             logger.warning(
                 "message {} was given to another worker while this one had it: it may run twice", message.message_id

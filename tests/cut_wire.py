@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class CutWire:
-    """Stands between clients and the Redis of ``url`` while the ``with`` block lasts."""
+    """Stands between clients and the server of ``url`` while the ``with`` block lasts."""
 
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)
@@ -27,7 +27,8 @@ class CutWire:
     @property
     def url(self) -> str:
         """The server's URL, through this proxy."""
-        return urlunsplit(self._url._replace(netloc=f"127.0.0.1:{self._listener.getsockname()[1]}"))
+        who, at, _ = self._url.netloc.rpartition("@")
+        return urlunsplit(self._url._replace(netloc=f"{who}{at}127.0.0.1:{self._listener.getsockname()[1]}"))
 
     def down(self) -> None:
         """Cut every connection, and every new one as it is made."""

@@ -6,10 +6,9 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import dramatiq
-import redis
 from dramatiq import Broker, Middleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
@@ -19,16 +18,15 @@ from dramatiq.middleware import (
     TimeLimit,
 )
 from loguru import logger
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from db import failed_jobs, session
 from db.errors import ConfigurationError
-from db.failed_jobs import Failure
+from db.failure_writer import WRITE_WITHIN, FailureWriter
+from db.failures import Failure
 from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
-from middleware.dead_letters import WRITE_WITHIN, DeadLetters
+from middleware.dead_letters import DeadLetters
 from middleware.dramatiq_internals import check_version
 from middleware.failed_skips import FailedSkips
 from middleware.known_queues import KnownQueues
@@ -37,15 +35,15 @@ from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_retries import SafeRetries
+from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
 from worker.consumed_queues import ConsumedQueues
 from worker.logs import Logs
 from worker.queues import Queue
+from worker.redis_client import make_redis
 from worker.settings import Settings
 
-#: Seconds that a worker may be told to wait for a message at a time (``dramatiq_worker_timeout``; delayed ones twice).
-LONGEST_WAIT = 10.0
 #: Gives failures their ``error_type``; an application adds its own with :meth:`Classifier.add`.
 classifier = Classifier()
 
@@ -55,7 +53,12 @@ def declared_queues(settings: Settings) -> set[str]:
     return {*(queue.value for queue in Queue), *settings.extra_queues}
 
 
-def make_middleware(settings: Settings, record: Callable[[Failure], object], queues: set[str]) -> list[Middleware]:
+def make_middleware(
+    settings: Settings,
+    record: Callable[[Failure], object],
+    queues: set[str],
+    record_all: Callable[[Sequence[Failure]], object] | None = None,
+) -> list[Middleware]:
     """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why."""
     redactor = Redactor(settings.redact_keys)
     return [
@@ -82,6 +85,7 @@ def make_middleware(settings: Settings, record: Callable[[Failure], object], que
         CurrentMessage(),
         AsyncIO(),
         CloseSessions(),
+        SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
         ShutdownNotifications(),
         StatementDeadline(time_limit=settings.time_limit),
         TimeLimit(time_limit=settings.time_limit),
@@ -90,14 +94,14 @@ def make_middleware(settings: Settings, record: Callable[[Failure], object], que
 
 def make_broker(
     settings: Settings,
-    record: Callable[[Failure], object] = failed_jobs.record,
+    record: Callable[[Failure], object] | None = None,
     queues: set[str] | None = None,
 ) -> Broker:
     """Return a broker for ``settings`` with every queue declared; connects to nothing.
 
     Arguments:
       settings: Says which broker, and how its middleware is tuned.
-      record: Where dead messages are written.
+      record: Where dead messages are written; by default to their table, several at a time.
       queues: The names of the queues; :func:`declared_queues` by default.
 
     Raises:
@@ -105,7 +109,11 @@ def make_broker(
     """
     check_version()
     queues = declared_queues(settings) if queues is None else queues
-    middleware = make_middleware(settings, record, queues)
+    if record is None:
+        writer = FailureWriter(failed_jobs.record_all)
+        middleware = make_middleware(settings, writer.record, queues, failed_jobs.record_all)
+    else:
+        middleware = make_middleware(settings, record, queues)
     broker: Broker
     if settings.stub:
         broker = StubBroker(middleware=middleware)
@@ -115,31 +123,11 @@ def make_broker(
             waiting_client=make_redis(settings, waits=True),
             middleware=middleware,
             namespace=settings.redis_namespace,
+            spool_limit=settings.spool_limit,
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)
     return broker
-
-
-def make_redis(settings: Settings, *, waits: bool = False) -> redis.Redis:
-    """Return a client for ``REDIS_URL``; it connects when first used.
-
-    Arguments:
-      settings: Say where, and how long to wait for an answer.
-      waits: For commands that wait on the server, and are not to be sent again where a reply was lost.
-    """
-    options: dict[str, object] = {
-        "socket_timeout": settings.redis_timeout + (LONGEST_WAIT if waits else 0),
-        "socket_connect_timeout": settings.redis_timeout,
-        # A connection that the server closed meanwhile is opened again at once; a server that is not there is an error
-        # at once, too, and one that does not answer is not asked again.
-        "retry": Retry(NoBackoff(), 0 if waits else 1, supported_errors=(redis.ConnectionError,)),
-        "health_check_interval": 30,
-    }
-    if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:
-        # Heroku signs its own: https://devcenter.heroku.com/articles/connecting-heroku-redis
-        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-    return redis.Redis.from_url(settings.redis_url, **options)
 
 
 def _queues_of(modules: Iterable[str]) -> set[str] | None:
@@ -179,5 +167,5 @@ if settings.database_url is None and not settings.stub:
 _configure_session(settings)
 #: The queues that may be used in this process; :func:`worker.routing.register` adds to them.
 queues = declared_queues(settings)
-broker = make_broker(settings, failed_jobs.record if settings.database_url else _log_only, queues)
+broker = make_broker(settings, None if settings.database_url else _log_only, queues)
 dramatiq.set_broker(broker)

@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     max_age: Milliseconds | None = Field(
         None, description="milliseconds after which a message that has not run is expired; default never"
     )
+    spool_limit: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10_000, description="failures that may wait in Redis while Postgres is away, before workers wait"
+    )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(

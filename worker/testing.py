@@ -17,7 +17,7 @@ import pytest
 from dramatiq import Worker
 from dramatiq.brokers.stub import StubBroker
 
-from db.failed_jobs import Failure
+from db.failures import Failure
 from db.tenancy import tenant_context
 
 

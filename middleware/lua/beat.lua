@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Says that this broker lives, on the server's clock, and gives back what brokers left that live no more.
 -- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, queues...
--- Returns 1 if this broker was known to live, 0 if it is new or was given up; then broker id, queue, count of what was
--- given back, ...
+-- Returns 1 if this broker was known to live, 0 if it is new or was given up; how many failures wait in the spool; then
+-- broker id, queue, count of what was given back, ...
 local ns, broker, lease, grace_time = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local alive = ns .. ":__dramaturg__.alive"
 local time = redis.call("time")
@@ -19,7 +19,7 @@ local mine = ns .. ":__dramaturg__.queues." .. broker
 for i = 4, #ARGV do
   redis.call("sadd", mine, ARGV[i])
 end
-local said = {known}
+local said = {known, redis.call("hlen", ns .. ":__dramaturg__.spool")}
 if redis.call("exists", grace) == 1 then
   return said
 end

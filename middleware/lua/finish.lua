@@ -10,10 +10,11 @@ if redis.call("sismember", acks, message) == 0 then
 end
 if ARGV[4] ~= "" then
   local spool = ns .. ":__dramaturg__.spool"
-  if redis.call("llen", spool) >= tonumber(ARGV[5]) then
+  if redis.call("hlen", spool) >= tonumber(ARGV[5]) then
     return -1
   end
-  redis.call("rpush", spool, ARGV[4])
+  redis.call("hset", spool, queue .. ":" .. message, ARGV[4])
+  redis.call("set", spool .. ".since", redis.call("time")[1], "nx")
 end
 for i = 6, #ARGV, 3 do
   local name = ns .. ":" .. ARGV[i]

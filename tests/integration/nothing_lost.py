@@ -17,7 +17,7 @@ from dramatiq.brokers.redis import RedisBroker
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from db.failed_jobs import Failure
+from db.failures import Failure
 from worker.broker import make_broker
 from worker.settings import Settings
 

@@ -15,9 +15,11 @@ import psycopg
 import pytest
 from dramatiq import Broker, Worker
 from psycopg.rows import dict_row
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 
 from db import failed_jobs
-from db.failed_jobs import Failure
+from db.failures import Failure
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
 from tests.servers import Database
@@ -67,9 +69,58 @@ class TestWhichRow:
         failure = a_failure()
         row_id = failed_jobs.record(failure)
         assert row_id == uuid5(NAMESPACE_URL, f"{failure.task_id}:test.job")
-        expected = {name: getattr(failure, name) for name in Failure.__slots__ if name != "delivery_id"}
+        expected = {
+            name: getattr(failure, name) for name in Failure.__slots__ if name not in {"delivery_id", "original"}
+        }
         expected |= {"id": row_id, "status": "pending", "remediation_notes": None, "resolved_at": None}
         assert rows(database) == [expected]
+
+    def test_the_original_is_kept_for_operators_alone(self, database: Database) -> None:
+        original = bytes(range(256))
+        row_id = failed_jobs.record(a_failure(original=original))
+        with operator_transaction() as session:
+            kept = session.execute(text("SELECT failed_job_id, tenant_id, original FROM worker_failed_job_originals"))
+            assert kept.all() == [(row_id, A, original)]
+        with tenant_context(A), pytest.raises(ProgrammingError, match="permission denied"), transaction() as session:
+            session.execute(text("SELECT original FROM worker_failed_job_originals"))
+
+    def test_a_row_that_had_no_original_gets_that_of_the_next_failure(self, database: Database) -> None:
+        failure = a_failure()
+        failed_jobs.record(failure)
+        failed_jobs.record(replace(failure, delivery_id="again", original=b"{}"))
+        with operator_transaction() as session:
+            kept = session.execute(text("SELECT original FROM worker_failed_job_originals")).scalars().all()
+        assert kept == [b"{}"]
+
+    def test_many_at_once(self, database: Database) -> None:
+        one = a_failure()
+        failures = [
+            *(a_failure(tenant_id=tenant) for tenant in (B, None, A, B, A)),
+            one,
+            replace(one, delivery_id="the same message failed again", error_message="the last"),
+            replace(one, tenant_id=B, delivery_id="theirs"),
+        ]
+        for _ in range(2):
+            failed_jobs.record_all(failures)
+            found = [(str(row["tenant_id"]), row["task_id"]) for row in rows(database)]
+            distinct = {(str(f.tenant_id), f.task_id) for f in failures}
+            assert sorted(found) == sorted(distinct)
+            (row,) = (r for r in rows(database) if (r["task_id"], r["tenant_id"]) == (one.task_id, A))
+            assert row["error_message"] == "the last"
+
+    def test_many_at_once_of_which_postgres_will_never_take_one(self, database: Database) -> None:
+        bad = a_failure(tenant_id=B, error_message="nul \x00")
+        failed_jobs.record_all([a_failure(), bad, a_failure(tenant_id=None)])
+        (row,) = (r for r in rows(database) if r["tenant_id"] == B)
+        assert row["error_message"] == "(not recordable; see the worker's log)"
+        assert len(rows(database)) == 3
+
+    def test_many_at_once_are_all_or_none(self, database: Database) -> None:
+        with pytest.raises(ProgrammingError, match="worker_failed_job_deliveries"):
+            with psycopg.connect(database.admin_url) as admin:
+                admin.execute("REVOKE INSERT ON worker_failed_job_deliveries FROM app_user")
+            failed_jobs.record_all([a_failure(), a_failure(tenant_id=B)])
+        assert rows(database) == []
 
     def test_twice_is_once(self, database: Database) -> None:
         failure = a_failure()

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from db import failed_jobs, session
 from db.deadline import deadline
-from db.failed_jobs import Failure
+from db.failures import Failure
 from db.session import operator_transaction, transaction
 from db.tenancy import Tenancy, current_tenancy, tenant_context
 from middleware.known_queues import KnownQueues

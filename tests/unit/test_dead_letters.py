@@ -15,7 +15,7 @@ import pytest
 from dramatiq import Actor, Message, Middleware, Worker
 from dramatiq.middleware import SkipMessage
 
-from db.failed_jobs import Failure
+from db.failures import Failure
 from db.tenancy import current_tenant
 from middleware.dead_letters import MESSAGE_LIMIT, TRACEBACK_LIMIT
 from worker.testing import TestBroker

@@ -15,6 +15,7 @@ from middleware.dead_letters import DeadLetters
 from middleware.failed_skips import FailedSkips
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_retries import SafeRetries
+from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
 from worker.broker import broker
@@ -30,6 +31,7 @@ ORDER = [
     CurrentMessage,
     AsyncIO,
     CloseSessions,  # while the event loop still runs
+    SpoolDrainer,  # before the connections are closed, in reverse
     ShutdownNotifications,
     StatementDeadline,  # gone before a failure is written
     TimeLimit,  # last: disarmed before any other after hook, which it could otherwise interrupt

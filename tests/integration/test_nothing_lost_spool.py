@@ -1,0 +1,365 @@
+"""Postgres is away while jobs fail: their failures wait in Redis, and are written once when it is back, by anybody."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from dramatiq.errors import ConnectionClosed
+from loguru import logger
+
+from db import failed_jobs, session
+from db.failure_writer import FailureWriter
+from db.failures import Failure
+from middleware.lua_scripts import Scripts
+from middleware.spool import Spool
+from middleware.spool_drainer import SpoolDrainer
+from tests.cut_wire import CutWire
+from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, put
+from tests.integration.test_failed_jobs import a_failure, rows
+from tests.servers import Database
+from tests.waiting import eventually
+from worker.broker import make_broker
+from worker.settings import Settings
+
+SPOOL = "dramatiq:__dramaturg__.spool"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
+    monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.05)
+    monkeypatch.setattr("middleware.lossless_broker.BEAT", 0.1)
+    monkeypatch.setattr("middleware.spool_drainer.AGAIN_AFTER", 0.05)
+    monkeypatch.setattr("db.failure_writer.AGAIN_AFTER", 0.2)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def postgres(database: Database) -> Iterator[CutWire]:
+    """The way to Postgres, which can be cut."""
+    with CutWire(database.worker_url) as wire:
+        session.configure(wire.url, operator_database_url=database.operator_url, connect_timeout=2)
+        yield wire
+        session.dispose()
+
+
+def production(url: str, **settings: str) -> Side:
+    """The broker of production, with the table of production."""
+    environ = {"REDIS_URL": url, "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none", **settings}
+    return Side(make_broker(Settings.load(environ)), [])
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Side]]:
+    made: list[Side] = []
+
+    def one(url: str, **settings: str) -> Side:
+        made.append(production(url, **settings))
+        return made[-1]
+
+    yield one
+    for side in made:
+        side.close()
+
+
+def fail(n: int) -> None:
+    raise ValueError(f"number {n}")
+
+
+def recorded(database: Database) -> list[str]:
+    return sorted(row["error_message"] for row in rows(database))
+
+
+def test_jobs_go_on_and_failures_are_written_once_postgres_is_back(
+    make: Callable[..., Side], redis_url: str, client: redis.Redis, postgres: CutWire, database: Database
+) -> None:
+    one = make(redis_url)
+    ran: list[int] = []
+    bad, good = one.actor(fail), one.actor(ran.append)
+    postgres.down()
+    sent = {one.send(bad, n).message_id for n in range(20)}
+    put(client, "no-message", b"\x00{")
+    one.send(good, 1)
+    with one.working():
+        eventually(lambda: kept(client) == 0)
+        assert ran == [1]
+        assert client.hlen(SPOOL) == 21
+        assert rows(database) == []
+        postgres.up()
+        eventually(lambda: client.exists(SPOOL) == 0)
+    found = rows(database)
+    assert len(found) == 21
+    assert sent < {row["task_id"] for row in found}
+    assert recorded(database)[-20:] == sorted(f"number {n}" for n in range(20))
+    assert {row["tenant_id"] for row in found if row["task_id"] in sent} == {TENANT}
+    with psycopg.connect(database.admin_url) as admin:
+        originals = [row[0] for row in admin.execute("SELECT original FROM worker_failed_job_originals")]
+    assert len(originals) == 21
+    assert b"\x00{" in originals
+    assert client.exists(f"{SPOOL}.since", f"{SPOOL}.drainer") == 0
+
+
+def test_the_spool_outlives_the_process(
+    make: Callable[..., Side], redis_url: str, client: redis.Redis, postgres: CutWire, database: Database
+) -> None:
+    first = make(redis_url)
+    bad = first.actor(fail)
+    postgres.down()
+    with first.working():
+        first.send(bad, 7)
+        eventually(lambda: client.hlen(SPOOL) == 1)
+    postgres.up()
+    # Another process, which knows no such actor.
+    with make(redis_url).working():
+        eventually(lambda: client.exists(SPOOL) == 0)
+    assert recorded(database) == ["number 7"]
+
+
+def test_a_postgres_that_does_not_answer_holds_a_failure_for_a_second(
+    make: Callable[..., Side], redis_url: str, client: redis.Redis, database: Database
+) -> None:
+    locked = psycopg.connect(database.admin_url)
+    # Its statements wait, as those on a server that does not answer do.
+    locked.execute("LOCK TABLE worker_failed_jobs IN ACCESS EXCLUSIVE MODE")
+    one = make(redis_url)
+    bad = one.actor(fail)
+    with one.working():
+        one.send(bad, 1)
+        eventually(lambda: client.hlen(SPOOL) == 1)
+        locked.rollback()
+        eventually(lambda: client.exists(SPOOL) == 0)
+    locked.close()
+    # The transaction that came late and the drainer both wrote it.
+    assert recorded(database) == ["number 1"]
+
+
+def test_at_the_bound_workers_wait_and_nothing_is_lost(
+    make: Callable[..., Side], redis_url: str, client: redis.Redis, postgres: CutWire, database: Database
+) -> None:
+    one = make(redis_url, SPOOL_LIMIT="3")
+    bad = one.actor(fail)
+    postgres.down()
+    for n in range(10):
+        one.send(bad, n)
+    with one.working(threads=2):
+        # Both threads hold one that finds no room.
+        eventually(lambda: client.hlen(SPOOL) == 3)
+        assert kept(client) == 7
+        postgres.up()
+        eventually(lambda: kept(client) == 0)
+        eventually(lambda: client.exists(SPOOL) == 0)
+    assert recorded(database) == [f"number {n}" for n in range(10)]
+
+
+@pytest.mark.parametrize("first", ["Redis", "Postgres"])
+def test_both_away_and_back_in_either_order(
+    make: Callable[..., Side], redis_url: str, client: redis.Redis, postgres: CutWire, database: Database, first: str
+) -> None:
+    with CutWire(redis_url) as wire:
+        one = make(wire.url)
+        started, go_on = threading.Event(), threading.Event()
+
+        def job() -> None:
+            started.set()
+            go_on.wait(15)
+            raise ValueError("both were away")
+
+        one.send(one.actor(job))
+        waits = threading.Event()
+        finish = one.broker.run  # type: ignore[attr-defined]
+
+        def watched(name: str, *arguments: Any) -> Any:
+            try:
+                return finish(name, *arguments)
+            except ConnectionClosed:
+                if name == "finish":
+                    waits.set()
+                raise
+
+        one.broker.run = watched  # type: ignore[attr-defined]
+        with one.working():
+            assert started.wait(15)
+            wire.down()
+            postgres.down()
+            go_on.set()
+            assert waits.wait(15)
+            if first == "Redis":
+                wire.up()
+                eventually(lambda: client.hlen(SPOOL) == 1)
+                postgres.up()
+            else:
+                postgres.up()
+                eventually(lambda: rows(database))
+                assert kept(client) == 1
+                wire.up()
+            eventually(lambda: kept(client) == 0 and client.exists(SPOOL) == 0, seconds=30)
+        assert recorded(database) == ["both were away"]
+        assert in_acks(client) == 0
+
+
+class TestDrain:
+    """The drainer, without a worker."""
+
+    def spool(self, client: redis.Redis, broker_id: str = "me") -> Spool:
+        return Spool(Scripts(client, "dramatiq"), broker_id)
+
+    def fill(self, client: redis.Redis, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            client.hset(SPOOL, f"{QUEUE}:{failure.delivery_id}", json.dumps(failure.as_json()))
+
+    def test_many_of_many_tenants(self, client: redis.Redis, database: Database) -> None:
+        failures = [a_failure(tenant_id=replace_tenant) for replace_tenant in (TENANT, None) for _ in range(400)]
+        self.fill(client, failures)
+        assert SpoolDrainer(failed_jobs.record_all).drain(self.spool(client)) == 800
+        assert {row["task_id"] for row in rows(database)} == {f.task_id for f in failures}
+        assert client.exists(SPOOL) == 0
+
+    def test_one_at_a_time(self, client: redis.Redis) -> None:
+        self.fill(client, [a_failure()])
+        assert len(self.spool(client, "a").take(10)) == 1
+        assert self.spool(client, "b").take(10) == {}
+        self.spool(client, "a").leave()
+        assert len(self.spool(client, "b").take(10)) == 1
+
+    def test_twice_is_once(self, client: redis.Redis, database: Database) -> None:
+        failure = a_failure()
+        failed_jobs.record(failure)
+        self.fill(client, [failure])
+        assert SpoolDrainer(failed_jobs.record_all).drain(self.spool(client)) == 1
+        assert len(rows(database)) == 1
+
+    def test_what_cannot_be_recorded_or_read_stays_and_holds_up_nothing(
+        self, client: redis.Redis, database: Database
+    ) -> None:
+        bad = a_failure(error_message="no")
+        self.fill(client, [a_failure(), bad, a_failure()])
+        client.hset(SPOOL, "unreadable", b"{}")
+
+        def record_all(failures: Sequence[Failure]) -> None:
+            if any(f.task_id == bad.task_id for f in failures):
+                raise LookupError("every id it may have is taken")
+            failed_jobs.record_all(failures)
+
+        drainer = SpoolDrainer(record_all)
+        assert drainer.drain(self.spool(client)) == 2
+        assert len(rows(database)) == 2
+        assert set(client.hkeys(SPOOL)) == {b"unreadable", f"{QUEUE}:{bad.delivery_id}".encode()}
+
+    def test_the_alarm_says_how_many_wait_and_why(
+        self, client: redis.Redis, postgres: CutWire, database: Database, make: Callable[..., Side], redis_url: str
+    ) -> None:
+        said: list[str] = []
+        sink = logger.add(lambda m: said.append(m.record["message"]), level="WARNING")
+        self.fill(client, [a_failure(), a_failure()])
+        with psycopg.connect(database.admin_url) as admin:
+            admin.execute("ALTER TABLE worker_failed_jobs RENAME TO gone")
+        try:
+            with make(redis_url).working():
+                eventually(lambda: any(s.startswith("2 failures wait in the spool in Redis (10000 may)") for s in said))
+                with psycopg.connect(database.admin_url) as admin:
+                    admin.execute("ALTER TABLE gone RENAME TO worker_failed_jobs")
+                eventually(lambda: "2 failures of the spool are recorded; 0 are left" in said)
+        finally:
+            logger.remove(sink)
+        (alarm,) = (s for s in said if "wait in the spool" in s)
+        assert 'relation "worker_failed_jobs" does not exist' in alarm
+
+    def test_the_command_shows_it_without_postgres(self, client: redis.Redis, redis_url: str) -> None:
+        environ = {**os.environ, "REDIS_URL": redis_url, "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none"}
+
+        def spool(*arguments: str) -> str:
+            command = [sys.executable, "-m", "worker", "spool", *arguments]
+            return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+
+        assert "Nothing waits" in spool()
+        self.fill(client, [a_failure(), a_failure(), a_failure(task_name="test.other", error_type="timeout")])
+        client.set(f"{SPOOL}.since", 1_735_732_800)
+        assert "3 failures wait for Postgres since 2025-01-01T12:00:00+00:00; 10,000 may." in spool()
+        assert json.loads(spool("--json")) == {
+            "size": 3,
+            "since": "2025-01-01T12:00:00+00:00",
+            "limit": 10_000,
+            "groups": [
+                {"task_name": "test.job", "error_type": "validation_error", "failures": 2},
+                {"task_name": "test.other", "error_type": "timeout", "failures": 1},
+            ],
+        }
+
+    def test_while_postgres_is_away_nothing_leaves_it(self, client: redis.Redis, postgres: CutWire) -> None:
+        self.fill(client, [a_failure()])
+        postgres.down()
+        with pytest.raises(Exception, match=r"closed|refused|reset"):
+            SpoolDrainer(failed_jobs.record_all).drain(self.spool(client))
+        assert client.hlen(SPOOL) == 1
+        assert client.exists(f"{SPOOL}.drainer") == 0
+
+
+class TestWriter:
+    def test_those_who_come_together_share_a_transaction(self) -> None:
+        batches: list[int] = []
+        go_on, first = threading.Event(), threading.Event()
+
+        def record_all(failures: Sequence[Failure]) -> None:
+            batches.append(len(failures))
+            first.set()
+            assert go_on.wait(15)
+
+        writer = FailureWriter(record_all, wait=15)
+        threads = [threading.Thread(target=writer.record, args=(a_failure(),)) for _ in range(9)]
+        threads[0].start()
+        assert first.wait(15)
+        for thread in threads[1:]:
+            thread.start()
+        eventually(lambda: writer._handed_in.qsize() == 8)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert batches == [1, 8]
+
+    def test_one_that_cannot_be_written_does_no_harm_to_the_others(self) -> None:
+        bad = a_failure()
+        written: list[str] = []
+        hold, begun = threading.Event(), threading.Event()
+
+        def record_all(failures: Sequence[Failure]) -> None:
+            begun.set()
+            assert hold.wait(15)
+            if bad in failures:
+                raise LookupError("no")
+            written.extend(f.task_id for f in failures)
+
+        writer = FailureWriter(record_all, wait=15)
+        outcomes: dict[str, str] = {}
+
+        def hand_in(failure: Failure) -> None:
+            try:
+                writer.record(failure)
+            except LookupError as e:
+                outcomes[failure.task_id] = str(e)
+
+        failures = [a_failure(), a_failure(), bad, a_failure()]
+        threads = [threading.Thread(target=hand_in, args=(f,)) for f in failures]
+        threads[0].start()
+        assert begun.wait(15)
+        for thread in threads[1:]:
+            thread.start()
+        eventually(lambda: writer._handed_in.qsize() == 3)
+        hold.set()
+        for thread in threads:
+            thread.join()
+        assert outcomes == {bad.task_id: "no"}
+        assert sorted(written) == sorted(f.task_id for f in failures if f is not bad)
