@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 from dramatiq import Message, MessageProxy
@@ -12,6 +13,23 @@ from middleware.message_checks import InvalidMessage, decode
 
 #: (queue, Redis id, encoded message): what is to be put on a queue.
 Entry = tuple[str, str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChild:
+    """A message's part in a group, which is counted in the step in which it ends.
+
+    Attributes:
+      uuid: The group's.
+      child: Which of its children this is, the same for each delivery of it.
+      keep: Milliseconds for which the group is to be remembered.
+      callbacks: What is to be enqueued in the same step, if it is the last.
+    """
+
+    uuid: str
+    child: str
+    keep: int
+    callbacks: list[Entry]
 
 
 class NotToRun(str):
@@ -26,12 +44,14 @@ class Delivery(MessageProxy):
     Attributes:
       redis_id: The id under which Redis keeps it.
       follow_ups: What is to be enqueued when it ends, in the same step.
+      group: The part in a group of one that has succeeded, if it has any.
     """
 
     def __init__(self, message: Message[Any], redis_id: str) -> None:
         super().__init__(message)
         self.redis_id = redis_id
         self.follow_ups: list[Entry] = []
+        self.group: GroupChild | None = None
 
 
 class Rejected(Delivery):

@@ -18,6 +18,8 @@ from dramatiq.middleware import (
     ShutdownNotifications,
     TimeLimit,
 )
+from dramatiq.rate_limits import RateLimiterBackend
+from dramatiq.rate_limits.backends import StubBackend
 from loguru import logger
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -33,9 +35,11 @@ from middleware.dramatiq_internals import check_version
 from middleware.failed_skips import FailedSkips
 from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import LosslessBroker
+from middleware.lua_scripts import Scripts
 from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
+from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
@@ -55,8 +59,20 @@ def declared_queues(settings: Settings) -> set[str]:
     return {*(queue.value for queue in Queue), *settings.extra_queues}
 
 
-def make_middleware(settings: Settings, record: Callable[[Failure], object], queues: set[str]) -> list[Middleware]:
-    """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why."""
+def make_middleware(
+    settings: Settings,
+    record: Callable[[Failure], object],
+    queues: set[str],
+    group_counts: RateLimiterBackend | None = None,
+) -> list[Middleware]:
+    """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why.
+
+    Arguments:
+      settings: Say how it is tuned.
+      record: Where dead messages are written.
+      queues: The names of the queues.
+      group_counts: Where the children of groups are counted; in memory by default, which is for the StubBroker.
+    """
     redactor = Redactor(settings.redact_keys)
     return [
         Logs(settings.log_level, redactor),
@@ -72,6 +88,7 @@ def make_middleware(settings: Settings, record: Callable[[Failure], object], que
         ),
         FailedSkips(),
         AgeLimit(max_age=settings.max_age),
+        SafeGroupCallbacks(StubBackend() if group_counts is None else group_counts),
         SafeCallbacks(),
         SafePipelines(),
         SafeRetries(
@@ -105,16 +122,16 @@ def make_broker(
     """
     check_version()
     queues = declared_queues(settings) if queues is None else queues
-    middleware = make_middleware(settings, record, queues)
     broker: Broker
     if settings.stub:
-        broker = StubBroker(middleware=middleware)
+        broker = StubBroker(middleware=make_middleware(settings, record, queues))
     else:
+        client, namespace = make_redis(settings), settings.redis_namespace
         broker = LosslessBroker(
-            client=make_redis(settings),
+            client=client,
             waiting_client=make_redis(settings, waits=True),
-            middleware=middleware,
-            namespace=settings.redis_namespace,
+            middleware=make_middleware(settings, record, queues, GroupCounts(Scripts(client, namespace))),
+            namespace=namespace,
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)
