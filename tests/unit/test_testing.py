@@ -113,7 +113,8 @@ class TestGroups:
         assert called == []
 
     def test_a_callback_that_nobody_knows_is_refused(self, stub_broker: TestBroker, tenant: UUID) -> None:
-        group = dramatiq.group([recompute_window.message()])
-        group.add_completion_callback(recompute_window.message().copy(actor_name="nobody"))
+        child = dramatiq.actor(queue_name="llm", actor_name=f"test.{uuid4().hex}")(lambda: None)
+        group = dramatiq.group([child.message()])
+        group.add_completion_callback(child.message().copy(actor_name="nobody"))
         with pytest.raises(UnknownFollowUp, match="option 'group_completion_callbacks' names actor 'nobody'"):
             group.run()
