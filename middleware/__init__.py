@@ -17,6 +17,7 @@ from middleware.lossless_broker import LosslessBroker
 from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
+from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
@@ -28,11 +29,13 @@ __all__ = [
     "CloseSessions",
     "DeadLetters",
     "FailedSkips",
+    "GroupCounts",
     "KnownQueues",
     "LosslessBroker",
     "OptionChecks",
     "Redactor",
     "SafeCallbacks",
+    "SafeGroupCallbacks",
     "SafePipelines",
     "SafeRetries",
     "SpoolDrainer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 from dramatiq import Message, MessageProxy
@@ -12,6 +13,23 @@ from middleware.message_checks import InvalidMessage, decode
 
 #: (queue, Redis id, encoded message): what is to be put on a queue.
 Entry = tuple[str, str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChild:
+    """A message's part in a group, which is counted in the step in which it ends.
+
+    Attributes:
+      uuid: The group's.
+      child: Which of its children this is, the same for each delivery of it.
+      keep: Milliseconds for which the group is to be remembered.
+      callbacks: What is to be enqueued in the same step, if it is the last.
+    """
+
+    uuid: str
+    child: str
+    keep: int
+    callbacks: list[Entry]
 
 
 class NotToRun(str):
@@ -28,6 +46,7 @@ class Delivery(MessageProxy):
       raw: What Redis keeps there.
       follow_ups: What is to be enqueued when it ends, in the same step.
       to_spool: Its failure, which waits in Redis from its end on because Postgres is away.
+      group: The part in a group of one that has succeeded, if it has any.
     """
 
     def __init__(self, message: Message[Any], redis_id: str, raw: bytes) -> None:
@@ -36,6 +55,7 @@ class Delivery(MessageProxy):
         self.raw = raw
         self.follow_ups: list[Entry] = []
         self.to_spool: bytes | None = None
+        self.group: GroupChild | None = None
 
 
 class Rejected(Delivery):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -197,13 +199,22 @@ class LosslessBroker(RedisBroker):
 
     def _after_process(self, message: Delivery, **kwargs: Any) -> None:
         # Retries, callbacks, pipelines and groups enqueue here.
-        self._local.collecting = entries = list[Entry]()
-        try:
+        with self.collecting() as entries:
             super().emit_after("process_message", message, **kwargs)
-        finally:
-            self._local.collecting = None
         # Of a success that a middleware has failed nothing follows: half of its children would be neither ending.
         message.follow_ups = [] if message.failed and kwargs.get("exception") is None else entries
+        if message.failed:
+            message.group = None
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[Entry]]:
+        """Give what this thread enqueues while the ``with`` block lasts, instead of enqueuing it."""
+        before, entries = self._local.collecting, list[Entry]()
+        self._local.collecting = entries
+        try:
+            yield entries
+        finally:
+            self._local.collecting = before
 
     def get_actor(self, actor_name: str) -> Any:
         # As one that no actor can have.

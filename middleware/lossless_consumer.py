@@ -14,9 +14,10 @@ from dramatiq.common import current_millis
 from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
-from middleware.deliveries import Delivery, deliver
+from middleware.deliveries import Delivery, GroupChild, deliver
 from middleware.errors import SpoolFull
 from middleware.holdings import Holdings
+from middleware.lua_scripts import Argument
 
 if TYPE_CHECKING:
     from middleware.lossless_broker import LosslessBroker
@@ -27,6 +28,8 @@ SPOOL_IS_FULL = -1
 DUE_AT_ONCE = 100
 #: Seconds for which a busy consumer lets room for several messages gather, so that one call fetches them all.
 GATHER = 0.02
+#: What the script answers when a message has ended that names a group which was never begun, or is forgotten.
+GROUP_UNKNOWN = 2
 
 
 def _text(redis_id: bytes) -> str:
@@ -35,6 +38,14 @@ def _text(redis_id: bytes) -> str:
 
 def _bytes(redis_id: str) -> bytes:
     return redis_id.encode("utf-8", "surrogateescape")
+
+
+def _arguments(group: GroupChild | None) -> Iterable[Argument]:
+    if group is None:
+        return ()
+    # A message id may hold a lone surrogate.
+    names = (name.encode("utf-8", "backslashreplace") for name in (group.uuid, group.child))
+    return (*names, group.keep, *(part for entry in group.callbacks for part in entry))
 
 
 class LosslessConsumer(Consumer):
@@ -134,7 +145,9 @@ class LosslessConsumer(Consumer):
             _bytes(message.redis_id),
             message.to_spool or "",
             self._broker.spool.limit,
+            len(message.follow_ups),
             *(part for entry in message.follow_ups for part in entry),
+            *_arguments(message.group),
         )
         if done == SPOOL_IS_FULL:
             raise SpoolFull(
@@ -144,6 +157,13 @@ class LosslessConsumer(Consumer):
         if not done:
             logger.warning(
                 "message {} was given to another worker while this one had it: it may run twice", message.message_id
+            )
+        if done == GROUP_UNKNOWN and message.group is not None:
+            logger.error(
+                "message {} succeeded, but its group {} is not known: begun by a stock producer, or forgotten; its "
+                "callbacks will not come",
+                message.message_id,
+                message.group.uuid,
             )
         self._holdings.discard([message.redis_id])
 

@@ -74,6 +74,8 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "on_retry_exhausted": (_is_name, "the name of an actor"),
     "pipe_target": (_is_message, "a message"),
     "group_completion_callbacks": (_is_messages, "a list of messages"),
+    "group_completion_uuid": (_is_name, "a string"),
+    "group_completion_child": (_is_name, "a string"),
     "redis_message_id": (_is_name, "a string"),
 }
 
@@ -98,14 +100,19 @@ def check_options(options: Mapping[str, Any]) -> None:
         rule = _OPTIONS.get(name)
         if rule is not None and not rule[0](value):
             raise InvalidMessage(f"option {name!r} must be {rule[1]}, not {_cut(value)}")
-    for target in follow_ups(options):
+    for _, target in follow_ups(options):
         check_options(target["options"])
 
 
-def follow_ups(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the messages that ``options``, which were checked, say are to be sent when theirs has succeeded."""
+def follow_ups(options: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the messages that ``options``, which were checked, say are to be sent when theirs has succeeded, each with
+    the option's name."""
     target = options.get("pipe_target")
-    return [*([target] if target is not None else []), *(options.get("group_completion_callbacks") or [])]
+    callbacks = options.get("group_completion_callbacks") or []
+    return [
+        *([("pipe_target", target)] if target is not None else []),
+        *(("group_completion_callbacks", callback) for callback in callbacks),
+    ]
 
 
 def _cut(value: object) -> str:

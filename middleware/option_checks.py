@@ -17,7 +17,7 @@ _NAMES = ("on_success", "on_failure", "on_retry_exhausted")
 
 
 class OptionChecks(Middleware):
-    """Checks the options of every message that is sent, and of those it pipes into.
+    """Checks the options of every message that is sent, and of those that are to follow it.
 
     Names of actors are checked where the message's own actor is known: a process that only sends may know none.
 
@@ -47,8 +47,8 @@ def _check_names(broker: Broker, what: str, options: Mapping[str, Any]) -> None:
     for option in _NAMES:
         if options.get(option) is not None:
             _check_name(broker, what, option, options[option])
-    for target in follow_ups(options):
-        _check_name(broker, what, "pipe_target", target["actor_name"])
+    for option, target in follow_ups(options):
+        _check_name(broker, what, option, target["actor_name"])
         queue_name = q_name(target["queue_name"])
         if queue_name not in broker.get_declared_queues():
             raise UnknownFollowUp(f"{what}: its follow-up goes to queue {queue_name!r}, which is not declared")

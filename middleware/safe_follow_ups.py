@@ -14,7 +14,7 @@ from middleware.errors import FollowUpNotSent
 
 
 @contextmanager
-def _failing(message: MessageProxy, what: str, exception: BaseException | None) -> Iterator[None]:
+def failing(message: MessageProxy, what: str, exception: BaseException | None) -> Iterator[None]:
     """Fail a message whose follow-up cannot be enqueued. One whose actor failed has its retry or row already."""
     try:
         yield
@@ -43,7 +43,7 @@ class SafeCallbacks(Callbacks):
     ) -> None:
         if exception is None and message.failed:
             return
-        with _failing(message, "on_success" if exception is None else "on_failure", exception):
+        with failing(message, "on_success" if exception is None else "on_failure", exception):
             super().after_process_message(broker, message, result=result, exception=exception)
 
 
@@ -58,5 +58,5 @@ class SafePipelines(Pipelines):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        with _failing(message, "pipe_target", exception):
+        with failing(message, "pipe_target", exception):
             super().after_process_message(broker, message, result=result, exception=exception)

@@ -166,7 +166,7 @@ def _named_tenant(message: MessageProxy) -> Tenancy:
 
 
 def _address(broker: Broker, parts: _Parts, ambient: Tenancy) -> None:
-    """Fill in the tenant and correlation id of a message about to be sent, and of those it pipes into."""
+    """Fill in the tenant and correlation id of a message about to be sent, and of those that are to follow it."""
     scoped = _scoped(broker, parts.actor_name)
     tenant_id = _tenant_to_send(broker, parts, ambient, scoped)
     correlation_id = parts.options.get("correlation_id")
@@ -183,14 +183,17 @@ def _address(broker: Broker, parts: _Parts, ambient: Tenancy) -> None:
     parts.options["correlation_id"] = str(correlation_id)
     if tenant_id is not None:
         parts.options["tenant_id"] = str(tenant_id)
+    # Checked now: once the parent has run it is too late to tell the sender.
+    inherited = Tenancy(tenant_id or ambient.tenant_id, correlation_id)
     target = parts.options.get("pipe_target")
     if isinstance(target, dict):
-        # Checked now: once the parent has run it is too late to tell the sender.
-        inherited = Tenancy(tenant_id or ambient.tenant_id, correlation_id)
-        parts.options["pipe_target"] = _address_target(broker, target, inherited)
+        parts.options["pipe_target"] = _address_follow_up(broker, target, inherited)
+    callbacks = parts.options.get("group_completion_callbacks")
+    if isinstance(callbacks, list):
+        parts.options["group_completion_callbacks"] = [_address_follow_up(broker, c, inherited) for c in callbacks]
 
 
-def _address_target(broker: Broker, target: dict[str, Any], ambient: Tenancy) -> dict[str, Any]:
+def _address_follow_up(broker: Broker, target: dict[str, Any], ambient: Tenancy) -> dict[str, Any]:
     parts = _Parts(
         actor_name=str(target.get("actor_name")),
         message_id=str(target.get("message_id")),

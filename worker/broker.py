@@ -17,6 +17,8 @@ from dramatiq.middleware import (
     ShutdownNotifications,
     TimeLimit,
 )
+from dramatiq.rate_limits import RateLimiterBackend
+from dramatiq.rate_limits.backends import StubBackend
 from loguru import logger
 
 from db import failed_jobs, session
@@ -31,9 +33,11 @@ from middleware.dramatiq_internals import check_version
 from middleware.failed_skips import FailedSkips
 from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import LosslessBroker
+from middleware.lua_scripts import Scripts
 from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
+from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
@@ -58,8 +62,17 @@ def make_middleware(
     record: Callable[[Failure], object],
     queues: set[str],
     record_all: Callable[[Sequence[Failure]], object] | None = None,
+    group_counts: RateLimiterBackend | None = None,
 ) -> list[Middleware]:
-    """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why."""
+    """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why.
+
+    Arguments:
+      settings: Say how it is tuned.
+      record: Where dead messages are written.
+      queues: The names of the queues.
+      record_all: Writes what waited in the spool; one by one with ``record`` by default.
+      group_counts: Where the children of groups are counted; in memory by default, which is for the StubBroker.
+    """
     redactor = Redactor(settings.redact_keys)
     return [
         Logs(settings.log_level, redactor),
@@ -75,6 +88,7 @@ def make_middleware(
         ),
         FailedSkips(),
         AgeLimit(max_age=settings.max_age),
+        SafeGroupCallbacks(StubBackend() if group_counts is None else group_counts),
         SafeCallbacks(),
         SafePipelines(),
         SafeRetries(
@@ -109,20 +123,19 @@ def make_broker(
     """
     check_version()
     queues = declared_queues(settings) if queues is None else queues
+    record_all: Callable[[Sequence[Failure]], object] | None = None
     if record is None:
-        writer = FailureWriter(failed_jobs.record_all)
-        middleware = make_middleware(settings, writer.record, queues, failed_jobs.record_all)
-    else:
-        middleware = make_middleware(settings, record, queues)
+        record, record_all = FailureWriter(failed_jobs.record_all).record, failed_jobs.record_all
     broker: Broker
     if settings.stub:
-        broker = StubBroker(middleware=middleware)
+        broker = StubBroker(middleware=make_middleware(settings, record, queues))
     else:
+        client, namespace = make_redis(settings), settings.redis_namespace
         broker = LosslessBroker(
-            client=make_redis(settings),
+            client=client,
             waiting_client=make_redis(settings, waits=True),
-            middleware=middleware,
-            namespace=settings.redis_namespace,
+            middleware=make_middleware(settings, record, queues, record_all, GroupCounts(Scripts(client, namespace))),
+            namespace=namespace,
             spool_limit=settings.spool_limit,
         )
     for queue in sorted(queues):

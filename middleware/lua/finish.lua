@@ -1,10 +1,39 @@
 #!lua flags=allow-oom
 -- Ends a delivery: the message leaves its queue, and what follows from it (a retry, a child, the message itself now that
 -- it is due, a spooled failure) takes its place, both or neither. A broker that lost the delivery changes nothing.
--- KEYS: namespace. ARGV: queue, broker id, message id, spool entry or '', spool bound, (queue, id, data)...
--- Returns 1: done, now or by a call whose reply was lost; 0: this delivery was not ours any more; -1: the spool is full.
+-- KEYS: namespace. ARGV: queue, broker id, message id, spool entry or '', spool bound, count of follow-ups, as many
+-- (queue, id, data); then, of a child that succeeded of a group with callbacks: the group's uuid, which child it is,
+-- milliseconds to keep the group, its callbacks as (queue, id, data)...
+-- Returns 1: done, now or by a call whose reply was lost; 0: this delivery was not ours any more; -1: the spool is full;
+-- 2: done, but the group is not known.
 local ns, queue, broker, message = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
+local function enqueue(first, last)
+  for i = first, last, 3 do
+    local name = ns .. ":" .. ARGV[i]
+    if redis.call("hsetnx", name .. ".msgs", ARGV[i + 1], ARGV[i + 2]) == 1 then
+      redis.call("rpush", name, ARGV[i + 1])
+    end
+  end
+end
+-- Counts each child once, however often it was delivered. Tells whether the group is known.
+local function count(uuid, child, keep, callbacks)
+  local group = ns .. ":__dramaturg__.group." .. uuid
+  local left = redis.call("hget", group, "left")
+  if not left then
+    return false
+  end
+  if tonumber(left) > 0 and redis.call("hsetnx", group, "child." .. child, 1) == 1 then
+    if redis.call("hincrby", group, "left", -1) == 0 then
+      enqueue(callbacks, #ARGV)
+      -- That it is complete is all there is to know of it from here on.
+      redis.call("del", group)
+      redis.call("hset", group, "left", 0)
+    end
+  end
+  redis.call("pexpire", group, keep)
+  return true
+end
 if redis.call("sismember", acks, message) == 0 then
   return redis.call("hexists", ns .. ":" .. queue .. ".msgs", message) == 1 and 0 or 1
 end
@@ -16,12 +45,9 @@ if ARGV[4] ~= "" then
   redis.call("hset", spool, queue .. ":" .. message, ARGV[4])
   redis.call("set", spool .. ".since", redis.call("time")[1], "nx")
 end
-for i = 6, #ARGV, 3 do
-  local name = ns .. ":" .. ARGV[i]
-  if redis.call("hsetnx", name .. ".msgs", ARGV[i + 1], ARGV[i + 2]) == 1 then
-    redis.call("rpush", name, ARGV[i + 1])
-  end
-end
+local group = 7 + 3 * tonumber(ARGV[6])
+enqueue(7, group - 1)
+local known = not ARGV[group] or count(ARGV[group], ARGV[group + 1], ARGV[group + 2], group + 3)
 redis.call("srem", acks, message)
 redis.call("hdel", ns .. ":" .. queue .. ".msgs", message)
-return 1
+return known and 1 or 2

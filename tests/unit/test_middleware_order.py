@@ -14,6 +14,7 @@ from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
 from middleware.failed_skips import FailedSkips
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
+from middleware.safe_groups import SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
@@ -25,6 +26,7 @@ ORDER = [
     DeadLetters,  # sees what a retry changes only after it has noted how things were
     FailedSkips,
     AgeLimit,
+    SafeGroupCallbacks,  # counts a child only after all that may still fail it
     SafeCallbacks,
     SafePipelines,
     SafeRetries,  # after it, in reverse, come the follow-ups, so that they see whether the message failed

@@ -140,6 +140,36 @@ class TestAtSend:
             assert part["tenant_id"] == str(A)
             assert part["correlation_id"] == sent.options["correlation_id"]
 
+    def test_so_are_a_groups_callbacks(self, stub_broker: TestBroker) -> None:
+        first, last, callback = (declare(stub_broker) for _ in range(3))
+        group = dramatiq.group([first.message(), first.message() | last.message()])
+        group.add_completion_callback(callback.message(B))
+        group.add_completion_callback((callback.message() | last.message()).messages[0])
+        with tenant_context(A):
+            group.run()
+        alone, piped = (Message.decode(stub_broker.queues["attribution"].get()) for _ in range(2))
+        for child in (alone.options, piped.options["pipe_target"]["options"]):
+            plain, piping = child["group_completion_callbacks"]
+            assert plain["args"] == [str(B)]
+            for part in (plain, piping, piping["options"]["pipe_target"]):
+                assert part["options"]["tenant_id"] == str(A)
+                assert part["options"]["correlation_id"] == child["correlation_id"]
+        # The same group may be run again, for another tenant.
+        with tenant_context(B):
+            group.run()
+
+    def test_a_group_with_a_callback_for_another_tenant_or_for_none_is_refused(self, stub_broker: TestBroker) -> None:
+        child, callback = declare(stub_broker), declare(stub_broker)
+        group = dramatiq.group([child.message()])
+        group.add_completion_callback(callback.message_with_options(tenant_id=B))
+        with tenant_context(A), pytest.raises(TenantNotValid, match=callback.actor_name):
+            group.run()
+        group = dramatiq.group([declare(stub_broker, tenant_scoped=False).message()])
+        group.add_completion_callback(callback.message())
+        with pytest.raises(TenantNotGiven, match=callback.actor_name):
+            group.run()
+        assert stub_broker.queues["attribution"].qsize() == 0
+
     def test_a_pipeline_with_a_part_for_another_tenant_is_refused(self, stub_broker: TestBroker) -> None:
         first, second = declare(stub_broker), declare(stub_broker)
         with tenant_context(A), pytest.raises(TenantNotValid, match=second.actor_name):

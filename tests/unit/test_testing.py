@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
+import dramatiq
+import pytest
 from dramatiq import Worker
 
 from db.tenancy import current_tenant
+from middleware.errors import UnknownFollowUp
 from worker.attribution import recompute_window
 from worker.broker import broker
 from worker.testing import TestBroker
@@ -71,3 +74,47 @@ def test_a_registered_queue_is_there_too(stub_broker: TestBroker) -> None:
     register(f"myapp_{uuid4().hex}", "of-a-users-own")
     stub_broker.declare_queue("of-a-users-own")
     assert "of-a-users-own" in stub_broker.queues
+
+
+class TestGroups:
+    def test_callbacks_come_once_when_all_children_are_done(
+        self, stub_broker: TestBroker, stub_worker: Worker, tenant: UUID
+    ) -> None:
+        seen: list[tuple[str, UUID | None]] = []
+
+        def job(name: str) -> None:
+            seen.append((name, current_tenant()))
+
+        declare = dramatiq.actor(queue_name="llm", actor_name=f"test.{uuid4().hex}")
+        actor = declare(job)
+        piped = actor.message("first") | actor.message_with_options(args=("second",), pipe_ignore=True)
+        group = dramatiq.group([piped, *(actor.message("child") for _ in range(3))])
+        group.add_completion_callback(actor.message("callback"))
+        group.run()
+        stub_broker.join("llm", timeout=20_000)
+        stub_worker.join()
+        assert sorted(name for name, _ in seen) == ["callback", "child", "child", "child", "first", "second"]
+        assert seen[-1] == ("callback", tenant)
+        assert {bound for _, bound in seen} == {tenant}
+        assert stub_broker.failed_jobs == []
+
+    def test_a_child_that_fails_keeps_them_from_coming(
+        self, stub_broker: TestBroker, stub_worker: Worker, tenant: UUID
+    ) -> None:
+        called: list[int] = []
+        child = dramatiq.actor(queue_name="llm", actor_name=f"test.{uuid4().hex}", max_retries=0)(lambda n: 1 // n)
+        callback = dramatiq.actor(queue_name="llm", actor_name=f"test.{uuid4().hex}")(lambda: called.append(1))
+        group = dramatiq.group([child.message(0), child.message(1)])
+        group.add_completion_callback(callback.message())
+        group.run()
+        stub_broker.join("llm", timeout=20_000)
+        stub_worker.join()
+        assert len(stub_broker.failed_jobs) == 1
+        assert called == []
+
+    def test_a_callback_that_nobody_knows_is_refused(self, stub_broker: TestBroker, tenant: UUID) -> None:
+        child = dramatiq.actor(queue_name="llm", actor_name=f"test.{uuid4().hex}")(lambda: None)
+        group = dramatiq.group([child.message()])
+        group.add_completion_callback(child.message().copy(actor_name="nobody"))
+        with pytest.raises(UnknownFollowUp, match="option 'group_completion_callbacks' names actor 'nobody'"):
+            group.run()
