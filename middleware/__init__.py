@@ -22,6 +22,7 @@ from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
+from middleware.time_limit import TimeLimit
 
 __all__ = [
     "AgeLimit",
@@ -41,4 +42,5 @@ __all__ = [
     "SpoolDrainer",
     "StatementDeadline",
     "TenantContext",
+    "TimeLimit",
 ]

@@ -47,6 +47,7 @@ class Delivery(MessageProxy):
       follow_ups: What is to be enqueued when it ends, in the same step.
       to_spool: Its failure, which waits in Redis from its end on because Postgres is away.
       group: The part in a group of one that has succeeded, if it has any.
+      unsettled: Whether it is being processed, and the hooks that say how it ends have not all been called.
     """
 
     def __init__(self, message: Message[Any], redis_id: str, raw: bytes) -> None:
@@ -56,6 +57,7 @@ class Delivery(MessageProxy):
         self.follow_ups: list[Entry] = []
         self.to_spool: bytes | None = None
         self.group: GroupChild | None = None
+        self.unsettled = False
 
 
 class Rejected(Delivery):

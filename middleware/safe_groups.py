@@ -92,11 +92,11 @@ class SafeGroupCallbacks(GroupCallbacks):
             if not isinstance(broker, LosslessBroker) or not isinstance(message, Delivery):
                 raise TypeError(f"GroupCounts needs a LosslessBroker, not {type(broker).__name__}")
             # Every child brings the callbacks along, because only Redis knows which is the last.
-            with broker.collecting() as entries:
+            with broker.collecting() as collected:
                 for callback in callbacks:
                     broker.enqueue(Message(**callback))
             child = message.options.get(_CHILD) or message.message_id
-            message.group = GroupChild(uuid, child, self.barrier_ttl, entries)
+            message.group = GroupChild(uuid, child, self.barrier_ttl, [entry for _, entry in collected])
 
 
 def _marked(options: Mapping[str, Any]) -> dict[str, Any]:

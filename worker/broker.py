@@ -15,7 +15,6 @@ from dramatiq.middleware import (
     AsyncIO,
     CurrentMessage,
     ShutdownNotifications,
-    TimeLimit,
 )
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.rate_limits.backends import StubBackend
@@ -42,6 +41,7 @@ from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
+from middleware.time_limit import TimeLimit
 from worker.consumed_queues import ConsumedQueues
 from worker.logs import Logs
 from worker.queues import Queue
