@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Final
@@ -110,25 +110,43 @@ def record(failure: Failure) -> UUID:
     Raises:
       sqlalchemy.exc.SQLAlchemyError: When it could not be written; then nothing was.
     """
+    return _write_one(failure, lambda: None)
+
+
+def _write_one(failure: Failure, before_commit: Callable[[], object]) -> UUID:
     try:
-        return _write([failure])[0]
+        return _write([failure], before_commit)[0]
     except DataError as e:
         logger.error("failure of message {} is recorded without its details: {}", failure.task_id, e)
-        return _write([_bare(failure)])[0]
+        return _write([_bare(failure)], before_commit)[0]
 
 
-def record_all(failures: Sequence[Failure]) -> None:
+def record_all(failures: Sequence[Failure], before_commit: Callable[[], object] = lambda: None) -> None:
     """Write failures of any tenants in one transaction: all of them, or none. Otherwise as :func:`record`.
+
+    Arguments:
+      failures: Which.
+      before_commit: Called last; what it raises undoes everything.
 
     Raises:
       sqlalchemy.exc.SQLAlchemyError: When they could not be written.
     """
     try:
-        _write(failures)
+        _write(failures, before_commit)
     except DataError:
         # One of them, which is then told from the others.
         for failure in failures:
-            record(failure)
+            _write_one(failure, before_commit)
+
+
+def is_recorded(delivery_id: str) -> bool:
+    """Tell whether the failure of a delivery is recorded for the current tenant.
+
+    Raises:
+      sqlalchemy.exc.SQLAlchemyError: When Postgres cannot be asked.
+    """
+    with transaction() as session:
+        return session.execute(_DELIVERED, {"delivery_id": delivery_id}).first() is not None
 
 
 def _bare(failure: Failure) -> Failure:
@@ -141,7 +159,7 @@ def _bare(failure: Failure) -> Failure:
     )
 
 
-def _write(failures: Sequence[Failure]) -> list[UUID]:
+def _write(failures: Sequence[Failure], before_commit: Callable[[], object]) -> list[UUID]:
     if not failures:
         return []
     ids: dict[int, UUID] = {}
@@ -156,6 +174,7 @@ def _write(failures: Sequence[Failure]) -> list[UUID]:
                 bound = tenant_id
             of_tenant = list(group)
             ids.update(zip(of_tenant, _of_one_tenant(session, [failures[n] for n in of_tenant]), strict=True))
+        before_commit()
     return [ids[n] for n in range(len(failures))]
 
 

@@ -10,6 +10,7 @@ __distribution__ = "dramaturg"
 from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
+from middleware.crash_guard import CrashGuard
 from middleware.dead_letters import DeadLetters
 from middleware.failed_skips import FailedSkips
 from middleware.known_queues import KnownQueues
@@ -28,6 +29,7 @@ __all__ = [
     "AgeLimit",
     "Classifier",
     "CloseSessions",
+    "CrashGuard",
     "DeadLetters",
     "FailedSkips",
     "GroupCounts",

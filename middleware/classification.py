@@ -11,7 +11,7 @@ import sqlalchemy.exc
 from dramatiq.middleware import TimeLimitExceeded
 
 from db.errors import ConfigurationError, InvalidTenant, TenantRequired
-from middleware.errors import MessageExpired, TenantError
+from middleware.errors import MessageExpired, TenantError, WorkerLost
 from middleware.message_checks import InvalidMessage
 
 VALIDATION_ERROR: Final = "validation_error"
@@ -53,6 +53,7 @@ BY_CLASS: Final[Mapping[type[BaseException] | str, str]] = {
     "openai.RateLimitError": RATE_LIMITED,
     "redis.exceptions.RedisError": UPSTREAM_ERROR,
     "redis.exceptions.TimeoutError": TIMEOUT,
+    WorkerLost: WORKER_LOST,
     MessageExpired: EXPIRED,
     TenantError: TENANT_ERROR,
     TenantRequired: TENANT_ERROR,

@@ -21,7 +21,7 @@ from db.tenancy import current_tenant
 from middleware.classification import Classifier
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import exception_of
-from middleware.errors import NotRecorded
+from middleware.errors import NotRecorded, WorkerLost
 from middleware.redaction import Redactor
 from middleware.signatures import positional_names
 from middleware.tenant_context import correlation_of
@@ -125,6 +125,10 @@ class DeadLetters(Middleware):
         # Retries counts the failing execution, too, before it gives up; a message that was not run this time carries
         # the executions before.
         retry_count = execution.retries if execution else max(0, _retries(message) - 1)
+        last_retry_at = execution.started_at if execution and retry_count else None
+        if isinstance(error, WorkerLost):
+            retry_count = _retries(message) + error.starts - 1
+            last_retry_at = datetime.fromtimestamp(error.last_start / 1000, UTC) if retry_count else None
         task_name = message.actor_name if isinstance(message.actor_name, str) else UNDECODABLE_NAME
         task_id = task_id_of(message)
         names = positional_names(broker, message.actor_name, len(message.args))
@@ -144,7 +148,7 @@ class DeadLetters(Middleware):
             else "the message was rejected without an exception",
             traceback=self._traceback(error),
             retry_count=retry_count,
-            last_retry_at=execution.started_at if execution and retry_count else None,
+            last_retry_at=last_retry_at,
             correlation_id=correlation_of(message.options, message.message_id),
             failed_at=self._clock(),
             original=message.raw if isinstance(message, Delivery) else None,

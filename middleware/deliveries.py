@@ -9,6 +9,7 @@ from typing import Any
 from dramatiq import Message, MessageProxy
 from dramatiq.common import current_millis
 
+from middleware.errors import WorkerLost
 from middleware.message_checks import InvalidMessage, decode
 
 #: (queue, Redis id, encoded message): what is to be put on a queue.
@@ -44,9 +45,12 @@ class Delivery(MessageProxy):
     Attributes:
       redis_id: The id under which Redis keeps it.
       raw: What Redis keeps there.
+      epoch: Under which lease of its process it was fetched.
+      begun_before: Whether it began to run before, in a process that was lost or gave it back.
       follow_ups: What is to be enqueued when it ends, in the same step.
       to_spool: Its failure, which waits in Redis from its end on because Postgres is away.
       group: The part in a group of one that has succeeded, if it has any.
+      lost: Whether the lease on it is lost: it is somebody else's.
       unsettled: Whether it is being processed, and the hooks that say how it ends have not all been called.
     """
 
@@ -54,6 +58,9 @@ class Delivery(MessageProxy):
         super().__init__(message)
         self.redis_id = redis_id
         self.raw = raw
+        self.epoch = 0
+        self.begun_before = False
+        self.lost = False
         self.follow_ups: list[Entry] = []
         self.to_spool: bytes | None = None
         self.group: GroupChild | None = None
@@ -63,7 +70,7 @@ class Delivery(MessageProxy):
 class Rejected(Delivery):
     """What was fetched and must not be run. Its actor is one that cannot be found, so Dramatiq rejects it."""
 
-    def __init__(self, message: Message[Any], redis_id: str, raw: bytes, problem: InvalidMessage) -> None:
+    def __init__(self, message: Message[Any], redis_id: str, raw: bytes, problem: Exception) -> None:
         super().__init__(message, redis_id, raw)
         self._exception = problem
 
@@ -77,6 +84,14 @@ def deliver(raw: bytes, queue_name: str, redis_id: str) -> Delivery:
         return Delivery(decode(raw, queue_name, redis_id), redis_id, raw)
     except InvalidMessage as problem:
         return Rejected(_stand_in(raw, queue_name, redis_id, problem), redis_id, raw, problem)
+
+
+def condemn(delivery: Delivery, problem: WorkerLost) -> Rejected:
+    """Return ``delivery`` as one that is not run any more."""
+    message = delivery._message.copy(actor_name=NotToRun(delivery.actor_name))
+    rejected = Rejected(message, delivery.redis_id, delivery.raw, problem)
+    rejected.epoch = delivery.epoch
+    return rejected
 
 
 def _stand_in(raw: bytes, queue_name: str, redis_id: str, problem: InvalidMessage) -> Message[Any]:

@@ -51,6 +51,32 @@ class SpoolFull(BrokerConnectionError, DramaturgError):
     """Raised when a failure found no room in the spool: Dramatiq keeps the message and asks again 5 seconds later."""
 
 
+class LeaseLost(SkipMessage, DramaturgError):
+    """Why a message was not run: this process was silent for so long that it was given to another."""
+
+
+class LeaseUnsure(DramaturgError):
+    """Raised when a failure was not written, because this process may have lost the message; Redis knows."""
+
+
+class AlreadyRecorded(SkipMessage, DramaturgError):
+    """Why a message that came again was not run: its failure is a row already."""
+
+
+class WorkerLost(DramaturgError):
+    """Why a message was stopped: too many workers were lost while they ran it.
+
+    Attributes:
+      starts: How often it was started by a worker that was lost.
+      last_start: When it was last, in milliseconds since 1970.
+    """
+
+    def __init__(self, message: str, starts: int, last_start: int) -> None:
+        super().__init__(message)
+        self.starts = starts
+        self.last_start = last_start
+
+
 class NotRecorded(MiddlewareError, BrokerConnectionError):
     """Raised when a failure could not be written: Dramatiq keeps the message and asks again five seconds later.
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from middleware.lua_scripts import Scripts
+
+
+def _now() -> float:
+    # A clock that goes on while the machine sleeps, where there is one.
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Heartbeat:
@@ -23,7 +32,12 @@ class Heartbeat:
       lease: Milliseconds of silence after which a process is given up.
       grace: Milliseconds that all get to come back in when nobody could beat for half a lease: Redis was away.
       interval: Seconds between two signs of life.
+      facts: Gives what this process says of itself, as JSON, for those who find it gone.
       on_spool: Told with each of them how many failures wait in the spool.
+      on_suspects: Told with each of them which queues have messages that were running when a worker was lost.
+
+    Attributes:
+      epoch: Counts how often this process was given up; what it fetched before is somebody else's.
     """
 
     def __init__(
@@ -34,10 +48,17 @@ class Heartbeat:
         lease: int,
         grace: int,
         interval: float,
+        facts: Callable[[], str] = lambda: "{}",
         on_spool: Callable[[int], object] = lambda _: None,
+        on_suspects: Callable[[set[str]], object] = lambda _: None,
     ) -> None:
         self._run = run
+        self._facts = facts
         self._on_spool = on_spool
+        self._on_suspects = on_suspects
+        self._beating = threading.Lock()
+        self._beaten_at = float("-inf")
+        self.epoch = 0
         self._broker_id = broker_id
         self._lease = lease
         self._grace = grace
@@ -64,17 +85,43 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Renew the lease once."""
-        known, spooled, *given_back = self._run(
-            "beat", self._broker_id, self._lease, self._grace, *sorted(self._queues)
-        )
-        if self._beaten and not known:
-            logger.error(
-                "this process was silent for more than {} ms and was given up: what it holds may run twice", self._lease
-            )
-        self._beaten = True
+        with self._beating:
+            before = _now()
+            said = self._run("beat", self._broker_id, self._lease, self._grace, self._facts(), *sorted(self._queues))
+            known, spooled, suspected, *given_back = said
+            if self._beaten and not known:
+                self.epoch += 1
+                logger.error(
+                    "this process was silent for more than {} ms and was given up: what it held runs elsewhere",
+                    self._lease,
+                )
+            self._beaten = True
+            # Not when the answer came: Redis counts from a moment between the two.
+            self._beaten_at = before
         self._on_spool(spooled)
-        for gone, queue, count in zip(given_back[::3], given_back[1::3], given_back[2::3], strict=True):
-            logger.warning("worker {} is gone: {} messages are back in queue {}", gone.decode(), count, queue.decode())
+        self._on_suspects({queue.decode() for queue in suspected})
+        for gone, queue, count, suspects in zip(*(given_back[n::4] for n in range(4)), strict=True):
+            logger.warning(
+                "worker {} is gone: {} messages are back in queue {}, of which {} were running",
+                gone.decode(),
+                count,
+                queue.decode(),
+                suspects,
+            )
+
+    def is_fresh(self) -> bool:
+        """Tell, without asking, whether the lease surely stands at this moment."""
+        return _now() - self._beaten_at < self._lease / 2000
+
+    def holds(self, epoch: int) -> bool:
+        """Tell whether what was fetched in ``epoch`` is still this process'.
+
+        Raises:
+          ConnectionClosed: When Redis had to be asked, and could not be.
+        """
+        if not self.is_fresh():
+            self.beat()
+        return epoch == self.epoch
 
     def _keep(self) -> None:
         while not self._stop.wait(self._interval):

@@ -33,11 +33,17 @@ from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Scripts
+from middleware.process_facts import process_facts
+from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
+from middleware.start_marks import StartMarks
 
 #: Milliseconds after which what a silent process holds is given back, milliseconds that all get to come back in after
 #: Redis was away, and seconds between two signs of life.
 LEASE, GRACE, BEAT = 8_000, 5_000, 2.0
+
+#: Starts that end with the loss of the worker, after which a message is not started again.
+MAX_STARTS = 3
 
 
 @dataclass
@@ -67,9 +73,13 @@ class LosslessBroker(RedisBroker):
       namespace: Prefix of every key.
       lease: Milliseconds, see :data:`LEASE`.
       spool_limit: Failures that may wait in Redis while Postgres is away, before workers wait.
+      max_starts: Starts of a message that end with the loss of its worker, after which it is not started again.
+      worker_name: Names this process to whoever finds it gone.
 
     Attributes:
       spool: Those failures.
+      suspected: Queues that have messages which were running when a worker was lost.
+      solitude: In which such a message runs.
     """
 
     def __init__(
@@ -81,6 +91,8 @@ class LosslessBroker(RedisBroker):
         namespace: str = "dramatiq",
         lease: int = LEASE,
         spool_limit: int = SPOOL_LIMIT,
+        max_starts: int = MAX_STARTS,
+        worker_name: str | None = None,
     ) -> None:
         super().__init__(client=client, middleware=middleware, namespace=namespace)
         self.waiting_client = waiting_client
@@ -88,10 +100,49 @@ class LosslessBroker(RedisBroker):
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
         self._heartbeat = Heartbeat(
-            self.run, self.broker_id, lease=lease, grace=GRACE, interval=BEAT, on_spool=self.spool.holds
+            self.run,
+            self.broker_id,
+            lease=lease,
+            grace=GRACE,
+            interval=BEAT,
+            facts=partial(process_facts, worker_name),
+            on_spool=self.spool.holds,
+            on_suspects=self._suspect,
         )
+        self.max_starts = max_starts
+        self.suspected: set[str] = set()
+        self.solitude = Solitude(self._busy)
+        self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
         self._holdings: dict[str, Holdings] = {}
         self._local = _OfThread()
+
+    def _suspect(self, queues: set[str]) -> None:
+        self.suspected = queues
+
+    def _busy(self) -> bool:
+        # Delayed messages only move, which harms nobody.
+        return any(len(held) for queue, held in self._holdings.items() if not queue.endswith(".DQ"))
+
+    def begin(self, message: Delivery) -> None:
+        """Note that ``message`` begins to run, in case that its worker does not survive it. Raises nothing."""
+        self._marks.mark(f"{message.queue_name}:{message.redis_id}".encode("utf-8", "surrogateescape"))
+
+    def still_holds(self, message: Delivery) -> bool:
+        """Tell whether ``message`` is still this process'; as far as is known, where Redis cannot be asked."""
+        try:
+            message.lost = not self._heartbeat.holds(message.epoch)
+        except ConnectionClosed:
+            message.lost = message.epoch != self._heartbeat.epoch
+        return not message.lost
+
+    @property
+    def epoch(self) -> int:
+        """Under which lease messages are fetched now; see :class:`Heartbeat`."""
+        return self._heartbeat.epoch
+
+    def lease_is_fresh(self) -> bool:
+        """Tell, without asking Redis, whether this process' lease surely stands at this moment."""
+        return self._heartbeat.is_fresh()
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         holdings = self._holdings.setdefault(queue_name, Holdings())
@@ -179,6 +230,13 @@ class LosslessBroker(RedisBroker):
             return
         message = args[0]
         if isinstance(message, Delivery):
+            if not self._heartbeat.holds(message.epoch):
+                message.lost = True
+                logger.error(
+                    "message {} is another worker's, since this process was given up: its end here counts for nothing",
+                    message.message_id,
+                )
+                return
             self._take_due(message)
             if message.unsettled:
                 # An interrupt came in Dramatiq's error handling, which then acknowledges what has failed.
@@ -233,7 +291,7 @@ class LosslessBroker(RedisBroker):
 
     @contextmanager
     def collecting(self) -> Iterator[list[tuple[str, Entry]]]:
-        """Keep from being enqueued what this thread enqueues while the ``with`` block lasts; give message ids and entries."""
+        """Keep what this thread enqueues while the ``with`` block lasts from its queue; give ids and entries."""
         before, collected = self._local.collecting, list[tuple[str, Entry]]()
         self._local.collecting = collected
         try:
@@ -286,6 +344,7 @@ class LosslessBroker(RedisBroker):
     def close(self) -> None:
         """Give back at once whatever this process still holds."""
         self._heartbeat.stop()
+        self._marks.close()
         self.waiting_client.close()
         super().close()
 

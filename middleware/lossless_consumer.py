@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from dramatiq import MessageProxy
@@ -13,7 +15,8 @@ from dramatiq.broker import Consumer
 from dramatiq.common import current_millis, dq_name
 from loguru import logger
 
-from middleware.deliveries import Delivery, GroupChild, deliver
+from middleware.crash_evidence import worker_lost
+from middleware.deliveries import Delivery, GroupChild, Rejected, condemn, deliver
 from middleware.errors import SpoolFull
 from middleware.holdings import Holdings
 from middleware.lua_scripts import Argument
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 #: What the script says that did nothing for want of room.
 SPOOL_IS_FULL = -1
+#: Seconds for which a process waits at first for what it runs to end, so that a suspect can run alone.
+PATIENCE = 10.0
 #: Due messages taken off a delay queue at a time.
 DUE_AT_ONCE = 100
 #: Seconds for which a busy consumer lets room for several messages gather, so that one call fetches them all.
@@ -47,6 +52,17 @@ def _arguments(group: GroupChild | None) -> Iterable[Argument]:
     return (*names, group.keep, *(part for entry in group.callbacks for part in entry))
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A message that was running when a worker was lost, and waits to run alone."""
+
+    delivery: Delivery
+    #: Of each worker that was lost with it.
+    evidence: list[dict[str, Any]]
+    #: How long it waits here, on :func:`time.monotonic`'s clock.
+    until: float
+
+
 class LosslessConsumer(Consumer):
     """Every error of Redis leaves it as one on which Dramatiq starts a new consumer, or tries to end a message again.
 
@@ -67,7 +83,10 @@ class LosslessConsumer(Consumer):
         self._prefetch = min(prefetch, DUE_AT_ONCE) if self._delayed else prefetch
         self._timeout = timeout / 1000
         self._holdings = holdings
-        self._cache: deque[tuple[bytes, bytes]] = deque()
+        self._cache: deque[tuple[bytes, bytes, int, int]] = deque()
+        self._suspect: Suspect | None = None
+        self._patience = PATIENCE
+        self._look_again = float("-inf")
         self._idle = False
         self._next_due: float | None = None
         if self._delayed:
@@ -87,6 +106,81 @@ class LosslessConsumer(Consumer):
         self._broker.run("requeue", self._queue_name, self._broker.broker_id, *map(_bytes, redis_ids))
 
     def __next__(self) -> MessageProxy | None:
+        if self._delayed:
+            return self._next()
+        if self._suspect is not None or self._queue_name in self._broker.suspected:
+            suspect = self._next_suspect()
+            if suspect is not None or self._suspect is not None:
+                return suspect
+        with self._broker.solitude.fetching(self._timeout) as may:
+            if may:
+                return self._next()
+        # A message of another queue wants to be alone in this process; others may run these meanwhile.
+        self._return_cache()
+        return None
+
+    def _next_suspect(self) -> MessageProxy | None:
+        """Return a message that was running when a worker was lost, once nothing else runs in this process."""
+        solitude = self._broker.solitude
+        if self._suspect is None:
+            if time.monotonic() < self._look_again or not solitude.claim(self):
+                return None
+            self._return_cache()
+            epoch = self._broker.epoch
+            found = self._broker.fetch("take_suspect", self._queue_name, 1)
+            if not found:
+                # Another process was first. The next sign of life says whether there are more.
+                self._broker.suspected.discard(self._queue_name)
+                solitude.release(self)
+                return None
+            redis_id, raw, evidence = found
+            delivery = self._delivery(redis_id, raw, epoch, begun_before=True)
+            self._suspect = Suspect(delivery, json.loads(evidence), time.monotonic() + self._patience)
+        suspect = self._suspect
+        if len(suspect.evidence) >= self._broker.max_starts and not isinstance(suspect.delivery, Rejected):
+            self._suspect = None
+            solitude.release(self)
+            lost = worker_lost(suspect.evidence)
+            condemned = condemn(suspect.delivery, lost)
+            self._holdings.add(condemned.redis_id)
+            return condemned
+        if solitude.wait(self._timeout):
+            self._suspect = None
+            self._patience = PATIENCE
+            self._holdings.add(suspect.delivery.redis_id)
+            solitude.hand_over(self, suspect.delivery.redis_id)
+            logger.warning(
+                "message {} was running when a worker was lost, and now runs alone in this process",
+                suspect.delivery.message_id,
+            )
+            return suspect.delivery
+        if time.monotonic() > suspect.until:
+            # What else runs here takes long. Go on with it; another process may be sooner.
+            self._return_suspect()
+            self._look_again = time.monotonic() + self._patience
+            self._patience *= 2
+        return None
+
+    def _return_suspect(self) -> None:
+        suspect, self._suspect = self._suspect, None
+        self._broker.solitude.release(self)
+        if suspect is not None:
+            self._give_back([suspect.delivery.redis_id])
+
+    def _return_cache(self) -> None:
+        """Give back what was fetched and not yet handed to Dramatiq."""
+        cached = [_text(redis_id) for redis_id, *_ in self._cache]
+        self._cache.clear()
+        if cached:
+            self._give_back(cached)
+
+    def _delivery(self, redis_id: bytes, raw: bytes, epoch: int, *, begun_before: bool) -> Delivery:
+        delivery = deliver(raw, self._queue_name, _text(redis_id))
+        delivery.epoch = epoch
+        delivery.begun_before = begun_before
+        return delivery
+
+    def _next(self) -> MessageProxy | None:
         if not self._cache:
             self._holdings.wait_below(self._prefetch // 2 + 1, GATHER)
             if not self._holdings.wait_below(self._prefetch, self._timeout):
@@ -96,8 +190,8 @@ class LosslessConsumer(Consumer):
             self._fetch()
             if not self._cache:
                 return None
-        redis_id, raw = self._cache.popleft()
-        delivery = deliver(raw, self._queue_name, _text(redis_id))
+        redis_id, raw, begun_before, epoch = self._cache.popleft()
+        delivery = self._delivery(redis_id, raw, epoch, begun_before=bool(begun_before))
         if not self._delayed and delivery.options.get("eta") is not None:
             self._delay(delivery)
             return None
@@ -132,11 +226,15 @@ class LosslessConsumer(Consumer):
 
     def _fetch(self) -> None:
         count = self._prefetch - len(self._holdings)
+        # Before: what is fetched while this process is given up may be somebody else's already.
+        epoch = self._broker.epoch
         found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)
         if self._delayed:
             milliseconds = found.pop(0)
             self._next_due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
-        self._cache.extend(zip(found[::2], found[1::2], strict=True))
+            found = [part for pair in zip(found[::2], found[1::2], strict=True) for part in (*pair, 0)]
+        for redis_id, raw, begun_before in zip(found[::3], found[1::3], found[2::3], strict=True):
+            self._cache.append((redis_id, raw, begun_before, epoch))
         # Fewer than asked for: there are no more.
         self._idle = len(self._cache) < count
 
@@ -147,6 +245,9 @@ class LosslessConsumer(Consumer):
           ConnectionClosed: When Redis did not say so. Dramatiq calls again five seconds later.
         """
         assert isinstance(message, Delivery)  # noqa: S101 - it came from here
+        if message.lost:
+            self._no_longer_held([message])
+            return
         done = self._broker.run(
             "finish",
             self._queue_name,
@@ -174,7 +275,12 @@ class LosslessConsumer(Consumer):
                 message.message_id,
                 message.group.uuid,
             )
-        self._holdings.discard([message.redis_id])
+        self._no_longer_held([message])
+
+    def _no_longer_held(self, messages: Iterable[Delivery]) -> None:
+        for message in messages:
+            self._holdings.discard([message.redis_id])
+            self._broker.solitude.release(message.redis_id)
 
     def nack(self, message: MessageProxy) -> None:
         """End a failed message. Stock Dramatiq keeps it, arguments and all, in a dead-letter queue for seven days."""
@@ -182,14 +288,14 @@ class LosslessConsumer(Consumer):
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Give messages back, to the head of their queue."""
-        ids = [m.redis_id for m in messages if isinstance(m, Delivery)]
-        if ids:
-            self._give_back(ids)
-            self._holdings.discard(ids)
+        deliveries = [m for m in messages if isinstance(m, Delivery)]
+        if deliveries:
+            self._give_back(m.redis_id for m in deliveries)
+            self._no_longer_held(deliveries)
 
     def close(self) -> None:
         """Give back what was fetched and not yet handed to Dramatiq."""
-        cached = [_text(redis_id) for redis_id, _ in self._cache]
-        self._cache.clear()
-        if cached:
-            self._give_back(cached)
+        try:
+            self._return_suspect()
+        finally:
+            self._return_cache()

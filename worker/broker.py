@@ -27,8 +27,10 @@ from db.failures import Failure
 from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
+from middleware.crash_guard import CrashGuard
 from middleware.dead_letters import DeadLetters
 from middleware.dramatiq_internals import check_version
+from middleware.errors import LeaseUnsure
 from middleware.failed_skips import FailedSkips
 from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import LosslessBroker
@@ -86,6 +88,7 @@ def make_middleware(
             redact=redactor,
             worker_name=settings.worker_name,
         ),
+        CrashGuard(failed_jobs.is_recorded if record_all else lambda _: False),
         FailedSkips(),
         AgeLimit(max_age=settings.max_age),
         SafeGroupCallbacks(StubBackend() if group_counts is None else group_counts),
@@ -125,7 +128,10 @@ def make_broker(
     queues = declared_queues(settings) if queues is None else queues
     record_all: Callable[[Sequence[Failure]], object] | None = None
     if record is None:
-        record, record_all = FailureWriter(failed_jobs.record_all).record, failed_jobs.record_all
+        record_all = failed_jobs.record_all
+        # A process that was frozen meanwhile may have lost its messages to another.
+        writer = FailureWriter(lambda failures: failed_jobs.record_all(failures, lambda: _check_lease(broker)))
+        record = writer.record
     broker: Broker
     if settings.stub:
         broker = StubBroker(middleware=make_middleware(settings, record, queues))
@@ -137,10 +143,17 @@ def make_broker(
             middleware=make_middleware(settings, record, queues, record_all, GroupCounts(Scripts(client, namespace))),
             namespace=namespace,
             spool_limit=settings.spool_limit,
+            max_starts=settings.max_starts,
+            worker_name=settings.worker_name,
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)
     return broker
+
+
+def _check_lease(broker: Broker) -> None:
+    if isinstance(broker, LosslessBroker) and not broker.lease_is_fresh():
+        raise LeaseUnsure("this process may have been given up, so what it holds may be another's")
 
 
 def _queues_of(modules: Iterable[str]) -> set[str] | None:

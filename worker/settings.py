@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     spool_limit: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000, description="failures that may wait in Redis while Postgres is away, before workers wait"
     )
+    max_starts: Annotated[int, Field(ge=1, le=100)] = Field(
+        3, description="starts of a message that end with the loss of its worker, after which it is a `worker_lost` row"
+    )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(

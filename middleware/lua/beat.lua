@@ -1,39 +1,72 @@
 #!lua flags=allow-oom
 -- Says that this broker lives, on the server's clock, and gives back what brokers left that live no more.
--- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, queues...
--- Returns 1 if this broker was known to live, 0 if it is new or was given up; how many failures wait in the spool; then
--- broker id, queue, count of what was given back, ...
+--
+-- What had begun to run in one of those may have killed it: it goes among the suspects of its queue, with a line of
+-- evidence. What merely waited goes back to the head of its queue.
+-- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, facts about this process (JSON), queues...
+-- Returns 1 if this broker was known to live, 0 if it is new or was given up; how many failures wait in the spool; those
+-- of its queues that have suspects; then broker id, queue, count, how many of them are suspects, ...
 local ns, broker, lease, grace_time = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local alive = ns .. ":__dramaturg__.alive"
+local own = ns .. ":__dramaturg__."
+local alive, facts, crashes = own .. "alive", own .. "facts", own .. "crashes"
 local time = redis.call("time")
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local known = redis.call("zscore", alive, broker) and 1 or 0
 -- If nobody could beat for half a lease, Redis was away rather than everybody: all get a grace to come back in.
-local grace = ns .. ":__dramaturg__.grace"
+local grace = own .. "grace"
 local latest = redis.call("zrange", alive, -1, -1, "withscores")
 if latest[2] and now - tonumber(latest[2]) > lease / 2 then
   redis.call("set", grace, 1, "px", grace_time)
 end
 redis.call("zadd", alive, now, broker)
-local mine = ns .. ":__dramaturg__.queues." .. broker
-for i = 4, #ARGV do
+redis.call("hset", facts, broker, ARGV[4])
+local mine = own .. "queues." .. broker
+local suspected = {}
+for i = 5, #ARGV do
   redis.call("sadd", mine, ARGV[i])
+  if redis.call("exists", own .. "suspects." .. ARGV[i]) == 1 then
+    suspected[#suspected + 1] = ARGV[i]
+  end
 end
-local said = {known, redis.call("hlen", ns .. ":__dramaturg__.spool")}
+-- A job so short that it had ended before its start was noted.
+local begun = own .. "started." .. broker
+for _, name in ipairs(redis.call("hkeys", begun)) do
+  local queue, id = string.match(name, "^([^:]*):(.*)$")
+  if redis.call("sismember", ns .. ":__acks__." .. broker .. "." .. queue, id) == 0 then
+    redis.call("hdel", begun, name)
+  end
+end
+local said = {known, redis.call("hlen", own .. "spool"), suspected}
 if redis.call("exists", grace) == 1 then
   return said
 end
+local function evidence(name, started, silent, fact)
+  local before = redis.call("hget", crashes, name)
+  local line = '{"started":' .. started .. ',"silent":' .. silent .. ',"facts":' .. (fact or "{}") .. "}"
+  redis.call("hset", crashes, name, before and string.sub(before, 1, -2) .. "," .. line .. "]" or "[" .. line .. "]")
+end
 for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) do
-  local theirs = ns .. ":__dramaturg__.queues." .. gone
+  local theirs, started = own .. "queues." .. gone, own .. "started." .. gone
+  local silent, fact = redis.call("zscore", alive, gone), redis.call("hget", facts, gone)
   for _, queue in ipairs(redis.call("smembers", theirs)) do
     local name = ns .. ":" .. queue
-    local count = 0
+    local count, suspects = 0, 0
     for _, kept in ipairs({"__acks__.", "__dramaturg__.taking."}) do
       local key = ns .. ":" .. kept .. gone .. "." .. queue
       local ids = kept == "__acks__." and redis.call("smembers", key) or redis.call("lrange", key, 0, -1)
       for _, id in ipairs(ids) do
         if redis.call("hexists", name .. ".msgs", id) == 1 then
-          redis.call("lpush", name, id)
+          local entry = queue .. ":" .. id
+          local since = redis.call("hget", started, entry)
+          if since then
+            evidence(entry, since, silent, fact)
+          end
+          if since or redis.call("hexists", crashes, entry) == 1 then
+            redis.call("rpush", own .. "suspects." .. queue, id)
+            suspects = suspects + 1
+          else
+            redis.call("lpush", name, id)
+          end
           count = count + 1
         end
       end
@@ -43,9 +76,11 @@ for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) d
       said[#said + 1] = gone
       said[#said + 1] = queue
       said[#said + 1] = count
+      said[#said + 1] = suspects
     end
   end
-  redis.call("del", theirs)
+  redis.call("del", theirs, started)
+  redis.call("hdel", facts, gone)
   redis.call("zrem", alive, gone)
 end
 return said

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Takes up to `count` messages of a queue into the acks of this broker.
 -- KEYS: namespace. ARGV: queue, broker id, count.
--- Returns id, data, id, data, ...
+-- Returns id, data, whether it began to run before and was given back (1 or 0), id, ...
 local ns, queue, broker, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local name = ns .. ":" .. queue
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
@@ -14,6 +14,7 @@ local function take(id)
   if data and redis.call("sadd", acks, id) == 1 then
     found[#found + 1] = id
     found[#found + 1] = data
+    found[#found + 1] = redis.call("sismember", ns .. ":__dramaturg__.begun_before", queue .. ":" .. id)
   end
 end
 local function empty(list, enough)
@@ -28,5 +29,5 @@ local function empty(list, enough)
 end
 -- What a blocking move took when it woke this consumer.
 empty(taking, math.huge)
-empty(name, 2 * count)
+empty(name, 3 * count)
 return found

@@ -48,6 +48,10 @@ end
 local group = 7 + 3 * tonumber(ARGV[6])
 enqueue(7, group - 1)
 local known = not ARGV[group] or count(ARGV[group], ARGV[group + 1], ARGV[group + 2], group + 3)
+local entry = queue .. ":" .. message
+redis.call("hdel", ns .. ":__dramaturg__.started." .. broker, entry)
+redis.call("hdel", ns .. ":__dramaturg__.crashes", entry)
+redis.call("srem", ns .. ":__dramaturg__.begun_before", entry)
 redis.call("srem", acks, message)
 redis.call("hdel", ns .. ":" .. queue .. ".msgs", message)
 return known and 1 or 2

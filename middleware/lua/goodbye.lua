@@ -2,7 +2,8 @@
 -- Leaves: what this broker still holds goes back at once, without waiting for its lease to end.
 -- KEYS: namespace. ARGV: broker id.
 local ns, broker = KEYS[1], ARGV[1]
-local mine = ns .. ":__dramaturg__.queues." .. broker
+local own = ns .. ":__dramaturg__."
+local mine, started = own .. "queues." .. broker, own .. "started." .. broker
 for _, queue in ipairs(redis.call("smembers", mine)) do
   local name = ns .. ":" .. queue
   for _, kept in ipairs({"__acks__.", "__dramaturg__.taking."}) do
@@ -10,12 +11,21 @@ for _, queue in ipairs(redis.call("smembers", mine)) do
     local ids = kept == "__acks__." and redis.call("smembers", key) or redis.call("lrange", key, 0, -1)
     for _, id in ipairs(ids) do
       if redis.call("hexists", name .. ".msgs", id) == 1 then
-        redis.call("lpush", name, id)
+        local entry = queue .. ":" .. id
+        if redis.call("hexists", started, entry) == 1 then
+          redis.call("sadd", own .. "begun_before", entry)
+        end
+        if redis.call("hexists", own .. "crashes", entry) == 1 then
+          redis.call("rpush", own .. "suspects." .. queue, id)
+        else
+          redis.call("lpush", name, id)
+        end
       end
     end
     redis.call("del", key)
   end
 end
-redis.call("del", mine)
-redis.call("zrem", ns .. ":__dramaturg__.alive", broker)
+redis.call("del", mine, started)
+redis.call("hdel", own .. "facts", broker)
+redis.call("zrem", own .. "alive", broker)
 return 1

@@ -4,5 +4,6 @@
 local ns, queue = KEYS[1], ARGV[1]
 local name = ns .. ":" .. queue
 redis.call("del", name, name .. ".msgs", name .. ".XQ", name .. ".XQ.msgs", ns .. ":__dramaturg__.due." .. queue,
+  ns .. ":__dramaturg__.suspects." .. queue,
   ns .. ":__acks__." .. ARGV[2] .. "." .. queue, ns .. ":__dramaturg__.taking." .. ARGV[2] .. "." .. queue)
 return 1

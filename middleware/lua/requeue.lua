@@ -1,12 +1,21 @@
 #!lua flags=allow-oom
--- Gives messages back, to the head of their queue: they waited longest.
+-- Gives messages back, to the head of their queue: they waited longest. A suspect stays one. What had begun to run is
+-- noted, because its failure may be recorded already.
 -- KEYS: namespace. ARGV: queue, broker id, ids...
 local ns, queue, broker = KEYS[1], ARGV[1], ARGV[2]
-local name = ns .. ":" .. queue
+local name, own = ns .. ":" .. queue, ns .. ":__dramaturg__."
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
 for i = #ARGV, 3, -1 do
-  if redis.call("srem", acks, ARGV[i]) == 1 and redis.call("hexists", name .. ".msgs", ARGV[i]) == 1 then
-    redis.call("lpush", name, ARGV[i])
+  local id, entry = ARGV[i], queue .. ":" .. ARGV[i]
+  if redis.call("srem", acks, id) == 1 and redis.call("hexists", name .. ".msgs", id) == 1 then
+    if redis.call("hdel", own .. "started." .. broker, entry) == 1 then
+      redis.call("sadd", own .. "begun_before", entry)
+    end
+    if redis.call("hexists", own .. "crashes", entry) == 1 then
+      redis.call("rpush", own .. "suspects." .. queue, id)
+    else
+      redis.call("lpush", name, id)
+    end
   end
 end
 return 1

@@ -10,6 +10,7 @@ from dramatiq.middleware import (
 
 from middleware.age_limit import AgeLimit
 from middleware.close_sessions import CloseSessions
+from middleware.crash_guard import CrashGuard
 from middleware.dead_letters import DeadLetters
 from middleware.failed_skips import FailedSkips
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
@@ -24,6 +25,7 @@ from worker.broker import broker
 ORDER = [
     TenantContext,  # first: all others work inside the binding, also in after hooks
     DeadLetters,  # sees what a retry changes only after it has noted how things were
+    CrashGuard,  # what is not run has not started
     FailedSkips,
     AgeLimit,
     SafeGroupCallbacks,  # counts a child only after all that may still fail it

@@ -1,0 +1,37 @@
+"""What is known of the workers that were lost with a message, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from middleware.errors import WorkerLost
+
+
+def worker_lost(evidence: Sequence[dict[str, Any]]) -> WorkerLost:
+    """Return why a message is not started again.
+
+    Arguments:
+      evidence: For each loss: ``started`` and ``silent``, in milliseconds since 1970, and ``facts``, as
+        :func:`middleware.process_facts.process_facts` gives them, with ``ended`` where somebody saw how it ended.
+    """
+    lines = [f"{len(evidence)} workers were lost while they ran it, so it is not started again"]
+    lines += [f"{n}. {_line(loss)}" for n, loss in enumerate(evidence, 1)]
+    return WorkerLost("\n".join(lines), len(evidence), int(evidence[-1]["started"]))
+
+
+def _line(loss: dict[str, Any]) -> str:
+    facts = loss.get("facts") or {}
+    said = [
+        f"started {_time(loss['started'])} on {facts.get('worker', 'an unknown worker')}",
+        f"of which nothing was heard after {_time(loss['silent'])}",
+        facts.get("ended") or "how it ended was not seen",
+    ]
+    if "peak" in facts:
+        said.append(f"peak memory {facts['peak']} MiB as of its last sign of life")
+    return "; ".join(said)
+
+
+def _time(milliseconds: float | str) -> str:
+    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC).isoformat(timespec="milliseconds")

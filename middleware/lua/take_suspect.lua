@@ -1,0 +1,19 @@
+#!lua flags=allow-oom
+-- Takes one message that was running when a worker was lost into the acks of this broker.
+-- KEYS: namespace. ARGV: queue, broker id.
+-- Returns id, data, evidence (a JSON list); nothing if there is none.
+local ns, queue, broker = KEYS[1], ARGV[1], ARGV[2]
+local own = ns .. ":__dramaturg__."
+local suspects = own .. "suspects." .. queue
+while true do
+  local id = redis.call("lindex", suspects, 0)
+  if not id then
+    return {}
+  end
+  local data = redis.call("hget", ns .. ":" .. queue .. ".msgs", id)
+  local ours = data and redis.call("sadd", ns .. ":__acks__." .. broker .. "." .. queue, id) == 1
+  redis.call("lpop", suspects)
+  if ours then
+    return {id, data, redis.call("hget", own .. "crashes", queue .. ":" .. id) or "[]"}
+  end
+end

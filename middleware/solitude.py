@@ -1,0 +1,67 @@
+"""Lets one message run alone in its process, because it may be what killed another one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Solitude:
+    """Shared by the consumers of a process: while one of them wants to be alone, or is, the others fetch nothing.
+
+    Arguments:
+      busy: Tells whether a message waits or runs in this process that was fetched before.
+    """
+
+    def __init__(self, busy: Callable[[], bool]) -> None:
+        self._busy = busy
+        self._changed = threading.Condition()
+        self._fetching = 0
+        self._who: object | None = None
+
+    @contextmanager
+    def fetching(self, seconds: float) -> Iterator[bool]:
+        """Wait until nobody wants to be alone; give whether that came to be. Until the block ends nobody is."""
+        with self._changed:
+            may = self._changed.wait_for(lambda: self._who is None, seconds)
+            self._fetching += may
+        try:
+            yield may
+        finally:
+            if may:
+                with self._changed:
+                    self._fetching -= 1
+                    self._changed.notify_all()
+
+    def claim(self, who: object) -> bool:
+        """Keep others from fetching from here on, for ``who``; tell whether nobody else does."""
+        with self._changed:
+            if self._who is None:
+                self._who = who
+            return self._who is who
+
+    def hand_over(self, before: object, who: object) -> None:
+        """Let ``who`` have what ``before`` claimed."""
+        with self._changed:
+            if self._who is before:
+                self._who = who
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until what was fetched before the claim has ended, and tell whether it has."""
+        end = time.monotonic() + seconds
+        while True:
+            with self._changed:
+                if not self._fetching and not self._busy():
+                    return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+
+    def release(self, who: object) -> None:
+        """Let others fetch again, if ``who`` kept them from it."""
+        with self._changed:
+            if self._who is who:
+                self._who = None
+                self._changed.notify_all()
