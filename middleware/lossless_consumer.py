@@ -112,18 +112,13 @@ class LosslessConsumer(Consumer):
             suspect = self._next_suspect()
             if suspect is not None or self._suspect is not None:
                 return suspect
-        with self._broker.solitude.fetching(self._timeout) as may:
-            if may:
-                return self._next()
-        # A message of another queue wants to be alone in this process; others may run these meanwhile.
-        self._return_cache()
-        return None
+        return self._next()
 
     def _next_suspect(self) -> MessageProxy | None:
         """Return a message that was running when a worker was lost, once nothing else runs in this process."""
         solitude = self._broker.solitude
         if self._suspect is None:
-            if time.monotonic() < self._look_again or not solitude.claim(self):
+            if time.monotonic() < self._look_again or not solitude.claim(self, self._timeout):
                 return None
             self._return_cache()
             epoch = self._broker.epoch
@@ -185,8 +180,20 @@ class LosslessConsumer(Consumer):
             self._holdings.wait_below(self._prefetch // 2 + 1, GATHER)
             if not self._holdings.wait_below(self._prefetch, self._timeout):
                 return None
+            if not self._delayed and not self._broker.solitude.wait_until_free(self._timeout):
+                return None
             if self._idle and not self._wait():
                 return None
+        with self._broker.solitude.fetching() as may:
+            if may or self._delayed:
+                return self._hand_over()
+        # A message of another queue wants to be alone in this process; other processes may run these meanwhile.
+        self._return_cache()
+        self._broker.run("put_back", self._queue_name, self._broker.broker_id)
+        return None
+
+    def _hand_over(self) -> MessageProxy | None:
+        if not self._cache:
             self._fetch()
             if not self._cache:
                 return None

@@ -21,11 +21,16 @@ class Solitude:
         self._fetching = 0
         self._who: object | None = None
 
-    @contextmanager
-    def fetching(self, seconds: float) -> Iterator[bool]:
-        """Wait until nobody wants to be alone; give whether that came to be. Until the block ends nobody is."""
+    def wait_until_free(self, seconds: float) -> bool:
+        """Wait until nobody is alone or wants to be, and tell whether that came to be."""
         with self._changed:
-            may = self._changed.wait_for(lambda: self._who is None, seconds)
+            return self._changed.wait_for(lambda: self._who is None, seconds)
+
+    @contextmanager
+    def fetching(self) -> Iterator[bool]:
+        """Give whether nobody is alone or wants to be; if so nobody is until the block ends."""
+        with self._changed:
+            may = self._who is None
             self._fetching += may
         try:
             yield may
@@ -35,10 +40,10 @@ class Solitude:
                     self._fetching -= 1
                     self._changed.notify_all()
 
-    def claim(self, who: object) -> bool:
-        """Keep others from fetching from here on, for ``who``; tell whether nobody else does."""
+    def claim(self, who: object, seconds: float) -> bool:
+        """Keep others from fetching from here on, for ``who``, once nobody else does; tell whether that came to be."""
         with self._changed:
-            if self._who is None:
+            if self._changed.wait_for(lambda: self._who is None, seconds):
                 self._who = who
             return self._who is who
 

@@ -21,12 +21,8 @@ end
 redis.call("zadd", alive, now, broker)
 redis.call("hset", facts, broker, ARGV[4])
 local mine = own .. "queues." .. broker
-local suspected = {}
 for i = 5, #ARGV do
   redis.call("sadd", mine, ARGV[i])
-  if redis.call("exists", own .. "suspects." .. ARGV[i]) == 1 then
-    suspected[#suspected + 1] = ARGV[i]
-  end
 end
 -- A job so short that it had ended before its start was noted.
 local begun = own .. "started." .. broker
@@ -36,7 +32,16 @@ for _, name in ipairs(redis.call("hkeys", begun)) do
     redis.call("hdel", begun, name)
   end
 end
-local said = {known, redis.call("hlen", own .. "spool"), suspected}
+local function suspected()
+  local queues = {}
+  for i = 5, #ARGV do
+    if redis.call("exists", own .. "suspects." .. ARGV[i]) == 1 then
+      queues[#queues + 1] = ARGV[i]
+    end
+  end
+  return queues
+end
+local said = {known, redis.call("hlen", own .. "spool"), suspected()}
 if redis.call("exists", grace) == 1 then
   return said
 end
@@ -83,4 +88,5 @@ for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) d
   redis.call("hdel", facts, gone)
   redis.call("zrem", alive, gone)
 end
+said[3] = suspected()
 return said
