@@ -7,11 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import redis
 from dramatiq import MessageProxy
 from dramatiq.broker import Consumer
 from dramatiq.common import current_millis
-from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from middleware.deliveries import Delivery, deliver
@@ -64,12 +62,8 @@ class LosslessConsumer(Consumer):
 
     def _return_strays(self) -> None:
         """Give back what Redis says we hold and we do not: a reply was lost, or the consumer before this one ended."""
-        key = f"{self._broker.namespace}:__acks__.{self._broker.broker_id}.{self._queue_name}"
-        try:
-            ours = {_text(i) for i in self._broker.client.smembers(key) if isinstance(i, bytes)}
-        except redis.RedisError as e:
-            raise ConnectionClosed(f"Redis: {e}") from e
-        strays = ours - self._holdings.ids()
+        held = self._broker.run("held", self._queue_name, self._broker.broker_id)
+        strays = {_text(redis_id) for redis_id in held} - self._holdings.ids()
         if strays:
             logger.info("giving {} messages back to queue {}", len(strays), self._queue_name)
             self._give_back(sorted(strays))

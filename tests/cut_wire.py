@@ -1,4 +1,4 @@
-"""A TCP proxy that goes away and comes back, and loses chosen answers."""
+"""A TCP proxy that goes away and comes back, loses chosen commands and answers, and can lead to another server."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ class CutWire:
         self._threads: list[threading.Thread] = []
         self._down = False
         self._ends = False
+        #: The text of a command, and what becomes of the next that holds it.
         self._marker: bytes | None = None
-        #: Set once an answer was lost.
+        self._fate = ""
+        #: Set once that has happened.
         self.lost = threading.Event()
 
     @property
@@ -42,7 +44,20 @@ class CutWire:
 
     def lose_answer_to(self, marker: bytes) -> None:
         """Cut the connection on which the next command that holds ``marker`` goes out, once the server has run it."""
-        self._marker = marker
+        self._fate, self._marker = "answer", marker
+
+    def lose(self, marker: bytes) -> None:
+        """Keep the next command that holds ``marker`` from the server, and let its sender wait for an answer."""
+        self._fate, self._marker = "command", marker
+
+    def down_at(self, marker: bytes) -> None:
+        """Go down when the next command that holds ``marker`` is sent, before it reaches the server."""
+        self._fate, self._marker = "down", marker
+
+    def lead_to(self, url: str) -> None:
+        """Connect clients to another server from here on; those that are connected stay where they are."""
+        with self._lock:
+            self._url = urlsplit(url)
 
     def __enter__(self) -> CutWire:
         self._start(self._accept)
@@ -80,7 +95,11 @@ class CutWire:
                     if self._ends:
                         return
                     continue
-                server = socket.create_connection((self._url.hostname or "127.0.0.1", self._url.port or 6379))
+                try:
+                    server = socket.create_connection((self._url.hostname or "127.0.0.1", self._url.port or 6379))
+                except OSError:
+                    client.close()
+                    continue
                 self._sockets += [client, server]
                 doomed = threading.Event()
                 self._start(self._pump, client, server, doomed, True)
@@ -91,7 +110,13 @@ class CutWire:
             while data := source.recv(65536):
                 if asks and self._marker is not None and self._marker in data:
                     self._marker = None
-                    doomed.set()
+                    if self._fate == "answer":
+                        doomed.set()
+                    else:
+                        if self._fate == "down":
+                            self.down()
+                        self.lost.set()
+                        continue
                 elif not asks and doomed.is_set():
                     self.lost.set()
                     break

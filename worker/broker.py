@@ -20,6 +20,7 @@ from dramatiq.middleware import (
 )
 from loguru import logger
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, MasterDownError
 from redis.retry import Retry
 
 from db import failed_jobs, session
@@ -46,6 +47,10 @@ from worker.settings import Settings
 
 #: Seconds that a worker may be told to wait for a message at a time (``dramatiq_worker_timeout``; delayed ones twice).
 LONGEST_WAIT = 10.0
+#: From a server that cannot be reached, or that is not the one to ask any more: a demoted master, a replica that lost
+#: its own. On these redis-py closes the connection, and the next finds the new master; after all others it stays open,
+#: to the same server for ever.
+NOT_THE_SERVER = (redis.ConnectionError, redis.ReadOnlyError, MasterDownError, ClusterDownError)
 #: Gives failures their ``error_type``; an application adds its own with :meth:`Classifier.add`.
 classifier = Classifier()
 
@@ -133,7 +138,7 @@ def make_redis(settings: Settings, *, waits: bool = False) -> redis.Redis:
         "socket_connect_timeout": settings.redis_timeout,
         # A connection that the server closed meanwhile is opened again at once; a server that is not there is an error
         # at once, too, and one that does not answer is not asked again.
-        "retry": Retry(NoBackoff(), 0 if waits else 1, supported_errors=(redis.ConnectionError,)),
+        "retry": Retry(NoBackoff(), 0 if waits else 1, supported_errors=NOT_THE_SERVER),
         "health_check_interval": 30,
     }
     if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:
