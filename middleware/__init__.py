@@ -20,6 +20,7 @@ from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_retries import SafeRetries
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
+from middleware.time_limit import TimeLimit
 
 __all__ = [
     "AgeLimit",
@@ -36,4 +37,5 @@ __all__ = [
     "SafeRetries",
     "StatementDeadline",
     "TenantContext",
+    "TimeLimit",
 ]

@@ -26,12 +26,14 @@ class Delivery(MessageProxy):
     Attributes:
       redis_id: The id under which Redis keeps it.
       follow_ups: What is to be enqueued when it ends, in the same step.
+      unsettled: Whether it is being processed, and the hooks that say how it ends have not all been called.
     """
 
     def __init__(self, message: Message[Any], redis_id: str) -> None:
         super().__init__(message)
         self.redis_id = redis_id
         self.follow_ups: list[Entry] = []
+        self.unsettled = False
 
 
 class Rejected(Delivery):

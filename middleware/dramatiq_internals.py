@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dramatiq
 from dramatiq import Message, MessageProxy, Worker
-from dramatiq.worker import ConsumerThread
+from dramatiq.middleware.time_limit import _CtypesTimeoutManager
+from dramatiq.worker import ConsumerThread, WorkerThread
 
 from db.errors import ConfigurationError
 
@@ -57,6 +59,34 @@ def is_dramatiqs_own_enqueue(message: Message[Any]) -> bool:
 def is_consumer_thread() -> bool:
     """Tell whether this is one of the worker's threads that fetch, and move delayed messages when they are due."""
     return isinstance(threading.current_thread(), ConsumerThread)
+
+
+class Deadlines(_CtypesTimeoutManager):
+    """Keeps the time limits of ``TimeLimit``, and raises none that was removed.
+
+    Dramatiq's lets go of the lock before it raises: the job may be over by then, and its thread at the next one, or
+    waiting for one, where an interrupt ends it.
+    """
+
+    def _handle_deadlines(self) -> None:
+        with self.mu:
+            super()._handle_deadlines()
+
+
+def catch_what_escapes(thread: WorkerThread, caught: Callable[[MessageProxy, BaseException], None]) -> None:
+    """Keep a worker thread alive, which has begun to run, whatever gets out of its processing of a message.
+
+    Dramatiq's own would end: an interrupt may come between any two instructions, its error handling included.
+    """
+    process = thread.process_message
+
+    def process_message(message: MessageProxy) -> None:
+        try:
+            process(message)
+        except BaseException as e:  # noqa: BLE001 - a thread that ends is missed by nobody
+            caught(message, e)
+
+    thread.process_message = process_message  # type: ignore[method-assign]
 
 
 def queues_were_named(worker: Worker) -> bool:

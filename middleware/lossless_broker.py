@@ -7,23 +7,26 @@ lease ends, any other process gives it back.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import redis
-from dramatiq import Message, Middleware
+from dramatiq import Message, MessageProxy, Middleware
 from dramatiq.broker import Consumer
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed, ConnectionFailed
 from dramatiq.middleware import MiddlewareError
+from dramatiq.worker import WorkerThread
 from loguru import logger
 
 from middleware.deliveries import Delivery, Entry, NotToRun
-from middleware.dramatiq_internals import is_consumer_thread
+from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
 from middleware.lossless_consumer import LosslessConsumer
@@ -38,10 +41,16 @@ LEASE, GRACE, BEAT = 8_000, 5_000, 2.0
 class _OfThread(threading.local):
     """What a thread's calls of ``enqueue`` are part of."""
 
-    #: What a message that has just run enqueues.
-    collecting: list[Entry] | None = None
+    #: What a message that has just run enqueues, by message id.
+    collecting: list[tuple[str, Entry]] | None = None
     #: By its Redis id, where a delayed message moves that is due, or why it cannot; nothing until it is enqueued.
     due: dict[str, Entry | MiddlewareError | None] = field(default_factory=dict)
+
+
+def _fail(message: Delivery, error: BaseException | None) -> None:
+    message.fail()
+    if error is not None:
+        message.stuff_exception(error)
 
 
 class LosslessBroker(RedisBroker):
@@ -136,7 +145,7 @@ class LosslessBroker(RedisBroker):
         if moves:
             self._local.due[str(old_id)] = entry
         elif self._local.collecting is not None:
-            self._local.collecting.append(entry)
+            self._local.collecting.append((message.message_id, entry))
         else:
             try:
                 self.run("enqueue", *entry)
@@ -153,11 +162,16 @@ class LosslessBroker(RedisBroker):
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal not in {"ack", "nack"}:
+            if signal == "process_message" and isinstance(args[0], Delivery):
+                args[0].unsettled = True
             super().emit_before(signal, *args, **kwargs)
             return
         message = args[0]
         if isinstance(message, Delivery):
             self._take_due(message)
+            if message.unsettled:
+                # An interrupt came in Dramatiq's error handling, which then acknowledges what has failed.
+                self._after_process(message, exception=exception_of(message) or sys.exception())
         hook = "before_nack" if message.failed else "before_ack"
         for middleware in self.middleware:
             try:
@@ -181,20 +195,70 @@ class LosslessBroker(RedisBroker):
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
             self._after_process(args[0], **kwargs)
+        elif signal == "skip_message" and isinstance(args[0], Delivery):
+            self._after_skip(args[0])
         elif signal == "ack" and args[0].failed:
             super().emit_after("nack", *args, **kwargs)
         else:
             super().emit_after(signal, *args, **kwargs)
+            if signal == "worker_thread_boot":
+                catch_what_escapes(args[0], partial(self._caught, args[0]))
 
     def _after_process(self, message: Delivery, **kwargs: Any) -> None:
         # Retries, callbacks, pipelines and groups enqueue here.
-        self._local.collecting = entries = list[Entry]()
+        self._local.collecting = collected = list[tuple[str, Entry]]()
         try:
-            super().emit_after("process_message", message, **kwargs)
+            interrupt = self._call_all("after_process_message", message, **kwargs)
         finally:
             self._local.collecting = None
-        # Of a success that a middleware has failed nothing follows: half of its children would be neither ending.
-        message.follow_ups = [] if message.failed and kwargs.get("exception") is None else entries
+        succeeded = kwargs.get("exception") is None
+        retried = any(message_id == message.message_id for message_id, _ in collected)
+        if interrupt is not None and not retried:
+            _fail(message, interrupt if succeeded else None)
+        if message.failed:
+            # It must not be retried as well. Of a success that a middleware has failed nothing follows: half of its
+            # children would be neither ending.
+            collected = [] if succeeded else [c for c in collected if c[0] != message.message_id]
+        message.follow_ups = [entry for _, entry in collected]
+        message.unsettled = False
+
+    def _after_skip(self, message: Delivery) -> None:
+        interrupt = self._call_all("after_skip_message", message)
+        if interrupt is not None and not message.failed:
+            _fail(message, interrupt)
+        message.unsettled = False
+
+    def _call_all(self, hook: str, message: Delivery, **kwargs: Any) -> BaseException | None:
+        """Call an after hook of all middleware, and return the first interrupt that came meanwhile.
+
+        Dramatiq would call none of the others, and end the thread.
+        """
+        interrupt: BaseException | None = None
+        for middleware in reversed(self.middleware):
+            try:
+                getattr(middleware, hook)(self, message, **kwargs)
+            except BaseException as e:  # noqa: BLE001 - a time limit may fire here, or a hook exit
+                logger.opt(exception=True).critical("{} of {!r} raised", hook, middleware)
+                if not isinstance(e, Exception):
+                    interrupt = interrupt or e
+        return interrupt
+
+    def _caught(self, thread: WorkerThread, message: MessageProxy, error: BaseException) -> None:
+        """Give back a message whose end was interrupted; one that has ended is not to be found any more."""
+        logger.opt(exception=error).critical("the end of message {} was interrupted", message.message_id)
+        if not isinstance(message, Delivery):
+            return
+        while True:
+            try:
+                thread.consumers[message.queue_name].requeue_messages([message])
+            except ConnectionClosed as e:
+                # When it is stopping, everything is given back.
+                if not thread.running:
+                    return
+                logger.warning("message {} cannot be given back yet: {}", message.message_id, e)
+                time.sleep(1)
+            else:
+                return
 
     def get_actor(self, actor_name: str) -> Any:
         # As one that no actor can have.

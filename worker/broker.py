@@ -16,7 +16,6 @@ from dramatiq.middleware import (
     AsyncIO,
     CurrentMessage,
     ShutdownNotifications,
-    TimeLimit,
 )
 from loguru import logger
 from redis.backoff import NoBackoff
@@ -40,6 +39,7 @@ from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_retries import SafeRetries
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
+from middleware.time_limit import TimeLimit
 from worker.consumed_queues import ConsumedQueues
 from worker.logs import Logs
 from worker.queues import Queue

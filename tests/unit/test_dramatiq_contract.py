@@ -110,6 +110,36 @@ def test_the_time_limit_is_where_we_read_it() -> None:
     assert 'message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)' in source
 
 
+def test_deadlines_fire_under_a_lock_that_may_be_taken_twice() -> None:
+    deadlines = internals.Deadlines(1_000)
+    with deadlines.mu, deadlines.mu:
+        deadlines.add_timeout(threading.get_ident(), 0)
+    held: list[bool] = []
+
+    class Lock:
+        def __enter__(self) -> None:
+            held.append(True)
+
+        def __exit__(self, *_: object) -> None:
+            held.pop()
+
+    seen: list[bool] = []
+    deadlines.mu = Lock()  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dramatiq.middleware.time_limit.raise_thread_exception", lambda *_: seen.append(bool(held)))
+        deadlines._handle_deadlines()
+    assert seen == [True]
+
+
+def test_a_worker_thread_boots_before_its_loop_and_calls_its_own_process_message() -> None:
+    source = inspect.getsource(WorkerThread.run)
+    boot, call = (
+        source.index('emit_after("worker_thread_boot", self)'),
+        source.index("self.process_message(item.message)"),
+    )
+    assert boot < call
+
+
 class TestVersion:
     def test_the_installed_one_is_known(self) -> None:
         internals.check_version()

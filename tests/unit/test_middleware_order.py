@@ -6,7 +6,6 @@ from dramatiq.middleware import (
     AsyncIO,
     CurrentMessage,
     ShutdownNotifications,
-    TimeLimit,
 )
 
 from middleware.age_limit import AgeLimit
@@ -17,6 +16,7 @@ from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_retries import SafeRetries
 from middleware.statement_deadline import StatementDeadline
 from middleware.tenant_context import TenantContext
+from middleware.time_limit import TimeLimit
 from worker.broker import broker
 
 ORDER = [
