@@ -160,7 +160,7 @@ def _named_tenant(message: MessageProxy) -> Tenancy:
     """Return the binding of a message that does not run: the tenant it names, if that is one."""
     try:
         tenant_id = parse_uuid("tenant_id", message.options.get("tenant_id"))
-    except InvalidTenant:
+    except Exception:  # noqa: BLE001 - whatever it was, the binding before this one must not stay
         return _no_tenant(message)
     return Tenancy(tenant_id, correlation_of(message.options, message.message_id))
 

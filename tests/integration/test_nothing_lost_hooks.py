@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from dramatiq import Middleware
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
+from db.tenancy import current_tenant
+from middleware import tenant_context
+from middleware.tenant_context import TenantContext
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, ours, stock
 from tests.waiting import eventually
 
@@ -165,3 +170,92 @@ class TestHooks:
         self.through(one)
         drained(one)
         assert [f.error_message for f in one.failures] == ["x"]
+
+
+class NaiveTenant(Middleware):
+    """Binds a tenant as middleware for stock Dramatiq does."""
+
+    def __init__(self) -> None:
+        self.bound: UUID | None = None
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        self.bound = UUID(message.options["tenant"])
+
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: Any = None) -> None:
+        self.bound = None
+
+
+class RaisesBeforeProcessing(Middleware):
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.args == ("meets it",):
+            raise self._error
+
+
+class TestTheTenantOfWhatRuns:
+    """18: an actor never runs without its tenant, nor with another's, and the row is its tenant's."""
+
+    OTHER = UUID(int=0xB)
+
+    def test_stock_runs_it_without(self, side: Make, redis_url: str) -> None:
+        one = side(stock, redis_url)
+        naive = NaiveTenant()
+        one.broker.add_middleware(naive)
+        ran: list[UUID | None] = []
+        job = one.actor(lambda: ran.append(naive.bound))
+        job.send_with_options(tenant=str(TENANT))
+        # It lacks the option: the hook raises, and the actor runs.
+        job.send()
+        drained(one)
+        assert sorted(ran, key=str) == [TENANT, None]
+
+    def through(self, one: Side) -> list[tuple[str, UUID | None]]:
+        """Run a job of another tenant, and then on the same thread one whose hooks meet trouble."""
+        ran: list[tuple[str, UUID | None]] = []
+        job = one.actor(lambda what: ran.append((what, current_tenant())))
+        job.send_with_options(args=("before it",), tenant_id=str(self.OTHER))
+        one.send(job, "meets it")
+        with one.working(threads=1):
+            eventually(lambda: kept(one.client) == 0)
+        assert in_acks(one.client) == 0
+        assert ("before it", self.OTHER) in ran
+        return [r for r in ran if r[0] == "meets it"]
+
+    @pytest.mark.parametrize("place", [TenantContext, None], ids=["before ours", "after ours"])
+    def test_a_hook_that_raises_what_dramatiq_swallows(self, side: Make, redis_url: str, place: Any) -> None:
+        one = side(ours, redis_url)
+        one.broker.add_middleware(RaisesBeforeProcessing(KeyError("not thought of")), before=place)
+        assert self.through(one) == [("meets it", TENANT)]
+        assert one.failures == []
+
+    @pytest.mark.parametrize("place", [TenantContext, None], ids=["before ours", "after ours"])
+    @pytest.mark.parametrize("error", [MiddlewareError("no"), SkipMessage("no")])
+    def test_a_hook_that_stops_it(self, side: Make, redis_url: str, place: Any, error: Exception) -> None:
+        one = side(ours, redis_url)
+        one.broker.add_middleware(RaisesBeforeProcessing(error), before=place)
+        assert self.through(one) == []
+        assert [(f.error_message, f.tenant_id) for f in one.failures] == [("no", TENANT)]
+
+    @pytest.mark.parametrize("name", ["_arrived", "correlation_of"])
+    def test_ours_failing(self, side: Make, redis_url: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        one = side(ours, redis_url)
+        original = getattr(tenant_context, name)
+        met: list[bool] = []
+
+        def fails_once(*arguments: Any) -> Any:
+            # As the job begins, and not as it is sent.
+            if threading.current_thread().__class__.__name__ == "WorkerThread" and current_tenant() is None and not met:
+                met.append(True)
+                raise RuntimeError("not thought of")
+            return original(*arguments)
+
+        monkeypatch.setattr(tenant_context, name, fails_once)
+        ran: list[UUID | None] = []
+        one.send(one.actor(lambda: ran.append(current_tenant())))
+        drained(one)
+        assert (met, ran) == ([True], [])
+        (failure,) = one.failures
+        assert (failure.error_type, failure.tenant_id) == ("tenant_error", TENANT)
+        assert "the tenant of the message could not be read: RuntimeError('not thought of')" in failure.error_message
