@@ -6,10 +6,11 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from dramatiq import MessageProxy
 from dramatiq.broker import Consumer
-from dramatiq.common import current_millis
+from dramatiq.common import current_millis, dq_name
 from loguru import logger
 
 from middleware.deliveries import Delivery, deliver
@@ -83,12 +84,26 @@ class LosslessConsumer(Consumer):
                 return None
         redis_id, raw = self._cache.popleft()
         delivery = deliver(raw, self._queue_name, _text(redis_id))
+        if not self._delayed and delivery.options.get("eta") is not None:
+            self._delay(delivery)
+            return None
         self._holdings.add(delivery.redis_id)
         if self._delayed and "eta" in delivery.options:
             # It is due by the server's clock; Dramatiq would ask ours.
             delivery.options["eta"] = min(delivery.options["eta"], current_millis())
             self._broker.expect_due(delivery.redis_id)
         return delivery
+
+    def _delay(self, delivery: Delivery) -> None:
+        """Move a message to the delay queue: stock Dramatiq lets ``eta`` be an option, and waits with it in memory.
+
+        Raises:
+          ConnectionClosed: When Redis did not say so. If it did not move, the next consumer finds it.
+        """
+        queue_name, new_id = dq_name(self._queue_name), str(uuid4())
+        delayed = delivery.copy(queue_name=queue_name, options={"redis_message_id": new_id})
+        delivery.follow_ups = [(queue_name, new_id, delayed.encode())]
+        self.ack(delivery)
 
     def _wait(self) -> bool:
         """Wait in Redis for a message, and tell whether to look."""

@@ -168,6 +168,6 @@ def _check(fields: dict[str, Any], queue_name: str, redis_id: str) -> None:
     if fields["options"].get("redis_message_id") != redis_id:
         said = _cut(fields["options"].get("redis_message_id"))
         raise InvalidMessage(f"option 'redis_message_id' is {said}, kept under {redis_id!r}")
-    delayed = queue_name.endswith(".DQ")
-    if (fields["options"].get("eta") is not None) != delayed:
+    # Dramatiq would run it off the delay queue. One that is delayed though its queue is another is moved there.
+    if queue_name.endswith(".DQ") and fields["options"].get("eta") is None:
         raise InvalidMessage(f"option 'eta' is {_cut(fields['options'].get('eta'))} in queue {queue_name!r}")

@@ -9,8 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
+from dramatiq.common import current_millis
+from dramatiq.middleware import TimeLimit
 
 from middleware.errors import OptionRefused, UnknownFollowUp
+from tests.cut_wire import CutWire
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, ours, put, stock
 from tests.waiting import eventually
 
@@ -83,7 +87,7 @@ def test_stock_strands_it_and_its_neighbours(stock_side: Side, data: bytes | str
     with stock_side.working():
         eventually(lambda: in_acks(stock_side.client) == 4)
         job.send("later")
-        eventually(lambda: ran == ["later"])
+        eventually(lambda: ran == ["later"] and kept(stock_side.client) == 4)
         assert in_acks(stock_side.client) == 4
 
 
@@ -108,6 +112,144 @@ def test_ours_makes_it_a_failure_and_its_neighbours_run_at_once(our_side: Side, 
     assert failure.queue == QUEUE
     assert failure.exception_class == "middleware.message_checks.InvalidMessage"
     assert in_acks(our_side.client) == 0
+
+
+class TestWhatStockDoesWithIt:
+    """7: none of it is refused, and each is another trouble later."""
+
+    def test_without_its_redis_id_it_is_never_acknowledged_and_runs_again(self, stock_side: Side) -> None:
+        ran: list[int] = []
+        stock_side.actor(lambda: ran.append(1), actor_name="test.job")
+        put(stock_side.client, "bad", BREAKERS["no redis id"])
+        with stock_side.working() as worker:
+            eventually(lambda: ran)
+            worker.join()
+            assert in_acks(stock_side.client) == 1
+            # As when the process is gone for a minute.
+            stock_side.client.zadd("dramatiq:__heartbeats__", {"gone": 0})
+            key = next(iter(stock_side.client.scan_iter("dramatiq:__acks__.*")))
+            stock_side.client.rename(key, f"dramatiq:__acks__.gone.{QUEUE}")
+            stock_side.broker.maintenance_chance = 1_000_000  # type: ignore[attr-defined]
+            eventually(lambda: len(ran) == 2)
+            worker.join()
+        assert kept(stock_side.client) == 1
+
+    @pytest.mark.parametrize("name", ["retries a string", "max_retries a string"])
+    def test_it_fails_and_is_lost(self, stock_side: Side, name: str) -> None:
+        ran: list[int] = []
+
+        def job() -> None:
+            ran.append(1)
+            raise ValueError("x")
+
+        stock_side.actor(job, actor_name="test.job", max_retries=3)
+        put(stock_side.client, "bad", BREAKERS[name])
+        with stock_side.working():
+            eventually(lambda: kept(stock_side.client) == 0)
+        assert ran == [1]
+        assert in_acks(stock_side.client) == stock_side.client.zcard(f"dramatiq:{QUEUE}.XQ") == 0
+
+    def test_it_runs_without_a_limit(self, stock_side: Side) -> None:
+        (limits,) = (m for m in stock_side.broker.middleware if isinstance(m, TimeLimit))
+        seen: list[float | None] = []
+        stock_side.actor(
+            lambda: seen.append(limits.manager.deadlines.get(threading.get_ident())),  # type: ignore[union-attr]
+            actor_name="test.job",
+            time_limit=60_000,
+        )
+        put(stock_side.client, "bad", json.dumps(message()))
+        with stock_side.working(threads=1):
+            eventually(lambda: len(seen) == 1)
+            put(stock_side.client, "bad", BREAKERS["time_limit a string"])
+            eventually(lambda: len(seen) == 2)
+        assert seen[0] is not None
+        assert seen[1] is None
+
+    @pytest.mark.parametrize("name", ["eta without end", "another redis id"])
+    def test_it_is_held_for_ever(self, stock_side: Side, name: str) -> None:
+        stock_side.actor(lambda: None, actor_name="test.job")
+        put(stock_side.client, "bad", BREAKERS[name])
+        job = stock_side.actor(lambda: None)
+        with stock_side.working() as worker:
+            eventually(lambda: in_acks(stock_side.client) == 1)
+            job.send()
+            eventually(lambda: kept(stock_side.client) == 1)
+            worker.work_queue.join()
+        assert kept(stock_side.client) == 1
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    @pytest.mark.parametrize(
+        ("name", "when"), [("another queue", "succeeds"), ("throws", "fails")], ids=["another queue", "throws"]
+    )
+    def test_it_ends_the_thread(self, stock_side: Side, name: str, when: str) -> None:
+        ran: list[int] = []
+
+        def job() -> None:
+            ran.append(1)
+            if when == "fails":
+                raise ValueError("x")
+
+        stock_side.actor(job, actor_name="test.job")
+        put(stock_side.client, "bad", BREAKERS[name])
+        with stock_side.working(threads=1) as worker:
+            eventually(lambda: not worker.workers[0].is_alive())
+        assert ran == [1]
+
+
+class TestAnEtaOnTheQueueItself:
+    """A stock producer may give ``eta`` as an option; whoever fetches the message then waits with it."""
+
+    def eta(self, milliseconds: int) -> str:
+        return json.dumps(message(options={"eta": current_millis() + milliseconds}))
+
+    def test_stock_holds_it_in_memory(self, stock_side: Side) -> None:
+        stock_side.actor(lambda: None, actor_name="test.job")
+        put(stock_side.client, "bad", self.eta(3_600_000))
+        with stock_side.working():
+            eventually(lambda: in_acks(stock_side.client) == 1)
+
+    def test_ours_moves_it_among_the_delayed(self, our_side: Side) -> None:
+        our_side.actor(lambda: None, actor_name="test.job")
+        put(our_side.client, "bad", self.eta(3_600_000))
+        with our_side.working():
+            eventually(lambda: our_side.client.zcard(f"dramatiq:__dramaturg__.due.{QUEUE}.DQ") == 1)
+            assert in_acks(our_side.client) == 0
+            assert our_side.client.hlen(f"dramatiq:{QUEUE}.msgs") == 0
+        assert our_side.failures == []
+
+    @pytest.mark.parametrize("milliseconds", [-3_600_000, 0, 300])
+    def test_it_runs_when_it_is_due(self, our_side: Side, milliseconds: int) -> None:
+        early: list[bool] = []
+        eta = current_millis() + milliseconds
+        our_side.actor(lambda: early.append(current_millis() < eta), actor_name="test.job")
+        put(our_side.client, "bad", json.dumps(message(options={"eta": eta})))
+        with our_side.working():
+            eventually(lambda: kept(our_side.client) == 0)
+        assert (early, our_side.failures) == ([False], [])
+
+    def test_an_answer_lost_as_it_moves_changes_nothing(self, side: Callable[..., Side], redis_url: str) -> None:
+        with CutWire(redis_url) as wire:
+            one = side(ours, wire.url)
+            ran: list[int] = []
+            one.send(one.actor(ran.append, actor_name="test.job"), 0)
+            with one.working(), redis.Redis.from_url(redis_url) as client:
+                # The script is known to the server from here on.
+                eventually(lambda: kept(client) == 0)
+                wire.lose_answer_to(one.broker.run._scripts["finish"].sha.encode())  # type: ignore[attr-defined]
+                put(client, "bad", json.dumps(message(args=[1], options={"eta": current_millis() + 200})))
+                assert wire.lost.wait(15)
+                eventually(lambda: kept(client) == 0)
+            assert (ran, one.failures) == ([0, 1], [])
+
+    @pytest.mark.parametrize("eta", [math.inf, -math.inf, math.nan, "soon", -5, True, 1e16])
+    def test_an_absurd_one_is_a_failure(self, our_side: Side, eta: object) -> None:
+        our_side.actor(lambda: None, actor_name="test.job")
+        put(our_side.client, "bad", json.dumps(message(options={"eta": eta})))
+        with our_side.working():
+            eventually(lambda: kept(our_side.client) == 0)
+        (failure,) = our_side.failures
+        assert failure.error_type == "undecodable"
+        assert "option 'eta' must be milliseconds since 1970, not " in failure.error_message
 
 
 def test_the_row_says_what_could_be_read(our_side: Side) -> None:
