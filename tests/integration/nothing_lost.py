@@ -68,19 +68,20 @@ class Side:
         self.client.close()
 
 
-def stock(redis_url: str) -> Side:
-    """Dramatiq as it comes."""
+def stock(redis_url: str, timeout: float = 5) -> Side:
+    """Dramatiq as it comes; ``timeout`` seconds for an answer of Redis."""
     # Without redis-py's retries, which only put off what happens.
-    client = redis.Redis.from_url(redis_url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+    client = redis.Redis.from_url(redis_url, socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
     broker = RedisBroker(client=client)
     broker.declare_queue(QUEUE)
     return Side(broker, [])
 
 
-def ours(redis_url: str) -> Side:
+def ours(redis_url: str, **environment: str) -> Side:
     """The broker of production; failures go to a list instead of a table."""
     failures: list[Failure] = []
-    settings = Settings.load({"REDIS_URL": redis_url, "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none"})
+    environment = {"REDIS_URL": redis_url, "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none", **environment}
+    settings = Settings.load(environment)
     return Side(make_broker(settings, failures.append), failures)
 
 
@@ -96,6 +97,14 @@ def kept(client: redis.Redis, queue: str = QUEUE) -> int:
 def in_acks(client: redis.Redis) -> int:
     """Messages that some process holds."""
     return sum(int(client.scard(key)) for key in client.scan_iter("dramatiq:__acks__.*"))
+
+
+def marker_of(one: Side, what: str) -> bytes:
+    """Return what stands in the commands of a broker that ``fetch``, ``finish`` or ``enqueue``."""
+    if type(one.broker) is RedisBroker:
+        return {"fetch": b"$11\r\nattribution\r\n", "finish": b"\r\nack\r\n", "enqueue": b"\r\nenqueue\r\n"}[what]
+    sha: str = one.broker.run._scripts[what].sha  # type: ignore[attr-defined]
+    return sha.encode()
 
 
 def put(client: redis.Redis, redis_id: str, data: bytes | str, queue: str = QUEUE) -> None:

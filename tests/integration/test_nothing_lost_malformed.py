@@ -15,7 +15,7 @@ from dramatiq.middleware import TimeLimit
 
 from middleware.errors import OptionRefused, UnknownFollowUp
 from tests.cut_wire import CutWire
-from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, ours, put, stock
+from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, marker_of, ours, put, stock
 from tests.waiting import eventually
 
 
@@ -159,7 +159,7 @@ class TestWhatStockDoesWithIt:
         )
         put(stock_side.client, "bad", json.dumps(message()))
         with stock_side.working(threads=1):
-            eventually(lambda: len(seen) == 1)
+            eventually(lambda: kept(stock_side.client) == 0)
             put(stock_side.client, "bad", BREAKERS["time_limit a string"])
             eventually(lambda: len(seen) == 2)
         assert seen[0] is not None
@@ -235,7 +235,7 @@ class TestAnEtaOnTheQueueItself:
             with one.working(), redis.Redis.from_url(redis_url) as client:
                 # The script is known to the server from here on.
                 eventually(lambda: kept(client) == 0)
-                wire.lose_answer_to(one.broker.run._scripts["finish"].sha.encode())  # type: ignore[attr-defined]
+                wire.lose_answer_to(marker_of(one, "finish"))
                 put(client, "bad", json.dumps(message(args=[1], options={"eta": current_millis() + 200})))
                 assert wire.lost.wait(15)
                 eventually(lambda: kept(client) == 0)

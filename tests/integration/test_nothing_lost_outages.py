@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dramatiq.errors import ConnectionFailed
 from dramatiq.middleware import Middleware, MiddlewareError
 
 from tests.cut_wire import CutWire
-from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, ours, settled, stock
+from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, marker_of, ours, settled, stock
 from tests.servers import running_redis
 from tests.waiting import eventually
 from worker.broker import make_broker
@@ -101,6 +102,15 @@ class TestRedisAwayWhileSomethingFollows:
         assert one.failures == []
 
 
+def take_over_from(gone: Side, other: Side, client: redis.Redis) -> None:
+    """Let ``other`` find that ``gone`` is gone, as after its time of silence."""
+    if type(other.broker) is RedisBroker:
+        client.zadd("dramatiq:__heartbeats__", {gone.broker.broker_id: 0})  # type: ignore[attr-defined]
+        other.broker.maintenance_chance = 1_000_000
+    else:
+        client.zadd("dramatiq:__dramaturg__.alive", {gone.broker.broker_id: 0})  # type: ignore[attr-defined]
+
+
 def _piped(first: Any, target: Message[Any]) -> Message[Any]:
     message: Message[Any] = first.message_with_options(tenant_id=str(TENANT), pipe_target=target.asdict())
     return message
@@ -108,12 +118,6 @@ def _piped(first: Any, target: Message[Any]) -> Message[Any]:
 
 class TestLostAnswers:
     """15."""
-
-    def marker(self, one: Side, what: str) -> bytes:
-        if type(one.broker) is RedisBroker:
-            return {"fetch": b"$11\r\nattribution\r\n", "finish": b"\r\nack\r\n", "enqueue": b"\r\nenqueue\r\n"}[what]
-        sha: str = one.broker.run._scripts[what].sha  # type: ignore[attr-defined]
-        return sha.encode()
 
     def fetch(self, one: Side, wire: CutWire, client: redis.Redis) -> list[int]:
         ran: list[int] = []
@@ -124,7 +128,7 @@ class TestLostAnswers:
             eventually(lambda: kept(client) == 0)
         # Nobody works now, so that the fetch whose answer is lost is the one that takes the message.
         one.send(job, 1)
-        wire.lose_answer_to(self.marker(one, "fetch"))
+        wire.lose_answer_to(marker_of(one, "fetch"))
         with one.working():
             assert wire.lost.wait(15)
             one.send(job, 2)
@@ -146,12 +150,46 @@ class TestLostAnswers:
         one.send(job, 0)
         with one.working():
             eventually(lambda: kept(client) == 0)
-            wire.lose_answer_to(self.marker(one, "finish"))
+            wire.lose_answer_to(marker_of(one, "finish"))
             one.send(job, 1)
             assert wire.lost.wait(15)
             one.send(job, 2)
             eventually(lambda: kept(client) == 0)
         return sorted(ran)
+
+    def lost_ack(self, one: Side, wire: CutWire, client: redis.Redis) -> list[int]:
+        """Let the end of a message not reach Redis, and the sender of it wait for an answer in vain."""
+        ran: list[int] = []
+        job = one.actor(ran.append)
+        one.send(job, 0)
+        with one.working() as worker:
+            eventually(lambda: kept(client) == 0)
+            wire.lose(marker_of(one, "finish"))
+            one.send(job, 1)
+            assert wire.lost.wait(15)
+            worker.join()
+            eventually(lambda: kept(client) == in_acks(client))
+        return ran
+
+    def test_stock_gives_up_after_a_timeout_and_runs_it_again_some_day(
+        self, side: Make, wire: CutWire, client: redis.Redis
+    ) -> None:
+        one = side(partial(stock, timeout=1), wire.url)
+        assert self.lost_ack(one, wire, client) == [0, 1]
+        assert kept(client) == in_acks(client) == 1
+        restarted = side(stock, wire.url)
+        ran: list[int] = []
+        (name,) = one.broker.actors
+        restarted.actor(ran.append, actor_name=name)
+        take_over_from(one, restarted, client)
+        with restarted.working():
+            eventually(lambda: kept(client) == 0)
+        assert ran == [1]
+
+    def test_ours_ends_it_after_a_timeout(self, side: Make, wire: CutWire, client: redis.Redis) -> None:
+        one = side(partial(ours, REDIS_TIMEOUT="1"), wire.url)
+        assert self.lost_ack(one, wire, client) == [0, 1]
+        assert kept(client) == 0
 
     def test_ours_ends_a_message_once(self, side: Make, wire: CutWire, client: redis.Redis) -> None:
         assert self.ack(side(ours, wire.url), wire, client) == [0, 1, 2]
@@ -161,7 +199,7 @@ class TestLostAnswers:
         one = side(stock, wire.url)
         job = one.actor(lambda: None)
         job.send()
-        wire.lose_answer_to(self.marker(one, "enqueue"))
+        wire.lose_answer_to(marker_of(one, "enqueue"))
         with pytest.raises(redis.ConnectionError):
             job.send()
         assert kept(client) == 2
@@ -170,7 +208,7 @@ class TestLostAnswers:
         one = side(ours, wire.url)
         job = one.actor(lambda: None)
         one.send(job)
-        wire.lose_answer_to(self.marker(one, "enqueue"))
+        wire.lose_answer_to(marker_of(one, "enqueue"))
         one.send(job)
         assert wire.lost.is_set()
         assert kept(client) == 2
@@ -307,6 +345,38 @@ class TestDelayed:
         with first.working(), second.working():
             eventually(lambda: kept(client) == 0)
         assert sorted(ran) == list(range(200))
+
+
+class TestDeathAsADelayedMessageMoves:
+    """20: its place on the queue and its end on the delay queue are two calls of stock Dramatiq's."""
+
+    def through(
+        self, kind: Callable[[str], Side], side: Make, wire: CutWire, client: redis.Redis, redis_url: str
+    ) -> list[int]:
+        ran: list[int] = []
+        first = side(kind, wire.url)
+        job = first.actor(ran.append, actor_name="test.shared")
+        first.send(job, 1, delay=10)
+        # From there on Redis hears nothing of this process.
+        wire.down_at(marker_of(first, "finish"))
+        second = side(kind, redis_url)
+        second.actor(ran.append, actor_name="test.shared")
+        with first.working():
+            assert wire.lost.wait(15)
+            with second.working():
+                eventually(lambda: client.exists("dramatiq:__heartbeats__", "dramatiq:__dramaturg__.alive"))
+                take_over_from(first, second, client)
+                eventually(lambda: kept(client) == 0)
+            # It would not stop while it waits for Redis.
+            wire.up()
+        return ran
+
+    def test_stock_runs_it_twice(self, side: Make, wire: CutWire, client: redis.Redis, redis_url: str) -> None:
+        assert self.through(stock, side, wire, client, redis_url) == [1, 1]
+
+    def test_ours_runs_it_once(self, side: Make, wire: CutWire, client: redis.Redis, redis_url: str) -> None:
+        assert self.through(ours, side, wire, client, redis_url) == [1]
+        assert in_acks(client) == 0
 
 
 class TestForeignClock:
