@@ -188,7 +188,8 @@ class TestFailover:
 
 @contextmanager
 def read_only() -> Iterator[str]:
-    with running_redis() as url, redis.Redis.from_url(url) as client:
+    # One of its own: without settings it would be that of TEST_REDIS_URL.
+    with running_redis(**AT_ONCE) as url, redis.Redis.from_url(url) as client:
         client.replicaof("127.0.0.1", 1)
         yield url
 
