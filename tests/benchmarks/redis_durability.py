@@ -176,7 +176,7 @@ def run(settings: list[str], seconds: float) -> Round:
             accepted, killed_at = send_until_killed(url, pid, seconds)
         unplugged = None
         if trace is not None:
-            while not re.search(rf"^{pid} \+\+\+ killed", trace.read_text("utf-8", "replace"), re.MULTILINE):
+            while not re.search(rf"^{pid} +\+\+\+ killed", trace.read_text("utf-8", "replace"), re.MULTILINE):
                 time.sleep(0.02)
             shutil.copytree(data, cut)
             synced = synced_bytes(trace)
