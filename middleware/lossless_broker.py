@@ -354,15 +354,8 @@ class LosslessBroker(RedisBroker):
         Raises:
           ConnectionClosed: For any error of Redis.
         """
-        try:
-            # Both at one moment: a message that becomes due between two calls would be in neither.
-            with self.client.pipeline(transaction=True) as both:
-                for name in (queue_name, dq_name(queue_name)):
-                    both.hlen(f"{self.namespace}:{name}.msgs")
-                sizes = both.execute()
-        except redis.RedisError as e:
-            raise ConnectionClosed(f"Redis: {e}") from e
-        return sum(map(int, sizes))
+        # Both at one moment: a message that becomes due between two calls would be in neither.
+        return int(self.run("size", queue_name, dq_name(queue_name)))
 
     def do_purge(self, queue_name: str) -> None:
         """Remove every message of a queue.

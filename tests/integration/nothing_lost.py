@@ -88,10 +88,8 @@ def ours(redis_url: str, **environment: str) -> Side:
 def kept(client: redis.Redis, queue: str = QUEUE) -> int:
     """Messages of a queue that are not done."""
     # Both at one moment: a message that becomes due between two calls would be in neither.
-    with client.pipeline(transaction=True) as both:
-        for name in (queue, f"{queue}.DQ"):
-            both.hlen(f"dramatiq:{name}.msgs")
-        return sum(map(int, both.execute()))
+    script = "#!lua flags=allow-oom\nreturn redis.call('hlen', KEYS[1]) + redis.call('hlen', KEYS[2])"
+    return int(client.eval(script, 2, f"dramatiq:{queue}.msgs", f"dramatiq:{queue}.DQ.msgs"))
 
 
 def in_acks(client: redis.Redis) -> int:

@@ -273,41 +273,6 @@ def test_whatever_it_was_there_is_one_row(
     assert row["tenant_id"] == A
 
 
-def test_without_postgres_the_message_stays_and_is_recorded_when_it_is_back(
-    broker: Broker, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.05)
-    from middleware.dead_letters import DeadLetters
-
-    (dead_letters,) = (m for m in broker.middleware if isinstance(m, DeadLetters))
-    refused = []
-
-    def record(failure: Failure) -> None:
-        try:
-            failed_jobs.record(failure)
-        except Exception as e:
-            refused.append(e)
-            raise
-
-    dead_letters._record = record
-
-    def job() -> None:
-        raise ValueError("while Postgres is away")
-
-    actor = declare(broker, job)
-    cluster = database.cluster
-    with psycopg.connect(cluster.admin_url, autocommit=True) as admin:
-        admin.execute(f'ALTER DATABASE "{database.name}" ALLOW_CONNECTIONS false')
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database.name])
-        with running(broker, 1):
-            sent = actor.send_with_options(tenant_id=A)
-            eventually(lambda: len(refused) >= 2, seconds=30)
-            assert not drained(broker)
-            admin.execute(f'ALTER DATABASE "{database.name}" ALLOW_CONNECTIONS true')
-            eventually(lambda: drained(broker), seconds=30)
-    assert [(r["task_id"], r["error_message"]) for r in rows(database)] == [(sent.message_id, "while Postgres is away")]
-
-
 def test_details_that_postgres_refuses_do_not_cost_the_row(broker: Broker, database: Database) -> None:
     from middleware.dead_letters import DeadLetters
 

@@ -306,6 +306,7 @@ class TestFull:
             one.send(job, n)
         one.send(job, 50, delay=1)
         self.fill(full_url)
+        assert one.broker.do_qsize(QUEUE) == 51  # type: ignore[attr-defined]
         with one.working():
             eventually(lambda: kept(one.client) == 0)
         assert sorted(ran) == list(range(51))
