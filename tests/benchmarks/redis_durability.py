@@ -30,7 +30,7 @@ from dramatiq.errors import ConnectionFailed
 from rich.console import Console
 from rich.table import Table
 
-from db.failed_jobs import Failure
+from db.failures import Failure
 from tests.servers import temporary_folder
 from worker.embedded import _free_port
 from worker.settings import Settings
