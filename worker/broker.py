@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import dramatiq
-import redis
 from dramatiq import Broker, Middleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
@@ -19,8 +18,6 @@ from dramatiq.middleware import (
     TimeLimit,
 )
 from loguru import logger
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from db import failed_jobs, session
 from db.errors import ConfigurationError
@@ -42,10 +39,9 @@ from middleware.tenant_context import TenantContext
 from worker.consumed_queues import ConsumedQueues
 from worker.logs import Logs
 from worker.queues import Queue
+from worker.redis_client import make_redis
 from worker.settings import Settings
 
-#: Seconds that a worker may be told to wait for a message at a time (``dramatiq_worker_timeout``; delayed ones twice).
-LONGEST_WAIT = 10.0
 #: Gives failures their ``error_type``; an application adds its own with :meth:`Classifier.add`.
 classifier = Classifier()
 
@@ -119,27 +115,6 @@ def make_broker(
     for queue in sorted(queues):
         broker.declare_queue(queue)
     return broker
-
-
-def make_redis(settings: Settings, *, waits: bool = False) -> redis.Redis:
-    """Return a client for ``REDIS_URL``; it connects when first used.
-
-    Arguments:
-      settings: Say where, and how long to wait for an answer.
-      waits: For commands that wait on the server, and are not to be sent again where a reply was lost.
-    """
-    options: dict[str, object] = {
-        "socket_timeout": settings.redis_timeout + (LONGEST_WAIT if waits else 0),
-        "socket_connect_timeout": settings.redis_timeout,
-        # A connection that the server closed meanwhile is opened again at once; a server that is not there is an error
-        # at once, too, and one that does not answer is not asked again.
-        "retry": Retry(NoBackoff(), 0 if waits else 1, supported_errors=(redis.ConnectionError,)),
-        "health_check_interval": 30,
-    }
-    if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:
-        # Heroku signs its own: https://devcenter.heroku.com/articles/connecting-heroku-redis
-        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-    return redis.Redis.from_url(settings.redis_url, **options)
 
 
 def _queues_of(modules: Iterable[str]) -> set[str] | None:

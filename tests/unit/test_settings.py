@@ -84,7 +84,7 @@ def test_heroku_names_its_processes_and_signs_its_own_certificates() -> None:
 
 
 def test_a_tls_url_reaches_redis_with_the_verification_asked_for() -> None:
-    from worker.broker import make_redis
+    from worker.redis_client import make_redis
 
     def verification(**environ: str) -> object:
         settings = Settings.load({"DATABASE_URL": URL, "REDIS_URL": "rediss://:secret@h:6380", **environ})

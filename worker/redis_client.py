@@ -1,0 +1,33 @@
+"""The client for ``REDIS_URL``."""
+
+from __future__ import annotations
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from worker.settings import Settings
+
+#: Seconds that a worker may be told to wait for a message at a time (``dramatiq_worker_timeout``; delayed ones twice).
+LONGEST_WAIT = 10.0
+
+
+def make_redis(settings: Settings, *, waits: bool = False) -> redis.Redis:
+    """Return a client for ``REDIS_URL``; it connects when first used.
+
+    Arguments:
+      settings: Say where, and how long to wait for an answer.
+      waits: For commands that wait on the server, and are not to be sent again where a reply was lost.
+    """
+    options: dict[str, object] = {
+        "socket_timeout": settings.redis_timeout + (LONGEST_WAIT if waits else 0),
+        "socket_connect_timeout": settings.redis_timeout,
+        # A connection that the server closed meanwhile is opened again at once; a server that is not there is an error
+        # at once, too, and one that does not answer is not asked again.
+        "retry": Retry(NoBackoff(), 0 if waits else 1, supported_errors=(redis.ConnectionError,)),
+        "health_check_interval": 30,
+    }
+    if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:
+        # Heroku signs its own: https://devcenter.heroku.com/articles/connecting-heroku-redis
+        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    return redis.Redis.from_url(settings.redis_url, **options)
