@@ -10,7 +10,7 @@ from db.models import Base
 from db.table_building import OF_TENANT, OF_TENANT_OR_NOBODY, SETTING
 from worker.check.findings import Finding, error, ok, warning
 from worker.check.postgres import rows
-from worker.check.tables import CANONICAL, ISOLATION, Table, read_tables
+from worker.check.tables import CANONICAL, ISOLATION, Policy, Table, read_tables
 
 NAME = "postgres.row-level-security"
 OPERATOR = "operator_policy"
@@ -77,7 +77,7 @@ def _judge_policies(tables: Collection[Table], *, has_operator: bool) -> Iterato
         table.name
         for table in tables
         for policy in table.policies
-        if policy.name == ISOLATION and not _isolates(policy.text, general=policy.general)
+        if policy.name == ISOLATION and not _isolates(policy)
     ]
     if changed:
         yield error(
@@ -100,16 +100,18 @@ def _judge_policies(tables: Collection[Table], *, has_operator: bool) -> Iterato
     for table in tables:
         for policy in table.policies:
             if policy.permissive and policy.name not in OF_OURS:
+                shown = f"{policy.using or policy.with_check}"
                 yield warning(
                     NAME,
-                    f"policy {policy.name} on {table.name} is not ours, and shows more rows: {policy.text:.120}",
+                    f"policy {policy.name} on {table.name} is not ours, and shows more rows: {shown:.120}",
                     f'Unless it is meant to be there: DROP POLICY "{policy.name}" ON {table.name}',
                 )
 
 
-def _isolates(text: str, *, general: bool) -> bool:
-    # Twice: what may be seen, and what may be written.
-    return general and text.count("app.current_tenant_id") >= 2
+def _isolates(policy: Policy) -> bool:
+    return policy.general and all(
+        "app.current_tenant_id" in (which or "") for which in (policy.using, policy.with_check)
+    )
 
 
 def _isolation(table: str) -> str:

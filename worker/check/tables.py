@@ -24,8 +24,9 @@ class Policy:
     permissive: bool
     #: Whether it is for every command and every role.
     general: bool
-    #: What rows it shows, and which may be written, as Postgres writes it.
-    text: str
+    #: Which rows may be seen, and which written, as Postgres writes it.
+    using: str | None
+    with_check: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ def read_tables(connection: Connection) -> list[Table]:
         """
         SELECT c.relname, c.relrowsecurity, c.relforcerowsecurity, obj_description(c.oid, 'pg_class'),
             coalesce((SELECT json_agg(json_build_array(polname, polpermissive, polcmd = '*' AND polroles = '{0}',
-                concat_ws(' ', pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))) ORDER BY polname)
-                FROM pg_policy WHERE polrelid = c.oid), '[]'::json)
+                pg_get_expr(polqual, polrelid), pg_get_expr(coalesce(polwithcheck, polqual), polrelid))
+                ORDER BY polname) FROM pg_policy WHERE polrelid = c.oid), '[]'::json)
         FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS wanted (name, place)
         JOIN pg_class c ON c.oid = to_regclass(wanted.name)
         WHERE c.relkind IN ('r', 'p')

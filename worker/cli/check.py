@@ -20,9 +20,7 @@ _STYLES = {Status.ERROR: "bold red", Status.WARNING: "yellow", Status.OK: "green
 
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also say what was found where all is well.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say also what is well.")] = False,
     procfile: Annotated[Path | None, typer.Option(help="Where worker entries stand; ./Procfile if it exists.")] = None,
     stop_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds from SIGTERM to SIGKILL on the host; Heroku's are 30.")
