@@ -32,7 +32,7 @@ class RedisDatabase:
     def server_task(self) -> Iterator[Task]:
         """Give a task for the server, unless there is none."""
         if not self._settings.stub:
-            yield self._task(self._ask)
+            yield self._task("redis.reachable", self._ask)
 
     def queues_task(self, declared: Collection[str]) -> Iterator[Task]:
         """Give a task for the queues, if the server answered; after :meth:`server_task`.
@@ -45,9 +45,9 @@ class RedisDatabase:
             yield from judge_queues(read_queues(client, self._settings.redis_namespace, declared), declared)
 
         if self._answered:
-            yield self._task(check)
+            yield self._task("queues", check)
 
-    def _task(self, check: Callable[[redis.Redis], Iterable[Finding]]) -> Task:
+    def _task(self, name: str, check: Callable[[redis.Redis], Iterable[Finding]]) -> Task:
         advice = "See that the server runs, and that REDIS_URL is right: its host, port, user and password."
 
         def run() -> list[Finding]:
@@ -55,9 +55,9 @@ class RedisDatabase:
                 with make_redis(self._settings) as client:
                     yield from check(client)
 
-            return self._guard.run("redis.reachable", connected, about=self._named, advice=advice)
+            return self._guard.run(name, connected, about=self._named, advice=advice)
 
-        late = error("redis.reachable", f"{self._named}: no answer within {2 * TIMEOUT:g} seconds", advice)
+        late = error(name, f"{self._named}: no answer within {2 * TIMEOUT:g} seconds", advice)
         return Task(run, 2 * TIMEOUT, late)
 
     def _ask(self, client: redis.Redis) -> Iterator[Finding]:
