@@ -45,8 +45,9 @@ def good_redis(durable_redis: str) -> Iterator[str]:
 
 @pytest.fixture
 def environment(database: Database, good_redis: str) -> dict[str, str]:
-    """The settings of a good deployment."""
-    return {**os.environ, **database.environment(), "REDIS_URL": good_redis}
+    """The settings of a good deployment, whose pools fit a server as it comes."""
+    pool = {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "0"}
+    return {**os.environ, **database.environment(), "REDIS_URL": good_redis, **pool}
 
 
 def check(environment: dict[str, str], folder: Path) -> list[Finding]:
@@ -311,7 +312,7 @@ def test_too_few_connections(environment: dict[str, str], database: Database) ->
     run(database.admin_url, f"ALTER DATABASE {database.name} CONNECTION LIMIT 20")
     found = only(environment, ROOT)
     assert (found.name, found.status) == ("postgres.connections", Status.WARNING)
-    assert "up to 136 connections, and Postgres has 20" in found.found
+    assert "up to 48 connections, and Postgres has 20" in found.found
 
 
 # --- Redis ------------------------------------------------------------------------------------------
@@ -473,7 +474,8 @@ def test_a_wrong_password_is_not_repeated(
     environment: dict[str, str], database: Database, good_redis: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     bad = {
-        "DATABASE_URL": database.worker_url.replace(cluster.password, "hunter2secret"),
+        # Refused also where a server trusts everybody.
+        "DATABASE_URL": cluster.url("nobody", database.name).replace(cluster.password, "hunter2secret"),
         "REDIS_URL": good_redis.replace("redis://", "redis://nobody:hunter2secret@"),
     }
     found = check({**environment, **bad}, tmp_path)

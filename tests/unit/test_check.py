@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import middleware
+from db.models import Base
 from worker.check.clock import judge_skew
 from worker.check.connections import judge_connections, needed
 from worker.check.consumers import Seen
@@ -24,6 +25,8 @@ from worker.check.redis_rights import PROBES
 from worker.check.redis_server import address as redis_address
 from worker.check.redis_server import judge_server
 from worker.check.rights import OF_APP_USER
+from worker.check.row_level_security import judge_tables
+from worker.check.tables import Policy, Table
 from worker.procfile import read_procfile
 from worker.queues import Queue
 from worker.settings import Settings
@@ -126,6 +129,20 @@ class TestPostgres:
         judged = judge_revisions(found, {"2"}, {"1", "2"})
         assert judged.status is status
         assert said in judged.found
+
+    def test_operators_need_a_policy_of_their_own(self) -> None:
+        def judge(policy: str, *, has_operator: bool) -> list[Finding]:
+            setting = "app.current_tenant_id"
+            policies = [Policy("tenant_isolation_policy", True, True, setting, setting)]
+            policies.append(Policy(policy, True, False, "true", "true"))
+            tables = [Table(name, True, True, policies, True) for name in Base.metadata.tables]
+            return list(judge_tables(tables, has_operator=has_operator))
+
+        assert judge("operator_policy", has_operator=True) == []
+        # With a single credential, it is the owner's.
+        assert judge("operator_context_policy", has_operator=False) == []
+        assert only(judge("operator_context_policy", has_operator=True)).found.startswith("no operator_policy on ")
+        assert "TO CURRENT_USER" in only(judge("operator_policy", has_operator=False)).advice
 
     def test_connections_are_those_of_the_readme(self) -> None:
         procfile = read_entries(read_procfile(ROOT / "Procfile"), {})[0]

@@ -14,7 +14,8 @@ from worker.check.tables import CANONICAL, ISOLATION, Policy, Table, read_tables
 
 NAME = "postgres.row-level-security"
 OPERATOR = "operator_policy"
-OF_OURS = {ISOLATION, OPERATOR, "operator_context_policy"}
+OPERATOR_CONTEXT = "operator_context_policy"
+OF_OURS = {ISOLATION, OPERATOR, OPERATOR_CONTEXT}
 
 
 def check_row_level_security(connection: Connection) -> Iterator[Finding]:
@@ -88,14 +89,18 @@ def _judge_policies(tables: Collection[Table], *, has_operator: bool) -> Iterato
                 for name in changed
             ),
         )
-    blind = [table.name for table in tables if not any(p.name == OPERATOR for p in table.policies)]
-    if has_operator and blind:
+    # Where there is no such role, operators are the owner, who says so.
+    name, role, visible = (
+        (OPERATOR, "app_operator", "true")
+        if has_operator
+        else (OPERATOR_CONTEXT, "CURRENT_USER", "current_setting('app.execution_context', true) = 'operator'")
+    )
+    blind = [table.name for table in tables if not any(p.name == name for p in table.policies)]
+    if blind:
         yield error(
             NAME,
-            f"no {OPERATOR} on {', '.join(blind)}: operators do not see its rows",
-            "; ".join(
-                f"CREATE POLICY {OPERATOR} ON {name} TO app_operator USING (true) WITH CHECK (true)" for name in blind
-            ),
+            f"no {name} on {', '.join(blind)}: operators do not see its rows",
+            "; ".join(f"CREATE POLICY {name} ON {t} TO {role} USING ({visible}) WITH CHECK ({visible})" for t in blind),
         )
     for table in tables:
         for policy in table.policies:
