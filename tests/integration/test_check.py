@@ -233,6 +233,12 @@ def test_migrations_that_are_behind_or_ahead(environment: dict[str, str], databa
             Status.ERROR,
             "is not the one that migrations made",
         ),
+        ("ALTER POLICY operator_policy ON tenants TO PUBLIC", Status.ERROR, "operator_policy on tenants is for public"),
+        (
+            "ALTER POLICY operator_context_policy ON tenants TO app_user",
+            Status.ERROR,
+            "operator_context_policy on tenants is for app_user",
+        ),
         (
             "CREATE POLICY support ON worker_failed_jobs FOR SELECT USING (true)",
             Status.WARNING,

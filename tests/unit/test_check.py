@@ -133,9 +133,10 @@ class TestPostgres:
     def test_operators_need_a_policy_of_their_own(self) -> None:
         def judge(policy: str, *, has_operator: bool) -> list[Finding]:
             setting = "app.current_tenant_id"
-            policies = [Policy("tenant_isolation_policy", True, True, setting, setting)]
-            policies.append(Policy(policy, True, False, "true", "true"))
-            tables = [Table(name, True, True, policies, True) for name in Base.metadata.tables]
+            policies = [Policy("tenant_isolation_policy", True, True, setting, setting, ["public"])]
+            says_so = "current_setting('app.execution_context', true) = 'operator'"
+            policies.append(Policy(policy, True, False, says_so, says_so, ["app_operator"]))
+            tables = [Table(name, "app_operator", True, True, policies, True) for name in Base.metadata.tables]
             return list(judge_tables(tables, has_operator=has_operator))
 
         assert judge("operator_policy", has_operator=True) == []

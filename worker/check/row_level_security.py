@@ -16,6 +16,12 @@ NAME = "postgres.row-level-security"
 OPERATOR = "operator_policy"
 OPERATOR_CONTEXT = "operator_context_policy"
 OF_OURS = {ISOLATION, OPERATOR, OPERATOR_CONTEXT}
+_SAYS_SO = "current_setting('app.execution_context', true) = 'operator'"
+#: Whom the policies of operators are for, and what they show; the owner is who runs the statement.
+_FOR_OPERATORS = {
+    OPERATOR: "TO app_operator USING (true) WITH CHECK (true)",
+    OPERATOR_CONTEXT: f"TO CURRENT_USER USING ({_SAYS_SO}) WITH CHECK ({_SAYS_SO})",
+}
 
 
 def check_row_level_security(connection: Connection) -> Iterator[Finding]:
@@ -89,19 +95,7 @@ def _judge_policies(tables: Collection[Table], *, has_operator: bool) -> Iterato
                 for name in changed
             ),
         )
-    # Where there is no such role, operators are the owner, who says so.
-    name, role, visible = (
-        (OPERATOR, "app_operator", "true")
-        if has_operator
-        else (OPERATOR_CONTEXT, "CURRENT_USER", "current_setting('app.execution_context', true) = 'operator'")
-    )
-    blind = [table.name for table in tables if not any(p.name == name for p in table.policies)]
-    if blind:
-        yield error(
-            NAME,
-            f"no {name} on {', '.join(blind)}: operators do not see its rows",
-            "; ".join(f"CREATE POLICY {name} ON {t} TO {role} USING ({visible}) WITH CHECK ({visible})" for t in blind),
-        )
+    yield from _judge_operators(tables, has_operator=has_operator)
     for table in tables:
         for policy in table.policies:
             if policy.permissive and policy.name not in OF_OURS:
@@ -111,6 +105,31 @@ def _judge_policies(tables: Collection[Table], *, has_operator: bool) -> Iterato
                     f"policy {policy.name} on {table.name} is not ours, and shows more rows: {shown:.120}",
                     f'Unless it is meant to be there: DROP POLICY "{policy.name}" ON {table.name}',
                 )
+
+
+def _judge_operators(tables: Collection[Table], *, has_operator: bool) -> Iterator[Finding]:
+    # Where there is no such role, operators are the owner, who says so.
+    needed = OPERATOR if has_operator else OPERATOR_CONTEXT
+    if blind := [table.name for table in tables if not any(policy.name == needed for policy in table.policies)]:
+        yield error(
+            NAME,
+            f"no {needed} on {', '.join(blind)}: operators do not see its rows",
+            "; ".join(f"CREATE POLICY {needed} ON {table} {_FOR_OPERATORS[needed]}" for table in blind),
+        )
+    for table in tables:
+        for policy in table.policies:
+            if policy.name in _FOR_OPERATORS and not _is_for_operators(policy, table.owner):
+                yield error(
+                    NAME,
+                    f"{policy.name} on {table.name} is for {', '.join(policy.roles)}, not as migrations made it",
+                    f"ALTER POLICY {policy.name} ON {table.name} {_FOR_OPERATORS[policy.name]}",
+                )
+
+
+def _is_for_operators(policy: Policy, owner: str) -> bool:
+    if policy.name == OPERATOR:
+        return list(policy.roles) == ["app_operator"]
+    return list(policy.roles) == [owner] and "app.execution_context" in (policy.using or "")
 
 
 def _isolates(policy: Policy) -> bool:

@@ -27,6 +27,8 @@ class Policy:
     #: Which rows may be seen, and which written, as Postgres writes it.
     using: str | None
     with_check: str | None
+    #: Whom it is for; ``public`` is everybody.
+    roles: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Table:
     """A table by the name of one of ours, as the database has it."""
 
     name: str
+    owner: str
     enabled: bool
     forced: bool
     policies: Sequence[Policy]
@@ -46,9 +49,10 @@ def read_tables(connection: Connection) -> list[Table]:
     found = rows(
         connection,
         """
-        SELECT c.relname, c.relrowsecurity, c.relforcerowsecurity, obj_description(c.oid, 'pg_class'),
+        SELECT c.relname, pg_get_userbyid(c.relowner), c.relrowsecurity, c.relforcerowsecurity, obj_description(c.oid, 'pg_class'),
             coalesce((SELECT json_agg(json_build_array(polname, polpermissive, polcmd = '*' AND polroles = '{0}',
-                pg_get_expr(polqual, polrelid), pg_get_expr(coalesce(polwithcheck, polqual), polrelid))
+                pg_get_expr(polqual, polrelid), pg_get_expr(coalesce(polwithcheck, polqual), polrelid),
+                ARRAY(SELECT CASE WHEN r = 0 THEN 'public' ELSE pg_get_userbyid(r) END FROM unnest(polroles) AS r (r)))
                 ORDER BY polname) FROM pg_policy WHERE polrelid = c.oid), '[]'::json)
         FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS wanted (name, place)
         JOIN pg_class c ON c.oid = to_regclass(wanted.name)
@@ -58,8 +62,8 @@ def read_tables(connection: Connection) -> list[Table]:
         {"names": sorted(Base.metadata.tables)},
     )
     tables = []
-    for name, enabled, forced, comment, described in found:
+    for name, owner, enabled, forced, comment, described in found:
         policies = [Policy(*policy) for policy in described]
         ours = comment == OURS or name == CANONICAL or any(policy.name == ISOLATION for policy in policies)
-        tables.append(Table(name, enabled, forced, policies, ours))
+        tables.append(Table(name, owner, enabled, forced, policies, ours))
     return tables
