@@ -49,7 +49,8 @@ def read_tables(connection: Connection) -> list[Table]:
     found = rows(
         connection,
         """
-        SELECT c.relname, pg_get_userbyid(c.relowner), c.relrowsecurity, c.relforcerowsecurity, obj_description(c.oid, 'pg_class'),
+        SELECT c.relname, pg_get_userbyid(c.relowner), c.relrowsecurity, c.relforcerowsecurity,
+            obj_description(c.oid, 'pg_class'),
             coalesce((SELECT json_agg(json_build_array(polname, polpermissive, polcmd = '*' AND polroles = '{0}',
                 pg_get_expr(polqual, polrelid), pg_get_expr(coalesce(polwithcheck, polqual), polrelid),
                 ARRAY(SELECT CASE WHEN r = 0 THEN 'public' ELSE pg_get_userbyid(r) END FROM unnest(polroles) AS r (r)))
