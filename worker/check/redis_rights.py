@@ -25,6 +25,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "hget": (KEY, "f"),
     "hexists": (KEY, "f"),
     "hlen": (KEY,),
+    "hkeys": (KEY,),
     "hrandfield": (KEY,),
     "hdel": (KEY, "f"),
     "rpush": (KEY, "m"),
