@@ -9,10 +9,13 @@ a due message with the options it arrived with, and acknowledges it next; that e
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +120,39 @@ def modules_on_command_line(argv: list[str] | None = None) -> list[str] | None:
 
     arguments, _ = make_argument_parser().parse_known_args(argv[1:])
     return [name.partition(":")[0] for name in [arguments.broker, *arguments.modules]]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What the ``dramatiq`` command was told; None where it was not, and its default holds."""
+
+    modules: list[str]
+    queues: list[str] | None
+    #: Folders that it looks for modules in first.
+    path: list[str]
+    processes: int | None
+    threads: int
+    #: Milliseconds that it gives jobs to end when it is stopped.
+    shutdown_timeout: int | None
+
+
+def read_command_line(arguments: list[str]) -> CommandLine:
+    """Read the arguments of a ``dramatiq`` command.
+
+    Raises:
+      ValueError: When the command would refuse them, in its words.
+    """
+    from dramatiq.cli import make_argument_parser
+
+    parser = make_argument_parser()
+    parser.set_defaults(processes=None, worker_shutdown_timeout=None)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            found = parser.parse_args(arguments)
+    except SystemExit:
+        last = said.getvalue().strip().rpartition("\n")[2]
+        raise ValueError(last.partition("error: ")[2] or "it runs no worker") from None
+    path = [found.path] if isinstance(found.path, str) else found.path
+    modules = [name.partition(":")[0] for name in [found.broker, *found.modules]]
+    return CommandLine(modules, found.queues, path, found.processes, found.threads, found.worker_shutdown_timeout)

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.models import AttributionEvent
-from worker.checks import shown
+from worker.arguments import shown
 from worker.recompute import MAX_CENTS, utc
 from worker.table_shapes import check_tables
 from worker.tenants import naming_tenant, no_tenant

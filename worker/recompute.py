@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session
 
 from db.models import AttributionAllocation, AttributionEvent, AttributionRecomputeJob
 from db.tenancy import current_correlation_id
-from worker.checks import check_text, shown
+from worker.arguments import check_text, shown
 from worker.table_shapes import check_tables
 from worker.tenants import naming_tenant
 

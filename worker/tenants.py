@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import ConfigurationError
 from db.tenancy import current_tenant, parse_uuid
-from worker.checks import check_text
+from worker.arguments import check_text
 
 #: Characters of a tenant's name.
 NAME_LENGTH = 200

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.e2e.deployment import ROOT, Deployment
-from tests.servers import temporary_folder
+from tests.servers import running_redis, temporary_folder
 from worker.embedded import EmbeddedServers
 
 HEADER = "event_id,event_type,visitor_id,channel,revenue_cents,occurred_at\n"
@@ -101,6 +101,46 @@ def test_migrations_go_down_and_up(deployment: Deployment) -> None:
     up = deployment.run("worker", "migrate")
     assert (up.returncode, up.stdout.strip()) == (0, "The database is up to date."), up.stderr
     assert deployment.run("worker", "migrate", "no-such-revision").returncode == 2
+
+
+def test_a_deployment_is_checked(deployment: Deployment) -> None:
+    with running_redis(appendonly="yes", appendfsync="always") as durable:
+        good = deployment.run("worker", "check", "--verbose", REDIS_URL=durable)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "postgres.row-level-security: forced on " in good.stdout
+    # What is worst stands first, with what to do about it, and the rest in a line.
+    bad = deployment.run("worker", "check", DATABASE_URL=deployment.database.admin_url)
+    assert bad.returncode == 2
+    first, advice, *_ = bad.stdout.splitlines()
+    assert first.startswith("error    postgres.role: DATABASE_URL: ")
+    assert first.endswith(" is a superuser, and row-level security does not bind superusers")
+    assert advice.startswith("         CREATE ROLE worker_login LOGIN PASSWORD '...' IN ROLE app_user")
+
+
+def test_a_check_is_one_json_object_without_passwords(deployment: Deployment) -> None:
+    bad = "postgres://u:hunter2secret@127.0.0.1:1/x"
+    with running_redis(appendonly="yes") as durable:
+        good = deployment.run("worker", "check", "--json", REDIS_URL=durable)
+        done = deployment.run("worker", "check", "--json", OPERATOR_DATABASE_URL=bad, REDIS_URL=durable)
+    assert json.loads(good.stdout)["ok"] is True
+    assert done.returncode == 2
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    assert {tuple(finding) for finding in report["findings"]} == {("name", "status", "found", "advice")}
+    assert (report["findings"][0]["name"], report["findings"][0]["status"]) == ("postgres.reachable", "error")
+    for secret in ("hunter2secret", deployment.database.cluster.password):
+        assert secret not in done.stdout + done.stderr
+
+
+def test_a_check_names_a_package_that_hides_ours(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "db.py").write_text("")
+    # As the console script runs: the current folder is not on sys.path.
+    code = "import sys; from worker.__main__ import main; sys.argv = ['worker', 'check', '--json']; main()"
+    done = deployment.run(sys.executable, "-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2, done.stderr
+    finding = json.loads(done.stdout)["findings"][0]
+    assert finding["name"] == "packages"
+    assert f"{tmp_path / 'db.py'} hides the package 'db' of dramaturg" in finding["found"]
 
 
 def test_alembic_itself_works_from_the_checkout(deployment: Deployment) -> None:

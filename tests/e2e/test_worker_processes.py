@@ -14,11 +14,12 @@ from psycopg.rows import dict_row
 from tests.e2e.deployment import Deployment
 from tests.waiting import eventually
 from worker.attribution import recompute_window
-from worker.demo.procfile import find_procfile, read_procfile
+from worker.demo.procfile import find_procfile
 from worker.demo.run import EVIDENCE_QUERY
 from worker.housekeeping import ping
 from worker.llm import describe_window
 from worker.maintenance import verify_window
+from worker.procfile import read_procfile
 from worker.queues import Queue
 
 WINDOW = {"window_start": "2025-01-01T00:00:00Z", "window_end": "2025-01-31T23:59:59Z"}

@@ -88,6 +88,21 @@ def test_the_command_line_is_read_as_dramatiq_reads_it(argv: list[str], modules:
     assert internals.modules_on_command_line(argv) == modules
 
 
+class TestCommandLine:
+    def test_what_was_said_is_told_from_what_was_not(self) -> None:
+        silent = internals.read_command_line(["a.b:broker", "c"])
+        assert silent == internals.CommandLine(["a.b", "c"], None, ["."], None, 8, None)
+        said = internals.read_command_line(
+            ["a", "-p", "2", "-t", "4", "-Q", "q", "-P", "x", "y", "--worker-shutdown-timeout", "20000"]
+        )
+        assert said == internals.CommandLine(["a"], ["q"], ["x", "y"], 2, 4, 20_000)
+
+    @pytest.mark.parametrize("arguments", [[], ["a", "-p", "many"], ["a", "--no-such"]])
+    def test_what_dramatiq_refuses_is_refused_in_its_words(self, arguments: list[str]) -> None:
+        with pytest.raises(ValueError, match=r"required|invalid int value: 'many'|unrecognized arguments: --no-such"):
+            internals.read_command_line(arguments)
+
+
 def test_an_actor_logs_its_arguments_in_the_words_we_replace() -> None:
     assert internals.ACTOR_CALL_LOG in inspect.getsource(dramatiq.Actor.__call__)
 

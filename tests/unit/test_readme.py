@@ -82,7 +82,7 @@ def test_sending(project: Path) -> None:
 
 def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
-    assert words == {"tenants", "events", "migrate"}
+    assert words == {"tenants", "events", "migrate", "check"}
 
 
 def test_the_commands_are_the_ones_that_ci_runs() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli import demo, events, migrate, spool, tenants
+from worker.cli import check, demo, events, migrate, spool, tenants
 
 app = typer.Typer(
     name="worker",
@@ -15,5 +15,6 @@ app = typer.Typer(
 app.add_typer(tenants.app, name="tenants", help="Whom work is done for.")
 app.add_typer(events.app, name="events", help="What attribution is computed from.")
 app.command("spool")(spool.show)
+app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)
 app.command("demo")(demo.demo)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from db.errors import ConfigurationError
+from worker.procfile import read_procfile
 
 
 def find_procfile() -> Path:
@@ -20,13 +21,6 @@ def find_procfile() -> Path:
         if path.is_file():
             return path
     raise ConfigurationError(f"the Procfile is missing: neither in nor beside {package}")
-
-
-def read_procfile(path: Path) -> dict[str, str]:
-    """Return the Procfile's entries, name to command."""
-    from honcho.environ import parse_procfile
-
-    return dict(parse_procfile(path.read_text("utf-8")).processes)
 
 
 class Workers:
