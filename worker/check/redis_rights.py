@@ -32,6 +32,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "lpush": (KEY, "m"),
     "llen": (KEY,),
     "lindex": (KEY, "0"),
+    "lmove": (KEY, KEY, "LEFT", "RIGHT"),
     "lrange": (KEY, "0", "-1"),
     "lpop": (KEY,),
     "sadd": (KEY, "m"),
