@@ -168,6 +168,10 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
             "prepare_threshold": config.prepare_threshold,
             "connect_timeout": config.connect_timeout,
             "application_name": "dramaturg",
+            # A server whose host is gone says nothing; without these its silence lasts two hours.
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
         },
     }
 
