@@ -4,64 +4,78 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import redis
 from loguru import logger
 
-#: Seconds between two complaints that starts cannot be noted.
-COMPLAIN_EVERY = 60.0
+#: Seconds between two looks whether a connection still stands, and between two complaints that starts cannot be noted.
+LOOK_EVERY, COMPLAIN_EVERY = 1.0, 60.0
+
+
+class _OfThread(threading.local):
+    connection: Any = None
+    looked: float = float("-inf")
 
 
 class StartMarks:
-    """Sends on a connection of its own that answers nothing: what is sent arrives though the process dies next.
+    """Sends on connections that answer nothing, one for each thread, so that none waits for another's: what is sent
+    arrives though the process dies next.
 
     A start that was not noted, because Redis is away, makes a crash uncounted, no more.
 
     Arguments:
-      client: Whose kind of connection to open, when the first message starts.
+      client: Whose kind of connection to open, when a thread's first message starts.
       key: The hash of this process' started messages.
     """
 
     def __init__(self, client: redis.Redis, key: str) -> None:
         self._client = client
         self._key = key
-        self._lock = threading.Lock()
-        self._connection: Any = None
+        self._local = _OfThread()
+        self._open: list[Any] = []
         self._complained = float("-inf")
 
     def mark(self, name: bytes) -> None:
         """Note that the message ``name`` begins now. Raises nothing."""
-        now = int(time.time() * 1000)
-        with self._lock:
-            try:
-                self._open()
-                self._connection.send_packed_command(
-                    self._connection.pack_command("HSET", self._key, name, now), check_health=False
-                )
-            except (redis.RedisError, OSError) as e:
-                self.close()
-                if time.monotonic() - self._complained > COMPLAIN_EVERY:
-                    self._complained = time.monotonic()
-                    logger.warning("starts of messages cannot be noted, so crashes are not counted: {}", e)
-
-    def _open(self) -> None:
-        # Nothing is ever to be read, so what can be is the end.
-        if self._connection is not None and not self._connection.can_read(0):
-            return
-        self.close()
-        connection = self._client.connection_pool.get_connection()
+        now = time.time()
         try:
+            connection = self._connection()
+            connection.send_packed_command(
+                connection.pack_command("HSET", self._key, name, int(now * 1000)), check_health=False
+            )
+        except (redis.RedisError, OSError) as e:
+            self._drop()
+            if now - self._complained > COMPLAIN_EVERY:
+                self._complained = now
+                logger.warning("starts of messages cannot be noted, so crashes are not counted: {}", e)
+
+    def _connection(self) -> Any:
+        local, now = self._local, time.monotonic()
+        if local.connection is not None and now - local.looked > LOOK_EVERY:
+            local.looked = now
+            # Nothing is ever to be read, so what can be is the end.
+            if local.connection.can_read(0):
+                self._drop()
+        if local.connection is None:
+            # Not of the pool: it never answers again.
+            connection = self._client.connection_pool.make_connection()
+            connection.connect()
             connection.send_command("CLIENT", "REPLY", "OFF")
-        except BaseException:
+            local.connection, local.looked = connection, now
+            self._open.append(connection)
+        return local.connection
+
+    def _drop(self) -> None:
+        connection, self._local.connection = self._local.connection, None
+        if connection is not None:
+            with suppress(ValueError):
+                self._open.remove(connection)
             connection.disconnect()
-            self._client.connection_pool.release(connection)
-            raise
-        self._connection = connection
 
     def close(self) -> None:
-        """Close the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.disconnect()
-            self._client.connection_pool.release(connection)
+        """Close all connections; threads that go on open new ones."""
+        while self._open:
+            self._open.pop().disconnect()
+        self._local = _OfThread()
