@@ -30,6 +30,7 @@ from db.tenancy import tenant_context
 from tests.integration.nothing_lost import Side, kept, ours, put
 from tests.servers import Cluster, Database
 from tests.waiting import eventually
+from tests.wire import Wire
 
 A: Final = UUID("aaaaaaaa-0000-4000-8000-000000000001")
 B: Final = UUID("bbbbbbbb-0000-4000-8000-000000000002")
@@ -241,6 +242,21 @@ def test_whatever_the_message_id(database: Database, message_id: str) -> None:
             assert effect("m") is expected
     with executing(message_id + "2"):
         assert effect("other")
+
+
+def test_it_costs_one_round_trip(database: Database) -> None:
+    with Wire(database.worker_url) as wire:
+        session.configure(wire.url)
+        turns = []
+        for key in ("warm", None, "k", "k"):
+            before = wire.turns
+            with tenant_context(A), transaction():
+                if key is not None:
+                    once(key)
+            turns.append(wire.turns - before)
+        session.dispose()
+    _, without, first, second = turns
+    assert first == second == without + 1
 
 
 # --- Keys -----------------------------------------------------------------------------------------
