@@ -17,3 +17,7 @@ class InvalidTenant(DramaturgError, ValueError):
 
 class TenantRequired(DramaturgError):
     """Raised when tenant-scoped work is asked for where no tenant is bound."""
+
+
+class OnceError(DramaturgError):
+    """Raised when ``once()`` is called where its answer would be wrong: an effect would be skipped, or happen again."""

@@ -113,6 +113,24 @@ class FailedJobOriginal(Base):
     recorded_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
+class Once(Base):
+    """What :func:`db.once.once` recorded. The primary key is ``id``, because ``tenant_id`` may be null."""
+
+    __tablename__ = "worker_once"
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "key", name="uq_worker_once_key", postgresql_nulls_not_distinct=True),
+        _OURS,
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    tenant_id: Mapped[UUID | None]
+    #: ``message:`` and the message id, or ``key:`` and what the caller gave.
+    key: Mapped[str] = mapped_column(String(300))
+    #: The message that was executed; none outside of a job.
+    message_id: Mapped[str | None] = mapped_column(String(155))
+    recorded_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class Tenant(Base):
     """Whom work is done for."""
 

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -23,8 +24,9 @@ from sqlalchemy.orm import Session
 
 from db import deadline
 from db.errors import ConfigurationError, TenantRequired
+from db.open_transaction import OpenTransaction
 from db.statement_watchdog import StatementWatchdog
-from db.tenancy import current_tenancy
+from db.tenancy import current_correlation_id, current_tenancy, current_tenant
 
 Scope = Literal["worker", "operator"]
 
@@ -218,12 +220,13 @@ def _options(config: Config, scope: Scope) -> dict[str, Any]:
     return {_SCOPE_OPTION: scope, _LOCK_TIMEOUT_OPTION: config.lock_timeout_ms}
 
 
+def _tenant_id(scope: Scope) -> UUID | None:
+    return current_tenant() if scope == "worker" else None
+
+
 def _tenancy_settings(scope: Scope) -> str:
-    tenancy = current_tenancy()
-    tenant_id = tenancy.tenant_id if tenancy and scope == "worker" else None
-    correlation_id = tenancy.correlation_id if tenancy else None
-    of_tenant = f"SET LOCAL app.current_tenant_id = '{tenant_id or ''}'"
-    return f"{of_tenant}; SET LOCAL app.correlation_id = '{correlation_id or ''}'"
+    of_tenant = f"SET LOCAL app.current_tenant_id = '{_tenant_id(scope) or ''}'"
+    return f"{of_tenant}; SET LOCAL app.correlation_id = '{current_correlation_id() or ''}'"
 
 
 def begin_statement(scope: Scope, lock_timeout_ms: int) -> str:
@@ -276,6 +279,7 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         self._scope = scope
         self._session: Session | None = None
         self._async_session: AsyncSession | None = None
+        self._opened: OpenTransaction | None = None
 
     def __enter__(self) -> Session:
         self._check()
@@ -293,6 +297,7 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         session = Session(_bind(self._scope), expire_on_commit=False)
         try:
             session.connection()
+            self._opened = OpenTransaction(session, _tenant_id(self._scope))
         except BaseException:
             session.close()
             raise
@@ -302,11 +307,16 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         session, self._session = self._session, None
-        assert session is not None, "left without having been entered"  # noqa: S101
+        opened, committed = self._opened, False
+        assert session is not None and opened is not None, "left without having been entered"  # noqa: S101, PT018
         try:
+            opened.leave()
             if kind is None:
                 session.commit()
+                committed = True
         finally:
+            # First: from then on another may record what this one had.
+            opened.rolled_back = not committed
             # Rolls back what was not committed, whatever interrupted it.
             session.close()
 
@@ -324,6 +334,7 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         session = AsyncSession(_async_bind(self._scope), expire_on_commit=False)
         try:
             await session.connection()
+            self._opened = OpenTransaction(session, _tenant_id(self._scope))
         except BaseException:
             await session.close()
             raise
@@ -333,11 +344,16 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         session, self._async_session = self._async_session, None
-        assert session is not None, "left without having been entered"  # noqa: S101
+        opened, committed = self._opened, False
+        assert session is not None and opened is not None, "left without having been entered"  # noqa: S101, PT018
         try:
+            opened.leave()
             if kind is None:
                 await session.commit()
+                committed = True
         finally:
+            # First: from then on another may record what this one had.
+            opened.rolled_back = not committed
             await session.close()
 
     def _check(self) -> None:

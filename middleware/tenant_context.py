@@ -1,4 +1,4 @@
-"""Carries the tenant from sender to job, in the message's options.
+"""Carries the tenant from sender to job, in the message's options, and tells ``db`` which message a job is.
 
 At ``send()`` it is taken from ``send_with_options(tenant_id=...)``, from a ``tenant_id`` keyword argument, or from the
 enclosing ``tenant_context``. It is bound while the actor runs, and again while the message is acknowledged or rejected,
@@ -18,6 +18,8 @@ from dramatiq import Broker, Message, MessageProxy
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware, MiddlewareError
 
+from db import current_message
+from db.current_message import Execution
 from db.errors import InvalidTenant
 from db.tenancy import Tenancy, bind, current_tenancy, parse_uuid
 from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
@@ -86,10 +88,12 @@ class TenantContext(Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         try:
             bind(_arrived(broker, message))
+            current_message.bind(Execution(message.message_id))
         except BaseException as e:
             # Whatever it was, this message must not run: not without its tenant, still less with another's.
             message.fail()
             bind(_no_tenant(message))
+            current_message.bind(None)
             if isinstance(e, MiddlewareError) or not isinstance(e, Exception):
                 raise
             raise TenantError(f"the tenant of the message could not be read: {e!r}") from e
@@ -102,10 +106,10 @@ class TenantContext(Middleware):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
-        bind(None)
+        _unbind()
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        bind(None)
+        _unbind()
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         self._bind_again(broker, message)
@@ -114,16 +118,21 @@ class TenantContext(Middleware):
         self._bind_again(broker, message)
 
     def after_ack(self, broker: Broker, message: MessageProxy) -> None:
-        bind(None)
+        _unbind()
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
-        bind(None)
+        _unbind()
 
     def _bind_again(self, broker: Broker, message: MessageProxy) -> None:
         try:
             bind(_arrived(broker, message))
         except Exception:  # noqa: BLE001 - it was refused, or its actor is unknown: it belongs to whom it names
             bind(_named_tenant(message))
+
+
+def _unbind() -> None:
+    bind(None)
+    current_message.bind(None)
 
 
 def _scoped(broker: Broker, actor_name: str) -> bool | None:

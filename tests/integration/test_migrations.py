@@ -40,6 +40,8 @@ REPOSITORY = Path(__file__).parents[2]
 TABLES = (
     "worker_failed_jobs",
     "worker_failed_job_deliveries",
+    "worker_failed_job_originals",
+    "worker_once",
     "tenants",
     "attribution_events",
     "attribution_recompute_jobs",
@@ -219,12 +221,16 @@ def fill(database: Database, table: str) -> list[str]:
 
 
 def fill_companions(database: Database) -> dict[str, list[str]]:
-    """Put a row of one tenant into every other table of ours."""
+    """Put rows into every other table of ours: of one tenant, of those that have failed jobs where that may be."""
     run(
         database.admin_url,
         """
         INSERT INTO worker_failed_job_deliveries (delivery_id, failed_job_id, tenant_id)
             SELECT id::text, id, tenant_id FROM worker_failed_jobs;
+        INSERT INTO worker_failed_job_originals (failed_job_id, tenant_id, original)
+            SELECT id, tenant_id, '\\x00ff' FROM worker_failed_jobs;
+        INSERT INTO worker_once (tenant_id, key, message_id)
+            SELECT DISTINCT tenant_id, 'message:m', 'm' FROM worker_failed_jobs;
         INSERT INTO tenants (id, name) VALUES ('00000000-0000-0000-0000-000000000001', 'One');
         INSERT INTO attribution_events SELECT id, 'e', 'touch', 'v', 'mail', NULL, now() FROM tenants;
         INSERT INTO attribution_recompute_jobs (tenant_id, window_start, window_end, model, model_version)
@@ -469,6 +475,9 @@ def test_who_may_do_what(head: Database) -> None:
     assert dict(rows(head.admin_url, query, "app_user")) == {
         "worker_failed_jobs": everything,
         "worker_failed_job_deliveries": "DELETE INSERT SELECT",
+        # Not redacted, so not for tenants to read.
+        "worker_failed_job_originals": "INSERT",
+        "worker_once": "DELETE INSERT SELECT",
         "tenants": "SELECT",
         "attribution_events": "INSERT SELECT",
         "attribution_allocations": "DELETE INSERT SELECT",
@@ -511,12 +520,16 @@ def test_a_tenant_sees_its_own_rows_and_an_operator_all(two_tenants: Database) -
     of_one = ("app.current_tenant_id", str(ONE))
     for table in TABLES:
         of_nobody: set[UUID | None] = {None} if table.startswith("worker_") else set()
-        for url in (two_tenants.worker_url, two_tenants.owner_url):
+        may_not_read = table == "worker_failed_job_originals"
+        if may_not_read:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"):
+                visible(two_tenants.worker_url, table, of_one)
+        for url in (two_tenants.owner_url,) if may_not_read else (two_tenants.worker_url, two_tenants.owner_url):
             assert visible(url, table, of_one) == {ONE}
             assert visible(url, table) == visible(url, table, ("app.current_tenant_id", "")) == of_nobody
         as_operator = ("app.execution_context", "operator")
         # Anyone may say so; only the owner is believed.
-        assert visible(two_tenants.worker_url, table, of_one, as_operator) == {ONE}
+        assert may_not_read or visible(two_tenants.worker_url, table, of_one, as_operator) == {ONE}
         everybody = {ONE, OTHER} | of_nobody
         assert visible(two_tenants.operator_url, table) == everybody
         assert visible(two_tenants.owner_url, table, as_operator) == everybody
@@ -580,6 +593,22 @@ def test_downgrade_keeps_each_table_that_holds_a_row(empty_database: Database, h
 
     assert contents(empty_database, "tenants") == before
     assert tables(empty_database) == tables(head)
+
+
+def test_what_happened_once_is_known_after_down_and_up(empty_database: Database) -> None:
+    migrate.upgrade(empty_database.owner_url)
+    run(empty_database.admin_url, "INSERT INTO worker_once (tenant_id, key) VALUES (NULL, 'key:k')")
+    before = contents(empty_database, "worker_once")
+
+    migrate.downgrade(empty_database.owner_url)
+
+    assert tables(empty_database) == {"worker_once", "worker_once_pkey", "uq_worker_once_key"}
+
+    migrate.upgrade(empty_database.owner_url)
+
+    assert contents(empty_database, "worker_once") == before
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        run(empty_database.admin_url, "INSERT INTO worker_once (tenant_id, key) VALUES (NULL, 'key:k')")
 
 
 def test_downgrade_keeps_an_empty_table_that_others_refer_to(empty_database: Database) -> None:
@@ -677,7 +706,7 @@ def test_the_version_table_of_the_application_is_left_alone(empty_database: Data
     )
     migrate.upgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
-    assert contents(empty_database, "dramaturg_version") == ["(0001)"]
+    assert contents(empty_database, "dramaturg_version") == ["(0003)"]
     migrate.downgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
 

@@ -27,6 +27,7 @@ from sqlalchemy.orm import Session
 
 from db import session
 from db.deadline import set_deadline
+from db.once import once
 from db.session import transaction
 from db.tenancy import tenant_context
 from tests.servers import Database, temporary_folder
@@ -306,3 +307,16 @@ def running(database: Database) -> list[Any]:
             "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND datname = current_database()"
             " AND query LIKE 'SELECT pg_sleep(30)%'"
         ).fetchall()
+
+
+def test_effects_happen_once(pgbouncer: str, database: Database) -> None:
+    tenants = [uuid4(), uuid4()]
+
+    def ask(n: int) -> tuple[UUID, bool]:
+        tenant = tenants[n % 2]
+        with tenant_context(tenant), transaction():
+            return tenant, once("k")
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = list(pool.map(ask, range(THREADS * 10)))
+    assert sorted(tenant for tenant, first in answers if first) == sorted(tenants)

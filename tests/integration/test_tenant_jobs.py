@@ -24,6 +24,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from db import failed_jobs, session
+from db.current_message import current_execution
 from db.deadline import deadline
 from db.failures import Failure
 from db.session import operator_transaction, transaction
@@ -76,7 +77,9 @@ class Watch(Middleware):
     def _look(self, hook: str, *_: object, **__: object) -> None:
         with self._lock:
             self.seen[hook] += 1
-            self.left += [(hook, left) for left in (current_tenancy(), deadline()) if left is not None]
+            self.left += [
+                (hook, left) for left in (current_tenancy(), current_execution(), deadline()) if left is not None
+            ]
 
 
 class Site:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from middleware import classification
+from tests.servers import Database
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +49,7 @@ def test_every_error_type_is_explained() -> None:
 def project(tmp_path: Path) -> Path:
     """The project that the README writes, from its own words."""
     files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", README, flags=re.DOTALL))
-    assert set(files) == {"myapp/emails.py", "test_emails.py"}
+    assert set(files) == {"myapp/emails.py", "myapp/credits.py", "test_emails.py"}
     for name, code in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -58,8 +60,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(*command: str, cwd: Path) -> str:
-    environment = {"PYTHONPATH": f"{cwd}:{ROOT}", "PATH": "/usr/bin:/bin"}
+def run(*command: str, cwd: Path, **settings: str) -> str:
+    environment = {"PYTHONPATH": f"{cwd}:{ROOT}", "PATH": "/usr/bin:/bin", **settings}
     done = subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
@@ -78,6 +80,30 @@ def test_sending(project: Path) -> None:
         "print(queues['attribution'].qsize(), queues['attribution.DQ'].qsize())"
     )
     assert run("-c", code, cwd=project).strip() == "1 1"
+
+
+def test_an_effect_that_happens_once(project: Path, database: Database) -> None:
+    with psycopg.connect(database.admin_url) as admin:
+        admin.execute("CREATE TABLE accounts (name text, cents int); INSERT INTO accounts VALUES ('acme', 100)")
+        admin.execute("GRANT SELECT, UPDATE ON accounts TO app_user")
+    code = """
+from uuid import UUID
+from dramatiq import Worker
+from db.tenancy import tenant_context
+from myapp.credits import add_credit
+
+with tenant_context(UUID(int=1)):
+    sent = add_credit.send("acme", 5)
+add_credit.broker.enqueue(sent)
+worker = Worker(add_credit.broker, worker_timeout=50)
+worker.start()
+add_credit.broker.join(add_credit.queue_name)
+worker.stop()
+"""
+    run("-c", code, cwd=project, REDIS_URL="stub://", DATABASE_URL=database.worker_url)
+    with psycopg.connect(database.admin_url) as admin:
+        assert admin.execute("SELECT cents FROM accounts").fetchall() == [(105,)]
+        assert admin.execute("SELECT count(*) FROM worker_once").fetchall() == [(1,)]
 
 
 def test_every_shell_command_is_one_of_ours() -> None:

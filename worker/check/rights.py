@@ -17,6 +17,7 @@ OF_APP_USER = {
     "worker_failed_jobs": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "worker_failed_job_deliveries": ("SELECT", "INSERT", "DELETE"),
     "worker_failed_job_originals": ("INSERT",),
+    "worker_once": ("SELECT", "INSERT", "DELETE"),
     "tenants": ("SELECT",),
     "attribution_events": ("SELECT", "INSERT"),
     "attribution_recompute_jobs": ("SELECT", "INSERT", "UPDATE"),

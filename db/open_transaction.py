@@ -1,0 +1,49 @@
+"""Which transaction the code at hand is in."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+
+class OpenTransaction:
+    """One transaction, from entering its block to leaving it. Making one makes it the innermost of this context.
+
+    Attributes:
+      session: What the block was given; ``None`` once it was left.
+      tenant_id: The tenant that Postgres was told when it began.
+      outer: The open transaction around it, if any.
+      rolled_back: Whether the block was left without a commit that is known to have succeeded.
+      recorded: The keys that were recorded in it; see :mod:`db.once`.
+    """
+
+    __slots__ = ("outer", "recorded", "rolled_back", "session", "tenant_id")
+
+    def __init__(self, session: Session | AsyncSession, tenant_id: UUID | None) -> None:
+        self.session: Session | AsyncSession | None = session
+        self.tenant_id = tenant_id
+        self.outer = innermost()
+        self.rolled_back = False
+        self.recorded: set[str] = set()
+        _innermost.set(self)
+
+    def leave(self) -> None:
+        """Note that the block is left, be it in another context than it was entered in, as generators may."""
+        self.session = None
+        # No token: it could be used in the context of entering only. Where the variable stays, it is skipped.
+        if _innermost.get() is self:
+            _innermost.set(self.outer)
+
+
+_innermost: ContextVar[OpenTransaction | None] = ContextVar("dramaturg_transaction", default=None)
+
+
+def innermost() -> OpenTransaction | None:
+    """Return the innermost transaction of this context that is still open, or ``None``."""
+    found = _innermost.get()
+    while found is not None and found.session is None:
+        found = found.outer
+    return found
