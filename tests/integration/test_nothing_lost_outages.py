@@ -425,6 +425,38 @@ class TestForeignClock:
         assert client.zscore("dramatiq:__heartbeats__", one.broker.broker_id) is None  # type: ignore[attr-defined]
 
 
+class TestTakenAway:
+    """21: a worker that was taken for dead fails later at what another has done; ours is in ``tests/e2e``."""
+
+    def test_stock_rejects_what_succeeded(self, side: Make, redis_url: str, client: redis.Redis) -> None:
+        rejected: list[str] = []
+        started, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+        class Rejected(Middleware):
+            def before_nack(self, broker: Any, message: Any) -> None:
+                rejected.append(message.message_id)
+
+        def late() -> None:
+            started.set()
+            go_on.wait(15)
+            raise ValueError("too late")
+
+        first, second = side(stock, redis_url), side(stock, redis_url)
+        first.broker.add_middleware(Rejected())
+        first.actor(late, actor_name="test.shared")
+        job = second.actor(done.set, actor_name="test.shared")
+        sent = second.send(job)
+        with first.working():
+            assert started.wait(15)
+            # Its maintenance takes the silent for dead, here at once.
+            RedisBroker(client=client, maintenance_chance=1_000_000, heartbeat_timeout=0).do_qsize(QUEUE)
+            with second.working():
+                assert done.wait(15)
+                eventually(lambda: kept(client) == 0)
+                go_on.set()
+                eventually(lambda: rejected == [sent.message_id])
+
+
 class TestStockProducers:
     def test_what_they_send_runs(self, side: Make, redis_url: str, client: redis.Redis) -> None:
         one = side(ours, redis_url)
