@@ -21,3 +21,7 @@ class TenantRequired(DramaturgError):
 
 class OnceError(DramaturgError):
     """Raised when ``once()`` is called where its answer would be wrong: an effect would be skipped, or happen again."""
+
+
+class RowLocked(DramaturgError):
+    """Raised when a failure's row is held by somebody else; others can be written meanwhile."""

@@ -10,10 +10,12 @@ from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from loguru import logger
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import text
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
+from db.errors import RowLocked
 from db.failures import Failure
 from db.session import rebind, transaction
 from db.tenancy import tenant_context
@@ -72,6 +74,9 @@ _INSERT = text(
 
 _DELIVERED = text("SELECT failed_job_id FROM worker_failed_job_deliveries WHERE delivery_id = :delivery_id")
 
+# Whoever holds a row for long, in psql for example, must not hold up the failures of all others.
+_WAIT_LITTLE = text("SET LOCAL lock_timeout = '300ms'")
+
 _STATUS = text("SELECT status FROM worker_failed_jobs WHERE id = :id FOR UPDATE")
 
 _CHANGING: Final = tuple(c for c in _COLUMNS if c not in {"task_id", "task_name", "tenant_id", "correlation_id"})
@@ -108,6 +113,7 @@ def record(failure: Failure) -> UUID:
     What Postgres will never take of its details is left out: a row without them beats no row.
 
     Raises:
+      RowLocked: When somebody holds its row for longer than a moment.
       sqlalchemy.exc.SQLAlchemyError: When it could not be written; then nothing was.
     """
     return _write_one(failure, lambda: None)
@@ -209,7 +215,13 @@ def _settle(session: Session, failure: Failure) -> UUID:
         delivered = session.execute(_DELIVERED, {"delivery_id": failure.delivery_id}).scalar()
         if delivered is not None:
             return UUID(str(delivered))
-        status = session.execute(_STATUS, {"id": row_id}).scalar()
+        try:
+            session.execute(_WAIT_LITTLE)
+            status = session.execute(_STATUS, {"id": row_id}).scalar()
+        except OperationalError as e:
+            if isinstance(e.orig, LockNotAvailable):
+                raise RowLocked(f"row {row_id} of message {failure.task_id!r} is locked by somebody else") from e
+            raise
         if status is not None and status != "resolved":
             session.execute(_REOPEN, {"failures": _json([(row_id, failure)])})
             return row_id

@@ -47,17 +47,17 @@ class Failure:
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Failure:
-        """Return what was encoded.
+        """Return what was encoded; what another version added is left out.
 
         Raises:
           ValueError, KeyError, TypeError: When ``data`` is none of ours.
         """
-        values = json.loads(data)
+        values = {name: value for name, value in json.loads(data).items() if name in cls.__slots__}
         for name in _IDS:
             values[name] = None if values[name] is None else UUID(values[name])
         for name in _TIMES:
             values[name] = None if values[name] is None else datetime.fromisoformat(values[name])
-        if values["original"] is not None:
+        if values.get("original") is not None:
             values["original"] = b64decode(values["original"])
         return cls(**values)
 

@@ -170,10 +170,11 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
             "prepare_threshold": config.prepare_threshold,
             "connect_timeout": config.connect_timeout,
             "application_name": "dramaturg",
-            # A server whose host is gone says nothing; without these its silence lasts two hours.
-            "keepalives_idle": 30,
-            "keepalives_interval": 10,
+            # A server whose host is gone says nothing; without these its silence lasts minutes, or two hours.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
             "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
         },
     }
 

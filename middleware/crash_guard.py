@@ -8,9 +8,13 @@ from dramatiq import Broker, MessageProxy
 from dramatiq.middleware import Middleware
 from loguru import logger
 
+from db.deadline import set_deadline
 from middleware.deliveries import Delivery
 from middleware.errors import AlreadyRecorded, LeaseLost
 from middleware.lossless_broker import LosslessBroker
+
+#: Seconds that asking for a row may take.
+ASK_WITHIN = 2.0
 
 
 class CrashGuard(Middleware):
@@ -38,6 +42,7 @@ class CrashGuard(Middleware):
         broker.begin(message)
 
     def _was_recorded(self, message: Delivery) -> bool:
+        set_deadline(ASK_WITHIN)
         try:
             return self._is_recorded(message.redis_id)
         except Exception as e:  # noqa: BLE001 - Dramatiq would log it and run the message all the same
@@ -47,3 +52,5 @@ class CrashGuard(Middleware):
                 type(e).__name__,
             )
             return False
+        finally:
+            set_deadline(None)

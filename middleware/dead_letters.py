@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from dramatiq import Broker, MessageProxy
 from dramatiq.common import q_name
@@ -18,7 +19,7 @@ from loguru import logger
 
 from db.failures import Failure
 from db.tenancy import current_tenant
-from middleware.classification import Classifier
+from middleware.classification import UNKNOWN, Classifier
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import exception_of
 from middleware.errors import NotRecorded, WorkerLost
@@ -31,6 +32,8 @@ from middleware.traceback_text import traceback_text
 #: Characters kept of an exception's message, and of its traceback.
 MESSAGE_LIMIT = 10_000
 TRACEBACK_LIMIT = 50_000
+T = TypeVar("T")
+
 #: ``task_name`` of what is no message.
 UNDECODABLE_NAME = "(undecodable)"
 
@@ -102,7 +105,10 @@ class DeadLetters(Middleware):
                 message.actor_name,
                 self._redact.text(message_of(e), 1_000),
             )
-            message.to_spool = json.dumps(failure.as_json()).encode()
+            try:
+                message.to_spool = json.dumps(failure.as_json()).encode()
+            except Exception as e2:
+                raise self._not_recorded(message, e2) from e2
 
     def _not_recorded(self, message: MessageProxy, error: Exception) -> NotRecorded:
         logger.error(
@@ -138,13 +144,13 @@ class DeadLetters(Middleware):
             task_name=clean(task_name)[:255] or UNDECODABLE_NAME,
             queue=clean(q_name(str(message.queue_name)))[:100],
             worker=f"{clean(self._worker_name)[:240]}/{os.getpid()}",
-            task_args=self._redact.arguments(message.args, names),
-            task_kwargs=self._redact.value(dict(message.kwargs)),
+            task_args=_or(None, self._redact.arguments, message.args, names),
+            task_kwargs=_or(None, self._redact.value, dict(message.kwargs)),
             tenant_id=current_tenant(),
-            error_type=self._classify(error),
-            exception_class=cut(clean(name_of(type(error))), 200) if error else "(none)",
+            error_type=_or(UNKNOWN, self._classify, error),
+            exception_class=cut(clean(name_of(type(error))), 200) if error is not None else "(none)",
             error_message=self._redact.text(message_of(error), MESSAGE_LIMIT)
-            if error
+            if error is not None
             else "the message was rejected without an exception",
             traceback=self._traceback(error),
             retry_count=retry_count,
@@ -162,6 +168,14 @@ class DeadLetters(Middleware):
         except BaseException as e:  # noqa: BLE001 - a row without a traceback beats no row
             text = f"(the traceback could not be formatted: {type(e).__name__})"
         return None if text is None else self._redact.text_ends(text, TRACEBACK_LIMIT)
+
+
+def _or(default: T, fn: Callable[..., T], *args: Any) -> T:
+    try:
+        return fn(*args)
+    except Exception:  # noqa: BLE001 - a user's exception, or its arguments; a row without a part of it beats no row
+        logger.opt(exception=True).error("a part of a failure cannot be described")
+        return default
 
 
 def task_id_of(message: MessageProxy) -> str:

@@ -40,7 +40,7 @@ class SpoolDrainer(Middleware):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._alarmed = float("-inf")
-        self._said: set[bytes] = set()
+        self._said: dict[bytes, float] = {}
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LosslessBroker):
@@ -50,9 +50,6 @@ class SpoolDrainer(Middleware):
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         self._stop.set()
-        if isinstance(broker, LosslessBroker):
-            # The thread waits for it.
-            broker.spool.in_use.set()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         thread, self._thread = self._thread, None
@@ -61,9 +58,8 @@ class SpoolDrainer(Middleware):
 
     def _keep(self, spool: Spool) -> None:
         while not self._stop.is_set():
-            spool.in_use.wait()
-            if self._stop.is_set():
-                return
+            if not spool.in_use.wait(1) or self._stop.is_set():
+                continue
             try:
                 self.drain(spool)
             except ConnectionClosed as e:
@@ -110,7 +106,7 @@ class SpoolDrainer(Middleware):
             if len(failures) > 1:
                 return [done for name, failure in failures.items() for done in self._record({name: failure})]
             (name,) = failures
-            self._say_once(name, f"cannot be recorded, and stays there: {type(e).__name__}: {e}")
+            self._say(name, f"cannot be recorded, and stays there: {type(e).__name__}: {e}")
             return []
         return list(failures)
 
@@ -118,12 +114,13 @@ class SpoolDrainer(Middleware):
         try:
             return Failure.from_json(data)
         except Exception as e:  # noqa: BLE001 - of another version, or nobody's
-            self._say_once(name, f"cannot be read, and stays there: {type(e).__name__}")
+            self._say(name, f"cannot be read, and stays there: {type(e).__name__}")
             return None
 
-    def _say_once(self, name: bytes, what: str) -> None:
-        if name not in self._said:
-            self._said.add(name)
+    def _say(self, name: bytes, what: str) -> None:
+        now = time.monotonic()
+        if now - self._said.get(name, float("-inf")) > ALARM_EVERY:
+            self._said[name] = now
             logger.critical("the failure {} in the spool {}", name, what)
 
     def _alarm(self, spool: Spool, error: Exception) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import redis
 from loguru import logger
 
-#: Seconds between two looks whether a connection still stands, and between two complaints that starts cannot be noted.
-LOOK_EVERY, COMPLAIN_EVERY = 1.0, 60.0
+#: Seconds between two looks whether a connection still stands, after which Redis is tried again, and between two
+#: complaints that starts cannot be noted.
+LOOK_EVERY, AGAIN_AFTER, COMPLAIN_EVERY = 1.0, 5.0, 60.0
 
 
 class _OfThread(threading.local):
@@ -36,10 +37,14 @@ class StartMarks:
         self._local = _OfThread()
         self._open: list[Any] = []
         self._complained = float("-inf")
+        self._not_before = float("-inf")
 
     def mark(self, name: bytes) -> None:
         """Note that the message ``name`` begins now. Raises nothing."""
         now = time.time()
+        if now < self._not_before:
+            # Whoever starts a job should not wait for Redis each time.
+            return
         try:
             connection = self._connection()
             connection.send_packed_command(
@@ -47,6 +52,7 @@ class StartMarks:
             )
         except (redis.RedisError, OSError) as e:
             self._drop()
+            self._not_before = now + AGAIN_AFTER
             if now - self._complained > COMPLAIN_EVERY:
                 self._complained = now
                 logger.warning("starts of messages cannot be noted, so crashes are not counted: {}", e)

@@ -6,4 +6,13 @@ local name = ns .. ":" .. queue
 redis.call("del", name, name .. ".msgs", name .. ".XQ", name .. ".XQ.msgs", ns .. ":__dramaturg__.due." .. queue,
   ns .. ":__dramaturg__.suspects." .. queue,
   ns .. ":__acks__." .. ARGV[2] .. "." .. queue, ns .. ":__dramaturg__.taking." .. ARGV[2] .. "." .. queue)
+for _, entries in ipairs({"crashes", "begun_before"}) do
+  local key = ns .. ":__dramaturg__." .. entries
+  local names = entries == "crashes" and redis.call("hkeys", key) or redis.call("smembers", key)
+  for _, entry in ipairs(names) do
+    if string.sub(entry, 1, #queue + 1) == queue .. ":" then
+      redis.call(entries == "crashes" and "hdel" or "srem", key, entry)
+    end
+  end
+end
 return 1

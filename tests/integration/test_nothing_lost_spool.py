@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -247,7 +248,7 @@ class TestDrain:
     ) -> None:
         bad = a_failure(error_message="no")
         self.fill(client, [a_failure(), bad, a_failure()])
-        client.hset(SPOOL, "unreadable", b"{}")
+        client.hset(SPOOL, "unreadable", b"[]")
 
         def record_all(failures: Sequence[Failure]) -> None:
             if any(f.task_id == bad.task_id for f in failures):
@@ -298,6 +299,33 @@ class TestDrain:
                 {"task_name": "test.other", "error_type": "timeout", "failures": 1},
             ],
         }
+
+    def test_a_row_that_somebody_holds_holds_up_its_own_failure_alone(
+        self, client: redis.Redis, database: Database
+    ) -> None:
+        held = a_failure()
+        failed_jobs.record(held)
+        again = replace(held, delivery_id="again", error_message="again")
+        self.fill(client, [again, *(a_failure() for _ in range(20))])
+        drainer = SpoolDrainer(failed_jobs.record_all)
+        with psycopg.connect(database.admin_url) as operator:
+            operator.execute(
+                "UPDATE worker_failed_jobs SET remediation_notes = 'looking' WHERE task_id = %s", [held.task_id]
+            )
+            assert drainer.drain(self.spool(client)) == 20
+            assert client.hlen(SPOOL) == 1
+            operator.rollback()
+        assert drainer.drain(self.spool(client)) == 1
+        (row,) = (r for r in rows(database) if r["task_id"] == held.task_id)
+        assert row["error_message"] == "again"
+
+    def test_what_another_version_spooled(self, client: redis.Redis, database: Database) -> None:
+        failure = a_failure()
+        data = {**failure.as_json(), "a field of the future": 1}
+        del data["original"]
+        client.hset(SPOOL, "x", json.dumps(data))
+        assert SpoolDrainer(failed_jobs.record_all).drain(self.spool(client)) == 1
+        assert [row["task_id"] for row in rows(database)] == [failure.task_id]
 
     def test_while_postgres_is_away_nothing_leaves_it(self, client: redis.Redis, postgres: CutWire) -> None:
         self.fill(client, [a_failure()])

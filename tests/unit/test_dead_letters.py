@@ -165,7 +165,17 @@ class Exits(Exception):
         raise SystemExit(1)
 
 
+class Tells(Exception):
+    @property
+    def orig(self) -> object:
+        raise RuntimeError("not telling")
+
+
 class TestHostile:
+    def test_an_exception_that_cannot_be_classified(self, stub_broker: TestBroker, stub_worker: Worker) -> None:
+        failure = self.fail_with(stub_broker, stub_worker, Tells("x"), 1)
+        assert (failure.error_type, failure.error_message, failure.task_args) == ("unknown", "x", [1])
+
     def fail_with(self, broker: TestBroker, worker: Worker, error: BaseException, *args: Any, **kwargs: Any) -> Failure:
         actor = declare(broker, failing(error), max_retries=0)
         actor.send_with_options(args=args, kwargs=kwargs, tenant_id=A)
