@@ -233,9 +233,11 @@ class Ledger:
             events.append((row["failed_at"].timestamp(), f"{text}, tenant {row['tenant_id']}"))
         if events:
             first, last = min(events)[0] - 15, max(events)[0] + 15
-            for fault in self.faults:
-                if fault.pids & pids or (not fault.pids and first < fault.ended and fault.began < last):
-                    events.append((fault.began, f"    {fault.kind} until {_clock(fault.ended)} {sorted(fault.pids)}"))
+            events += [
+                (fault.began, f"    {fault.kind} until {_clock(fault.ended)} {sorted(fault.pids)}")
+                for fault in self.faults
+                if fault.pids & pids or (not fault.pids and first < fault.ended and fault.began < last)
+            ]
         for pid in pids:
             events += [(at, f"    end of a fault, or its own, of {pid}") for at in self._disrupted.get(pid, ())]
         lines = [f"{account}"]

@@ -21,7 +21,8 @@ def kept(client: redis.Redis) -> dict[str, str]:
         if key.endswith(b".XQ.msgs"):
             continue
         queue = key.removeprefix(b"dramatiq:").removesuffix(b".msgs")
-        for redis_id, raw in client.hgetall(key).items():
+        entries: dict[bytes, bytes] = client.hgetall(key)  # type: ignore[assignment]
+        for redis_id, raw in entries.items():
             try:
                 message_id = json.loads(raw)["message_id"]
             except (ValueError, TypeError, KeyError):
@@ -37,7 +38,7 @@ def _where(client: redis.Redis, queue: bytes, redis_id: bytes) -> list[str]:
             case b"list":
                 has = redis_id in client.lrange(key, 0, -1)
             case b"set":
-                has = client.sismember(key, redis_id) or client.sismember(key, queue + b":" + redis_id)
+                has = bool({redis_id, queue + b":" + redis_id} & client.smembers(key))
             case b"zset":
                 has = client.zscore(key, redis_id) is not None
             case b"hash":
@@ -56,6 +57,6 @@ def residue(client: redis.Redis) -> Counter[str]:
     for key in client.scan_iter("dramatiq:*"):
         name = key.decode().removeprefix("dramatiq:")
         if not name.removeprefix("__dramaturg__.").startswith(RESTS):
-            size = sizes.get(client.type(key))
+            size = sizes.get(client.type(key))  # type: ignore[arg-type]
             left[name] = int(size(key)) if size else 1
     return +left

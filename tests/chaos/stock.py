@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 import psycopg
-from dramatiq import MessageProxy
+from dramatiq import Broker, MessageProxy
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import q_name
 from dramatiq.middleware import (
@@ -30,7 +30,7 @@ class Rows(Middleware):
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
 
-    def before_nack(self, broker: RedisBroker, message: MessageProxy) -> None:
+    def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         error, tenant = exception_of(message), message.options.get("tenant_id")
         with psycopg.connect(self._database_url, connect_timeout=5) as connection:
             connection.execute("SELECT set_config('app.current_tenant_id', %s, true)", [tenant or ""])

@@ -66,10 +66,7 @@ class Supervisor:
             entry.process = subprocess.Popen(
                 entry.command,
                 cwd=ROOT,
-                env={
-                    **self.environment,
-                    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-                },
+                env={**self.environment, "PATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
