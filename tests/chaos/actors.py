@@ -61,8 +61,8 @@ def job(work: dict[str, Any]) -> None:
     """Do as told, and say in the book what was done.
 
     Arguments:
-      work: ``kind``; ``seconds`` to take; ``asks`` Postgres which tenant it sees; ``fails`` so many times; sends so many
-        ``children``.
+      work: ``kind``; ``seconds`` to take; ``asks`` Postgres which tenant it sees; ``fails`` so many times; sends so
+        many ``children``.
 
     Raises:
       ValueError: As told.

@@ -10,7 +10,7 @@ import redis
 
 #: Completed groups are remembered for 30 days, and those of which a child failed, too; and what processes that live say
 #: of themselves.
-RESTS = ("group.", "alive", "facts", "queues.", "grace")
+RESTS = ("group.", "alive", "leases", "facts", "queues.", "grace")
 
 
 def kept(client: redis.Redis) -> dict[str, str]:
