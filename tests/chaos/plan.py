@@ -110,7 +110,7 @@ def messages(seed: int, count: int, seconds: float) -> list[Planned]:
 
 
 def _poisons(count: int) -> int:
-    return max(1, count // POISON_EVERY)
+    return 1 + count // POISON_EVERY
 
 
 def _poison(rng: random.Random, at: float) -> Planned:
@@ -153,18 +153,20 @@ def _message(rng: random.Random, at: float) -> Planned:
 
 
 def faults(seed: int, seconds: float) -> Iterator[PlannedFault]:
-    """Return the faults of a run of ``seconds``, in order of time."""
+    """Return the faults of a run of ``seconds``, in order of time: each kind once, if there is time, then by weight."""
     rng = random.Random(f"faults {seed}")  # noqa: S311 - to be repeated
+    deck = list(FAULTS)
+    rng.shuffle(deck)
     at = QUIET
     while at < FAULTING * seconds:
         # Now and then two at once.
         for _ in range(rng.choice([1, 1, 1, 2])):
-            yield _fault(rng, at)
+            kind = deck.pop() if deck else rng.choices(list(FAULTS), list(FAULTS.values()))[0]
+            yield _fault(rng, kind, at)
         at += rng.uniform(2, 6)
 
 
-def _fault(rng: random.Random, at: float) -> PlannedFault:
-    kind = rng.choices(list(FAULTS), list(FAULTS.values()))[0]
+def _fault(rng: random.Random, kind: str, at: float) -> PlannedFault:
     seconds = {
         "freeze for less than a lease": rng.uniform(1, 6),
         "freeze for more than a lease": rng.uniform(9.5, 14),
