@@ -66,6 +66,11 @@ class Delivery(MessageProxy):
         self.group: GroupChild | None = None
         self.unsettled = False
 
+    @property
+    def held_as(self) -> tuple[str, int]:
+        """What tells it from an earlier delivery of the same message to this process, the lease on which was lost."""
+        return self.redis_id, self.epoch
+
 
 class Rejected(Delivery):
     """What was fetched and must not be run. Its actor is one that cannot be found, so Dramatiq rejects it."""

@@ -37,7 +37,8 @@ class Heartbeat:
       on_suspects: Told with each of them which queues have messages that were running when a worker was lost.
 
     Attributes:
-      epoch: Counts how often this process was given up; what it fetched before is somebody else's.
+      epoch: Which lease this is, as Redis numbers them: another once this process was given up. What it fetched
+        before is somebody else's.
     """
 
     def __init__(
@@ -88,9 +89,8 @@ class Heartbeat:
         with self._beating:
             before = _now()
             said = self._run("beat", self._broker_id, self._lease, self._grace, self._facts(), *sorted(self._queues))
-            known, spooled, suspected, *given_back = said
+            known, self.epoch, spooled, suspected, *given_back = said
             if self._beaten and not known:
-                self.epoch += 1
                 logger.error(
                     "this process was silent for more than {} ms and was given up: what it held runs elsewhere",
                     self._lease,
@@ -109,6 +109,15 @@ class Heartbeat:
                 suspects,
             )
 
+    def refresh(self) -> None:
+        """Renew the lease now, unless it surely stands.
+
+        Raises:
+          ConnectionClosed: When Redis had to be asked, and could not be.
+        """
+        if not self.is_fresh():
+            self.beat()
+
     def is_fresh(self) -> bool:
         """Tell, without asking, whether the lease surely stands at this moment."""
         return _now() - self._beaten_at < self._lease / 2000
@@ -119,8 +128,7 @@ class Heartbeat:
         Raises:
           ConnectionClosed: When Redis had to be asked, and could not be.
         """
-        if not self.is_fresh():
-            self.beat()
+        self.refresh()
         return epoch == self.epoch
 
     def _keep(self) -> None:

@@ -7,27 +7,27 @@ from collections.abc import Iterable
 
 
 class Holdings:
-    """The Redis ids of a queue's messages that wait or run in this process; safe to use from any thread.
+    """A queue's messages that wait or run in this process, by Redis id and lease; safe to use from any thread.
 
     They outlive a consumer: Dramatiq starts a new one after an error, while jobs that the old one fetched run on.
     """
 
     def __init__(self) -> None:
-        self._ids: set[str] = set()
+        self._ids: set[tuple[str, int]] = set()
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, redis_id: str) -> None:
+    def add(self, held_as: tuple[str, int]) -> None:
         """Note that it is held."""
         with self._changed:
-            self._ids.add(redis_id)
+            self._ids.add(held_as)
 
-    def discard(self, redis_ids: Iterable[str]) -> None:
+    def discard(self, held_as: Iterable[tuple[str, int]]) -> None:
         """Note that they are held no more."""
         with self._changed:
-            self._ids.difference_update(redis_ids)
+            self._ids.difference_update(held_as)
             self._changed.notify_all()
 
     def clear(self) -> None:
@@ -37,9 +37,9 @@ class Holdings:
             self._changed.notify_all()
 
     def ids(self) -> set[str]:
-        """Return what is held."""
+        """Return the Redis ids of what is held."""
         with self._changed:
-            return set(self._ids)
+            return {redis_id for redis_id, _ in self._ids}
 
     def wait_below(self, count: int, seconds: float) -> bool:
         """Wait until fewer than ``count`` are held, and tell whether that came to be."""

@@ -135,11 +135,6 @@ class LosslessBroker(RedisBroker):
             message.lost = message.epoch != self._heartbeat.epoch
         return not message.lost
 
-    @property
-    def epoch(self) -> int:
-        """Under which lease messages are fetched now; see :class:`Heartbeat`."""
-        return self._heartbeat.epoch
-
     def lease_is_fresh(self) -> bool:
         """Tell, without asking Redis, whether this process' lease surely stands at this moment."""
         return self._heartbeat.is_fresh()
@@ -151,14 +146,19 @@ class LosslessBroker(RedisBroker):
         self._local.due.clear()
         return LosslessConsumer(self, queue_name, prefetch, timeout, holdings)
 
-    def fetch(self, script: str, queue_name: str, count: int) -> list[Any]:
-        """Take up to ``count`` messages.
+    def fetch(self, script: str, queue_name: str, count: int) -> tuple[int, list[Any]]:
+        """Take up to ``count`` messages; return under which lease, and what the script said.
 
         Raises:
           ConnectionClosed: For any error of Redis; the next consumer finds what was taken nevertheless.
         """
-        found: list[Any] = self._run_once(script, queue_name, self.broker_id, count)
-        return found
+        while True:
+            epoch = self._heartbeat.epoch
+            found: list[Any] | None = self._run_once(script, queue_name, self.broker_id, epoch, count)
+            if found is not None:
+                return epoch, found
+            # This process was given up, and nothing may be taken before it has a new lease.
+            self._heartbeat.beat()
 
     def wait_for_message(self, queue_name: str, seconds: float) -> bool:
         """Wait in Redis until the queue has a message, and tell whether it has.
@@ -166,6 +166,8 @@ class LosslessBroker(RedisBroker):
         Raises:
           ConnectionClosed: For any error of Redis.
         """
+        # A move asks for no lease.
+        self._heartbeat.refresh()
         taking = f"{self.namespace}:__dramaturg__.taking.{self.broker_id}.{queue_name}"
         try:
             # A move, because nothing else wakes on what stock producers enqueue. The next fetch looks there first.

@@ -121,8 +121,7 @@ class LosslessConsumer(Consumer):
             if time.monotonic() < self._look_again or not solitude.claim(self, self._timeout):
                 return None
             self._return_cache()
-            epoch = self._broker.epoch
-            found = self._broker.fetch("take_suspect", self._queue_name, 1)
+            epoch, found = self._broker.fetch("take_suspect", self._queue_name, 1)
             if not found:
                 # Another process was first. The next sign of life says whether there are more.
                 self._broker.suspected.discard(self._queue_name)
@@ -137,13 +136,13 @@ class LosslessConsumer(Consumer):
             solitude.release(self)
             lost = worker_lost(suspect.evidence)
             condemned = condemn(suspect.delivery, lost)
-            self._holdings.add(condemned.redis_id)
+            self._holdings.add(condemned.held_as)
             return condemned
         if solitude.wait(self._timeout):
             self._suspect = None
             self._patience = PATIENCE
-            self._holdings.add(suspect.delivery.redis_id)
-            solitude.hand_over(self, suspect.delivery.redis_id)
+            self._holdings.add(suspect.delivery.held_as)
+            solitude.hand_over(self, suspect.delivery.held_as)
             logger.warning(
                 "message {} was running when a worker was lost, and now runs alone in this process",
                 suspect.delivery.message_id,
@@ -202,7 +201,7 @@ class LosslessConsumer(Consumer):
         if not self._delayed and delivery.options.get("eta") is not None:
             self._delay(delivery)
             return None
-        self._holdings.add(delivery.redis_id)
+        self._holdings.add(delivery.held_as)
         if self._delayed and "eta" in delivery.options:
             # It is due by the server's clock; Dramatiq would ask ours.
             delivery.options["eta"] = min(delivery.options["eta"], current_millis())
@@ -233,9 +232,7 @@ class LosslessConsumer(Consumer):
 
     def _fetch(self) -> None:
         count = self._prefetch - len(self._holdings)
-        # Before: what is fetched while this process is given up may be somebody else's already.
-        epoch = self._broker.epoch
-        found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)
+        epoch, found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)
         if self._delayed:
             milliseconds = found.pop(0)
             self._next_due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
@@ -286,8 +283,8 @@ class LosslessConsumer(Consumer):
 
     def _no_longer_held(self, messages: Iterable[Delivery]) -> None:
         for message in messages:
-            self._holdings.discard([message.redis_id])
-            self._broker.solitude.release(message.redis_id)
+            self._holdings.discard([message.held_as])
+            self._broker.solitude.release(message.held_as)
 
     def nack(self, message: MessageProxy) -> None:
         """End a failed message. Stock Dramatiq keeps it, arguments and all, in a dead-letter queue for seven days."""

@@ -45,12 +45,12 @@ class Solitude:
         with self._changed:
             if self._changed.wait_for(lambda: self._who is None, seconds):
                 self._who = who
-            return self._who is who
+            return self._who == who
 
     def hand_over(self, before: object, who: object) -> None:
         """Let ``who`` have what ``before`` claimed."""
         with self._changed:
-            if self._who is before:
+            if self._who == before:
                 self._who = who
 
     def wait(self, seconds: float) -> bool:
@@ -67,6 +67,6 @@ class Solitude:
     def release(self, who: object) -> None:
         """Let others fetch again, if ``who`` kept them from it."""
         with self._changed:
-            if self._who is who:
+            if self._who == who:
                 self._who = None
                 self._changed.notify_all()

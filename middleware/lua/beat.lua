@@ -4,14 +4,18 @@
 -- What had begun to run in one of those may have killed it: it goes among the suspects of its queue, with a line of
 -- evidence. What merely waited goes back to the head of its queue.
 -- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, facts about this process (JSON), queues...
--- Returns 1 if this broker was known to live, 0 if it is new or was given up; how many failures wait in the spool; those
--- of its queues that have suspects; then broker id, queue, count, how many of them are suspects, ...
+-- Returns 1 if this broker was known to live, 0 if it is new or was given up; which lease it has now, a number that no
+-- other lease of it had, without which it may fetch nothing; how many failures wait in the spool; those of its queues
+-- that have suspects; then broker id, queue, count, how many of them are suspects, ...
 local ns, broker, lease, grace_time = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local own = ns .. ":__dramaturg__."
-local alive, facts, crashes = own .. "alive", own .. "facts", own .. "crashes"
+local alive, leases, facts, crashes = own .. "alive", own .. "leases", own .. "facts", own .. "crashes"
 local time = redis.call("time")
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local known = redis.call("zscore", alive, broker) and 1 or 0
+local known = redis.call("zscore", alive, broker) and redis.call("hexists", leases, broker) or 0
+if known == 0 then
+  redis.call("hset", leases, broker, now)
+end
 -- If nobody could beat for half a lease, Redis was away rather than everybody: all get a grace to come back in.
 local grace = own .. "grace"
 local latest = redis.call("zrange", alive, -1, -1, "withscores")
@@ -41,7 +45,8 @@ local function suspected()
   end
   return queues
 end
-local said = {known, redis.call("hlen", own .. "spool"), suspected()}
+local lease_id = tonumber(redis.call("hget", leases, broker))
+local said = {known, lease_id, redis.call("hlen", own .. "spool"), suspected()}
 if redis.call("exists", grace) == 1 then
   return said
 end
@@ -86,7 +91,8 @@ for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) d
   end
   redis.call("del", theirs, started)
   redis.call("hdel", facts, gone)
+  redis.call("hdel", leases, gone)
   redis.call("zrem", alive, gone)
 end
-said[3] = suspected()
+said[4] = suspected()
 return said

@@ -1,8 +1,12 @@
 #!lua flags=allow-oom
 -- Takes up to `count` messages of a queue into the acks of this broker.
--- KEYS: namespace. ARGV: queue, broker id, count.
--- Returns id, data, whether it began to run before and was given back (1 or 0), id, ...
-local ns, queue, broker, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- KEYS: namespace. ARGV: queue, broker id, its lease, count.
+-- Returns nothing if it has another lease by now, or none; else id, data, whether it began to run before and was given back (1 or 0), id, ...
+local ns, queue, broker, lease, count = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+-- What is fetched under no lease, or under one that has ended, nobody would give back.
+if redis.call("hget", ns .. ":__dramaturg__.leases", broker) ~= lease then
+  return false
+end
 local name = ns .. ":" .. queue
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
 local taking = ns .. ":__dramaturg__.taking." .. broker .. "." .. queue

@@ -1,9 +1,13 @@
 #!lua flags=allow-oom
 -- Takes up to `count` messages that are due off a delay queue, into the acks of this broker. The others wait in a sorted
 -- set in Redis, not in the memory of whoever came first.
--- KEYS: namespace. ARGV: queue, broker id, count.
--- Returns milliseconds until the next is due (-1: none), then id, data, id, data, ...
-local ns, queue, broker, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- KEYS: namespace. ARGV: queue, broker id, its lease, count.
+-- Returns nothing if it has another lease by now, or none; else milliseconds until the next is due (-1: none), then id, data, id, data, ...
+local ns, queue, broker, lease, count = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+-- What is fetched under no lease, or under one that has ended, nobody would give back.
+if redis.call("hget", ns .. ":__dramaturg__.leases", broker) ~= lease then
+  return false
+end
 local name = ns .. ":" .. queue
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
 local taking = ns .. ":__dramaturg__.taking." .. broker .. "." .. queue

@@ -27,5 +27,6 @@ for _, queue in ipairs(redis.call("smembers", mine)) do
 end
 redis.call("del", mine, started)
 redis.call("hdel", own .. "facts", broker)
+redis.call("hdel", own .. "leases", broker)
 redis.call("zrem", own .. "alive", broker)
 return 1

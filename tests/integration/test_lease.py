@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
 
 from middleware.heartbeat import Heartbeat
 from middleware.lua_scripts import Scripts
+from tests.integration.nothing_lost import QUEUE, Side, in_acks, kept, ours
 from tests.waiting import eventually
 
 GRACE = "dramatiq:__dramaturg__.grace"
@@ -98,3 +100,70 @@ def test_leaving_gives_back_at_once(client: redis.Redis) -> None:
     assert queued(client) == 4
     assert list(client.scan_iter("*one*")) == []
     assert client.zcard("dramatiq:__dramaturg__.alive") == 0
+
+
+class TestAFrozenProcessThatWakes:
+    """21: it fetches before it knows that it was given up."""
+
+    @pytest.fixture
+    def frozen(self, side: Callable[[Callable[[str], Side], str], Side], redis_url: str) -> Any:
+        one = side(ours, redis_url).broker
+        one._heartbeat._interval = 3600  # type: ignore[attr-defined]
+        return one
+
+    @pytest.fixture
+    def give_up(
+        self, frozen: Any, side: Callable[[Callable[[str], Side], str], Side], redis_url: str, client: redis.Redis
+    ) -> Callable[[], None]:
+        other: Any = side(ours, redis_url).broker
+        other._heartbeat.cover(QUEUE)
+
+        def give_up() -> None:
+            client.zadd("dramatiq:__dramaturg__.alive", {frozen.broker_id: 0})
+            other._heartbeat.beat()
+            assert client.zscore("dramatiq:__dramaturg__.alive", frozen.broker_id) is None
+
+        return give_up
+
+    def put(self, client: redis.Redis) -> None:
+        client.hset(f"dramatiq:{QUEUE}.msgs", "one", "no message, but one to end")
+        client.rpush(f"dramatiq:{QUEUE}", "one")
+
+    def test_what_it_fetches_is_its_own(self, frozen: Any, give_up: Callable[[], None], client: redis.Redis) -> None:
+        consumer = frozen.consume(QUEUE, prefetch=2, timeout=100)
+        give_up()
+        self.put(client)
+        message = next(consumer)
+        # Were it killed now, somebody would give the message back.
+        assert client.zscore("dramatiq:__dramaturg__.alive", frozen.broker_id) is not None
+        frozen._heartbeat.beat()
+        assert frozen.still_holds(message)
+        consumer.nack(message)
+        assert kept(client) == in_acks(client) == 0
+
+    def test_what_comes_to_it_again_is_told_from_what_it_had(
+        self, frozen: Any, give_up: Callable[[], None], client: redis.Redis
+    ) -> None:
+        consumer = frozen.consume(QUEUE, prefetch=2, timeout=100)
+        self.put(client)
+        before = next(consumer)
+        give_up()
+        again = next(consumer)
+        assert (before.redis_id, frozen.still_holds(before)) == (again.redis_id, False)
+        consumer.nack(before)
+        assert frozen.still_holds(again)
+        # A new consumer, as after any error of Redis, gives back what nobody here holds.
+        frozen.consume(QUEUE, prefetch=2, timeout=100)
+        assert in_acks(client) == 1
+        consumer.nack(again)
+        assert kept(client) == in_acks(client) == 0
+
+    def test_a_suspect_and_what_is_due_are_taken_under_a_lease_only(
+        self, frozen: Any, give_up: Callable[[], None], client: redis.Redis
+    ) -> None:
+        frozen.consume(QUEUE, prefetch=2, timeout=100)
+        for script in ("take_suspect", "fetch_due"):
+            before = frozen._heartbeat.epoch
+            give_up()
+            epoch, _ = frozen.fetch(script, QUEUE, 1)
+            assert epoch == frozen._heartbeat.epoch > before

@@ -1,0 +1,109 @@
+"""The actors of the ledger, on the four queues; ``dramatiq tests.chaos.actors --queues QUEUE`` runs them.
+
+With ``CHAOS_STOCK`` set they are stock Dramatiq's, with a middleware that writes rows as well as a middleware can.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import psycopg
+from dramatiq import Broker, Message
+from dramatiq.middleware import CurrentMessage, Middleware
+
+from db.session import transaction
+from db.tenancy import current_tenant
+from tests.chaos.book import Book
+from tests.chaos.plan import POISON, QUEUES, actor_name
+
+STOCK = bool(os.environ.get("CHAOS_STOCK"))
+book = Book(Path(os.environ["CHAOS_BOOK"]))
+broker: Broker
+if STOCK:
+    from tests.chaos.stock import make_stock_broker
+
+    broker = make_stock_broker(os.environ["REDIS_URL"], os.environ["DATABASE_URL"])
+    dramatiq.set_broker(broker)
+else:
+    from worker.broker import broker
+
+_executions = itertools.count()
+
+
+class Booted(Middleware):
+    """Says which processes there are."""
+
+    def after_process_boot(self, broker: Broker) -> None:
+        book.write("booted", parent=os.getppid())
+
+
+broker.add_middleware(Booted())
+
+
+def _asked() -> str | None:
+    """Return the tenant that Postgres sees."""
+    if STOCK:
+        with psycopg.connect(os.environ["DATABASE_URL"], connect_timeout=5) as connection:
+            connection.execute("SELECT 1")
+        return None
+    with transaction() as session:
+        found = session.connection().exec_driver_sql("SELECT current_setting('app.current_tenant_id', true)").scalar()
+    return str(found)
+
+
+def job(work: dict[str, Any]) -> None:
+    """Do as told, and say in the book what was done.
+
+    Arguments:
+      work: ``kind``; ``seconds`` to take; ``asks`` Postgres which tenant it sees; ``fails`` so many times; sends so
+        many ``children``.
+
+    Raises:
+      ValueError: As told.
+    """
+    message = CurrentMessage.get_current_message()
+    assert message is not None
+    execution = f"{os.getpid()}.{next(_executions)}"
+    bound = current_tenant()
+    book.write("began", id=message.message_id, x=execution, queue=message.queue_name, bound=bound and str(bound))
+    try:
+        if work.get("asks"):
+            book.write("saw", id=message.message_id, x=execution, tenant=_asked())
+        time.sleep(work["seconds"])
+        if work["kind"] == POISON:
+            os._exit(9)
+        if message.options.get("retries", 0) < work.get("fails", 0):
+            raise ValueError(f"failure {message.options.get('retries', 0) + 1}")
+        for _ in range(work.get("children", 0)):
+            _send_child(message, execution)
+    except BaseException as e:
+        book.write("raised", id=message.message_id, x=execution, error=f"{type(e).__name__}: {e}"[:200])
+        raise
+    book.write("ended", id=message.message_id, x=execution)
+
+
+def _send_child(parent: Message[Any], execution: str) -> None:
+    tenant = parent.options["tenant_id"]
+    child: Message[Any] = Message(
+        queue_name=parent.queue_name,
+        actor_name=actor_name(parent.queue_name, "child"),
+        args=({"kind": "child", "seconds": 0, "asks": False},),
+        kwargs={},
+        options={"max_retries": 3, "tenant_id": tenant},
+        message_id=str(uuid4()),
+    )
+    said = {"id": child.message_id, "parent": parent.message_id, "queue": child.queue_name, "tenant": tenant}
+    book.write("sending", x=execution, **said)
+    broker.enqueue(child)
+    book.write("sent", x=execution, **said)
+
+
+for _queue in QUEUES:
+    dramatiq.actor(broker=broker, queue_name=_queue, actor_name=actor_name(_queue, "job"))(job)
+    dramatiq.actor(broker=broker, queue_name=_queue, actor_name=actor_name(_queue, "throws"), throws=ValueError)(job)

@@ -1,0 +1,107 @@
+"""Sends what is planned, and keeps an account of each message: what became of ``send()``, and what may become of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import redis
+from dramatiq import Broker, Message, group
+
+from tests.chaos.accounts import FOLLOWS, UNSURE, Account
+from tests.chaos.plan import QUEUES, Planned, actor_name
+from tests.chaos.world import World
+
+
+class Producer:
+    """Sends through the wire.
+
+    Attributes:
+      accounts: By message id.
+    """
+
+    def __init__(self, world: World, broker: Broker) -> None:
+        self._broker = broker
+        self._raw = redis.Redis.from_url(world.redis_wire.url, socket_timeout=5, retry=None)
+        self.accounts: dict[str, Account] = {}
+
+    def send(self, planned: Planned) -> None:
+        """Send it; raises nothing."""
+        accounts, send = self._prepare(planned)
+        try:
+            send()
+        except Exception as e:  # noqa: BLE001 - whatever send() raises, it did not return
+            for account in accounts:
+                account.given, account.error = UNSURE, f"{type(e).__name__}: {e}"[:200]
+        for account in accounts:
+            self.accounts[account.id] = account
+
+    def _prepare(self, planned: Planned) -> tuple[list[Account], Any]:
+        match planned.kind:
+            case "undecodable":
+                return self._undecodable(planned)
+            case "pipeline":
+                return self._pipeline(planned)
+            case "group":
+                return self._group(planned)
+        message = self._message(planned, 0)
+        return [self._account(planned, message)], lambda: self._broker.enqueue(message, delay=planned.delay)
+
+    def _message(self, planned: Planned, number: int, **options: Any) -> Message[Any]:
+        queue = QUEUES[(QUEUES.index(planned.queue) + number) % len(QUEUES)]
+        return Message(
+            queue_name=queue,
+            actor_name=actor_name(queue, planned.kind),
+            args=(planned.work,),
+            kwargs={},
+            options={**planned.options, "tenant_id": str(planned.tenant), **options},
+            message_id=str(planned.id if number == 0 else uuid5(planned.id, str(number))),
+        )
+
+    @staticmethod
+    def _account(planned: Planned, message: Message[Any], kind: str | None = None, **more: Any) -> Account:
+        retries = message.options["max_retries"]
+        kind = kind or planned.kind
+        return Account(message.message_id, kind, message.queue_name, str(planned.tenant), retries, **more)
+
+    def _pipeline(self, planned: Planned) -> tuple[list[Account], Any]:
+        third = self._message(planned, 2, pipe_ignore=True)
+        second = self._message(planned, 1, pipe_ignore=True, pipe_target=third.asdict())
+        first = self._message(planned, 0, pipe_target=second.asdict())
+        accounts = [self._account(planned, first)]
+        for message in (second, third):
+            before = accounts[-1].id
+            accounts.append(self._account(planned, message, "pipeline's next", given=FOLLOWS, after=[before]))
+        return accounts, lambda: self._broker.enqueue(first)
+
+    def _group(self, planned: Planned) -> tuple[list[Account], Any]:
+        children = [self._message(planned, n) for n in range(3)]
+        callback = self._message(planned, 3)
+        accounts = [self._account(planned, child, "group's child") for child in children]
+        after = [account.id for account in accounts]
+        accounts.append(self._account(planned, callback, "group's callback", given=FOLLOWS, after=after))
+        whole = group(children, broker=self._broker)
+        whole.add_completion_callback(callback)
+        return accounts, whole.run
+
+    def _undecodable(self, planned: Planned) -> tuple[list[Account], Any]:
+        """Put what is no message on a queue, as any program may."""
+        redis_id = str(uuid5(NAMESPACE_URL, str(planned.id)))
+        if planned.work["broken"] == "not JSON":
+            raw, tenant = f"no message: {planned.id}".encode(), None
+            # What middleware.deliveries makes of it.
+            task_id = hashlib.sha256(b"\0".join([planned.queue.encode(), redis_id.encode(), raw])).hexdigest()
+        else:
+            message = self._message(planned, 0, redis_message_id=redis_id)
+            raw, tenant = json.dumps({**message.asdict(), "args": 5}).encode(), str(planned.tenant)
+            task_id = message.message_id
+
+        def put() -> None:
+            with self._raw.pipeline(transaction=True) as commands:
+                commands.hset(f"dramatiq:{planned.queue}.msgs", redis_id, raw)
+                commands.rpush(f"dramatiq:{planned.queue}", redis_id)
+                commands.execute()
+
+        return [Account(task_id, planned.kind, planned.queue, tenant)], put

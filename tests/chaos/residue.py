@@ -1,0 +1,62 @@
+"""What is left in Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+
+import redis
+
+#: Completed groups are remembered for 30 days, and those of which a child failed, too; and what processes that live say
+#: of themselves.
+RESTS = ("group.", "alive", "leases", "facts", "queues.", "grace")
+
+
+def kept(client: redis.Redis) -> dict[str, str]:
+    """Return the message ids of all that is in Redis, and where; the digest that stands for it where it has none."""
+    found: dict[str, str] = {}
+    for key in client.scan_iter("dramatiq:*.msgs"):
+        # Stock Dramatiq keeps what is dead there, which has had its ending.
+        if key.endswith(b".XQ.msgs"):
+            continue
+        queue = key.removeprefix(b"dramatiq:").removesuffix(b".msgs")
+        entries: dict[bytes, bytes] = client.hgetall(key)  # type: ignore[assignment]
+        for redis_id, raw in entries.items():
+            try:
+                message_id = json.loads(raw)["message_id"]
+            except (ValueError, TypeError, KeyError):
+                message_id = hashlib.sha256(b"\0".join([queue, redis_id, raw])).hexdigest()
+            found[message_id] = f"{queue.decode()} {redis_id.decode()} in {_where(client, queue, redis_id)}"
+    return found
+
+
+def _where(client: redis.Redis, queue: bytes, redis_id: bytes) -> list[str]:
+    found = []
+    for key in client.scan_iter("dramatiq:*"):
+        match client.type(key):
+            case b"list":
+                has = redis_id in client.lrange(key, 0, -1)
+            case b"set":
+                has = bool({redis_id, queue + b":" + redis_id} & client.smembers(key))
+            case b"zset":
+                has = client.zscore(key, redis_id) is not None
+            case b"hash":
+                has = client.hexists(key, queue + b":" + redis_id)
+            case _:
+                has = False
+        if has:
+            found.append(key.decode())
+    return found
+
+
+def residue(client: redis.Redis) -> Counter[str]:
+    """Return what should not be in Redis once every message has ended: keys, and how many entries they have."""
+    sizes = {b"list": client.llen, b"set": client.scard, b"zset": client.zcard, b"hash": client.hlen}
+    left: Counter[str] = Counter()
+    for key in client.scan_iter("dramatiq:*"):
+        name = key.decode().removeprefix("dramatiq:")
+        if not name.removeprefix("__dramaturg__.").startswith(RESTS):
+            size = sizes.get(client.type(key))  # type: ignore[arg-type]
+            left[name] = int(size(key)) if size else 1
+    return +left
