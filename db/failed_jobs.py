@@ -74,9 +74,6 @@ _INSERT = text(
 
 _DELIVERED = text("SELECT failed_job_id FROM worker_failed_job_deliveries WHERE delivery_id = :delivery_id")
 
-# Whoever holds a row for long, in psql for example, must not hold up the failures of all others.
-_WAIT_LITTLE = text("SET LOCAL lock_timeout = '300ms'")
-
 _STATUS = text("SELECT status FROM worker_failed_jobs WHERE id = :id FOR UPDATE")
 
 _CHANGING: Final = tuple(c for c in _COLUMNS if c not in {"task_id", "task_name", "tenant_id", "correlation_id"})
@@ -165,14 +162,28 @@ def _bare(failure: Failure) -> Failure:
     )
 
 
+#: Milliseconds to wait for a row that somebody else holds, in psql for example, while other failures wait.
+WAIT_FOR_ROW = 300
+
+
 def _write(failures: Sequence[Failure], before_commit: Callable[[], object]) -> list[UUID]:
+    try:
+        return _write_locked(failures, before_commit)
+    except OperationalError as e:
+        if isinstance(e.orig, LockNotAvailable):
+            raise RowLocked("somebody else holds the row, or the table") from e
+        raise
+
+
+def _write_locked(failures: Sequence[Failure], before_commit: Callable[[], object]) -> list[UUID]:
     if not failures:
         return []
     ids: dict[int, UUID] = {}
     # In one order, whoever writes: two that held what the other waits for would wait for ever.
     in_order = sorted(range(len(failures)), key=lambda n: (str(failures[n].tenant_id), failures[n].task_id))
     bound = failures[in_order[0]].tenant_id
-    with tenant_context(bound, failures[0].correlation_id if len(failures) == 1 else None), transaction() as session:
+    correlation_id = failures[0].correlation_id if len(failures) == 1 else None
+    with tenant_context(bound, correlation_id), transaction(lock_timeout_ms=WAIT_FOR_ROW) as session:
         for tenant_id, group in groupby(in_order, key=lambda n: failures[n].tenant_id):
             if tenant_id != bound:
                 with tenant_context(tenant_id):
@@ -215,13 +226,7 @@ def _settle(session: Session, failure: Failure) -> UUID:
         delivered = session.execute(_DELIVERED, {"delivery_id": failure.delivery_id}).scalar()
         if delivered is not None:
             return UUID(str(delivered))
-        try:
-            session.execute(_WAIT_LITTLE)
-            status = session.execute(_STATUS, {"id": row_id}).scalar()
-        except OperationalError as e:
-            if isinstance(e.orig, LockNotAvailable):
-                raise RowLocked(f"row {row_id} of message {failure.task_id!r} is locked by somebody else") from e
-            raise
+        status = session.execute(_STATUS, {"id": row_id}).scalar()
         if status is not None and status != "resolved":
             session.execute(_REOPEN, {"failures": _json([(row_id, failure)])})
             return row_id

@@ -276,8 +276,9 @@ def _driver_connection(connection: Connection) -> Any:
 class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[AsyncSession]):
     """One transaction, for ``with`` or for ``async with``."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, lock_timeout_ms: int | None = None) -> None:
         self._scope = scope
+        self._options = {} if lock_timeout_ms is None else {_LOCK_TIMEOUT_OPTION: lock_timeout_ms}
         self._session: Session | None = None
         self._async_session: AsyncSession | None = None
         self._opened: OpenTransaction | None = None
@@ -297,7 +298,7 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
     def _open(self) -> Session:
         session = Session(_bind(self._scope), expire_on_commit=False)
         try:
-            session.connection()
+            session.connection(execution_options=self._options)
             self._opened = OpenTransaction(session, _tenant_id(self._scope))
         except BaseException:
             session.close()
@@ -334,7 +335,7 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
     async def _open_async(self) -> AsyncSession:
         session = AsyncSession(_async_bind(self._scope), expire_on_commit=False)
         try:
-            await session.connection()
+            await session.connection(execution_options=self._options)
             self._opened = OpenTransaction(session, _tenant_id(self._scope))
         except BaseException:
             await session.close()
@@ -367,18 +368,21 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
             )
 
 
-def transaction() -> _Transaction:
+def transaction(*, lock_timeout_ms: int | None = None) -> _Transaction:
     """Return a transaction bound to the current tenant, for ``with`` (a Session) or ``async with`` (an AsyncSession).
 
     Commits at the end of the block, rolls back when it raises. Each call is a transaction and a connection of its own.
     Inside a job its statements end when the job's time limit does.
+
+    Arguments:
+      lock_timeout_ms: Milliseconds a statement may wait for a lock; what :func:`configure` was told by default.
 
     Raises (on entering):
       TenantRequired: When nothing is bound; see :func:`db.tenancy.tenant_context`.
       ConfigurationError: When sessions were not configured.
       sqlalchemy.exc.OperationalError: When Postgres cannot be reached.
     """
-    return _Transaction("worker")
+    return _Transaction("worker", lock_timeout_ms)
 
 
 def operator_transaction() -> _Transaction:

@@ -20,6 +20,8 @@ from middleware.spool import Spool
 
 #: Failures recorded in one transaction.
 AT_ONCE = 250
+#: Failures that cannot be recorded one by one either, at the beginning, after which the rest is not tried.
+GIVE_UP_AFTER = 5
 #: Seconds that such a transaction may take; less than a process has the spool to itself.
 RECORD_WITHIN = 10.0
 #: Seconds between two attempts, and between two alarms.
@@ -104,11 +106,20 @@ class SpoolDrainer(Middleware):
             raise
         except Exception as e:  # noqa: BLE001 - one of them, for which the others should not wait
             if len(failures) > 1:
-                return [done for name, failure in failures.items() for done in self._record({name: failure})]
+                return self._record_singly(failures)
             (name,) = failures
             self._say(name, f"cannot be recorded, and stays there: {type(e).__name__}: {e}")
             return []
         return list(failures)
+
+    def _record_singly(self, failures: dict[bytes, Failure]) -> list[bytes]:
+        done: list[bytes] = []
+        for n, (name, failure) in enumerate(failures.items(), 1):
+            done += self._record({name: failure})
+            if n == GIVE_UP_AFTER and not done:
+                # It is not one of them; the whole table is locked, for example.
+                break
+        return done
 
     def _read(self, name: bytes, data: bytes) -> Failure | None:
         try:
