@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -136,6 +137,17 @@ async def dispose_async() -> None:
         await engine.dispose()
 
 
+def running_statements(job: object | None = None) -> Callable[[], None]:
+    """Return what cancels the statements that run now for ``job``, and leaves alone the transactions after them.
+
+    It takes two seconds for each where Postgres does not answer.
+
+    Arguments:
+      job: As given to :func:`db.deadline.set_deadline`; by default every statement of a job or with a deadline.
+    """
+    return _watchdog.running(job)
+
+
 def _forget_after_fork() -> None:
     global _state, _watchdog
     # The parent still uses these sockets.
@@ -251,9 +263,9 @@ def _begin(connection: Connection) -> None:
         # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string.
         execution_options={"no_parameters": True},
     )
-    due = deadline.deadline()
-    if due is not None:
-        _watchdog.watch(_driver_connection(connection), due)
+    due, job = deadline.deadline(), deadline.job()
+    if due is not None or job is not None:
+        _watchdog.watch(_driver_connection(connection), due, job)
 
 
 def _end(connection: Connection) -> None:

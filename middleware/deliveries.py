@@ -48,6 +48,8 @@ class Delivery(MessageProxy):
       to_spool: Its failure, which waits in Redis from its end on because Postgres is away.
       group: The part in a group of one that has succeeded, if it has any.
       unsettled: Whether it is being processed, and the hooks that say how it ends have not all been called.
+      interrupted: Whether a shutdown interrupted it.
+      give_back: Whether it goes back to its queue as it was, instead of ending, because of that.
     """
 
     def __init__(self, message: Message[Any], redis_id: str, raw: bytes) -> None:
@@ -58,6 +60,8 @@ class Delivery(MessageProxy):
         self.to_spool: bytes | None = None
         self.group: GroupChild | None = None
         self.unsettled = False
+        self.interrupted = False
+        self.give_back = False
 
 
 class Rejected(Delivery):

@@ -183,6 +183,9 @@ class LosslessBroker(RedisBroker):
             if message.unsettled:
                 # An interrupt came in Dramatiq's error handling, which then acknowledges what has failed.
                 self._after_process(message, exception=exception_of(message) or sys.exception())
+            if message.give_back:
+                # It does not end.
+                return
         hook = "before_nack" if message.failed else "before_ack"
         for middleware in self.middleware:
             try:
@@ -208,6 +211,8 @@ class LosslessBroker(RedisBroker):
             self._after_process(args[0], **kwargs)
         elif signal == "skip_message" and isinstance(args[0], Delivery):
             self._after_skip(args[0])
+        elif signal in {"ack", "nack"} and isinstance(args[0], Delivery) and args[0].give_back:
+            return
         elif signal == "ack" and args[0].failed:
             super().emit_after("nack", *args, **kwargs)
         else:
@@ -223,6 +228,11 @@ class LosslessBroker(RedisBroker):
         retried = any(message_id == message.message_id for message_id, _ in collected)
         if interrupt is not None and not retried:
             _fail(message, interrupt if succeeded else None)
+        if message.interrupted and interrupt is not None:
+            # A hook was interrupted instead of the actor.
+            message.give_back = True
+        if message.give_back:
+            collected, message.group = [], None
         if message.failed:
             # It must not be retried as well. Of a success that a middleware has failed nothing follows: half of its
             # children would be neither ending.
@@ -233,7 +243,7 @@ class LosslessBroker(RedisBroker):
 
     @contextmanager
     def collecting(self) -> Iterator[list[tuple[str, Entry]]]:
-        """Keep from being enqueued what this thread enqueues while the ``with`` block lasts; give message ids and entries."""
+        """Keep from being enqueued what this thread enqueues in the ``with`` block; give message ids and entries."""
         before, collected = self._local.collecting, list[tuple[str, Entry]]()
         self._local.collecting = collected
         try:
@@ -282,6 +292,10 @@ class LosslessBroker(RedisBroker):
     def get_actor(self, actor_name: str) -> Any:
         # As one that no actor can have.
         return super().get_actor("" if isinstance(actor_name, NotToRun) else actor_name)
+
+    def give_back_all(self) -> None:
+        """Give back at once whatever this process still holds, also what runs: for a process that ends next."""
+        self._heartbeat.leave()
 
     def close(self) -> None:
         """Give back at once whatever this process still holds."""

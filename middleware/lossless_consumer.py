@@ -11,6 +11,7 @@ from uuid import uuid4
 from dramatiq import MessageProxy
 from dramatiq.broker import Consumer
 from dramatiq.common import current_millis, dq_name
+from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from middleware.deliveries import Delivery, GroupChild, deliver
@@ -147,6 +148,9 @@ class LosslessConsumer(Consumer):
           ConnectionClosed: When Redis did not say so. Dramatiq calls again five seconds later.
         """
         assert isinstance(message, Delivery)  # noqa: S101 - it came from here
+        if message.give_back:
+            self._give_back_interrupted(message)
+            return
         done = self._broker.run(
             "finish",
             self._queue_name,
@@ -175,6 +179,14 @@ class LosslessConsumer(Consumer):
                 message.group.uuid,
             )
         self._holdings.discard([message.redis_id])
+
+    def _give_back_interrupted(self, message: Delivery) -> None:
+        # A process that stops does not wait for Redis: closing the broker tries again, and its lease ends.
+        self._holdings.discard([message.redis_id])
+        try:
+            self._give_back([message.redis_id])
+        except ConnectionClosed as e:
+            logger.warning("message {} cannot be given back yet: {}", message.message_id, e)
 
     def nack(self, message: MessageProxy) -> None:
         """End a failed message. Stock Dramatiq keeps it, arguments and all, in a dead-letter queue for seven days."""

@@ -28,7 +28,7 @@ class StatementDeadline(Middleware):
         actor = broker.get_actor(message.actor_name)
         # As TimeLimit reads it.
         limit = message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)
-        set_deadline(None if math.isinf(limit) else limit / 1000)
+        set_deadline(None if math.isinf(limit) else limit / 1000, job=message)
 
     def after_process_message(
         self,

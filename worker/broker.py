@@ -14,7 +14,6 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import (
     AsyncIO,
     CurrentMessage,
-    ShutdownNotifications,
 )
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.rate_limits.backends import StubBackend
@@ -30,6 +29,7 @@ from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
 from middleware.dramatiq_internals import check_version
 from middleware.failed_skips import FailedSkips
+from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
@@ -100,8 +100,8 @@ def make_middleware(
         AsyncIO(),
         CloseSessions(),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
-        ShutdownNotifications(),
         StatementDeadline(time_limit=settings.time_limit),
+        GracefulShutdown(stop_within=settings.stop_within),
         TimeLimit(time_limit=settings.time_limit),
     ]
 

@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     max_age: Milliseconds | None = Field(
         None, description="milliseconds after which a message that has not run is expired; default never"
     )
+    stop_within: Annotated[float, Field(ge=5, le=3600)] = Field(
+        20.0, description="seconds from SIGTERM until every process has ended; less than the host waits before it kills"
+    )
     spool_limit: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000, description="failures that may wait in Redis while Postgres is away, before workers wait"
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dramatiq.middleware import (
     AsyncIO,
     CurrentMessage,
-    ShutdownNotifications,
 )
 
 from middleware.age_limit import AgeLimit
 from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
 from middleware.failed_skips import FailedSkips
+from middleware.graceful_shutdown import GracefulShutdown
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
@@ -34,8 +34,8 @@ ORDER = [
     AsyncIO,
     CloseSessions,  # while the event loop still runs
     SpoolDrainer,  # before the connections are closed, in reverse
-    ShutdownNotifications,
     StatementDeadline,  # gone before a failure is written
+    GracefulShutdown,  # Dramatiq's ShutdownNotifications; interrupts no hook but TimeLimit's
     TimeLimit,  # last: disarmed before any other after hook, which it could otherwise interrupt
 ]
 
