@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
@@ -50,6 +52,8 @@ class Config:
 @dataclass(slots=True)
 class _State:
     config: Config | None = None
+    #: Whether no transaction may begin any more.
+    closed: bool = False
     engines: dict[str, Engine] = field(default_factory=dict)
     #: The same engines, told in which scope they are used.
     scoped: dict[Scope, Engine] = field(default_factory=dict)
@@ -137,15 +141,36 @@ async def dispose_async() -> None:
         await engine.dispose()
 
 
-def running_statements(job: object | None = None) -> Callable[[], None]:
-    """Return what cancels the statements that run now for ``job``, and leaves alone the transactions after them.
+def running_statements(job: object) -> Callable[[], None] | None:
+    """Return what cancels the statements that run now for ``job``, if any, and none of a later transaction.
 
-    It takes two seconds for each where Postgres does not answer.
+    Each takes two seconds where Postgres does not answer.
 
     Arguments:
-      job: As given to :func:`db.deadline.set_deadline`; by default every statement of a job or with a deadline.
+      job: As given to :func:`db.deadline.set_deadline`.
     """
     return _watchdog.running(job)
+
+
+def close_for_good(within: float) -> None:
+    """Let no transaction begin in this process any more, which is about to exit, and cancel all that runs.
+
+    Postgres goes on with a statement whose client is gone, until there is something to send.
+
+    Arguments:
+      within: Seconds that it may take, whether Postgres answers or not.
+    """
+    _state.closed = True
+    end = time.monotonic() + within
+    while (left := end - time.monotonic()) > 0:
+        cancel = _watchdog.running()
+        if cancel is None:
+            return
+        # It takes longer than that where Postgres does not answer.
+        cancelling = threading.Thread(target=cancel, name="cancel", daemon=True)
+        cancelling.start()
+        cancelling.join(left)
+        time.sleep(0.02)
 
 
 def _forget_after_fork() -> None:
@@ -349,6 +374,8 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
             await session.close()
 
     def _check(self) -> None:
+        if _state.closed:
+            raise RuntimeError("this process is exiting")
         if self._session is not None or self._async_session is not None:
             raise RuntimeError("this transaction is already open; call transaction() again for another")
         if self._scope == "worker" and current_tenancy() is None:

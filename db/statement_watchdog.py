@@ -80,10 +80,10 @@ class StatementWatchdog:
         with watched.lock:
             watched.active = False
 
-    def running(self, job: object | None = None) -> Callable[[], None]:
-        """Return what cancels the statements that run now for ``job``, by default for all, and no later transaction's.
+    def running(self, job: object | None = None) -> Callable[[], None] | None:
+        """Return what cancels the statements that run now, if any, and none of a later transaction.
 
-        It takes two seconds for each of them where Postgres does not answer.
+        By default all of them, else those of ``job``. Each takes two seconds where Postgres does not answer.
         """
         with self._changed:
             found = [
@@ -92,6 +92,9 @@ class StatementWatchdog:
                 if (job is None or watched.job is job)
                 and connection.info.transaction_status == TransactionStatus.ACTIVE
             ]
+
+        if not found:
+            return None
 
         def cancel() -> None:
             for connection, watched in found:

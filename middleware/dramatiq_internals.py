@@ -109,6 +109,13 @@ def stop_taking(worker: Worker) -> bool:
     return not any(consumer.is_alive() for consumer in consumers)
 
 
+def dead_threads(worker: Worker) -> list[threading.Thread]:
+    """Return the threads of ``worker`` that have ended without having been told to."""
+    threads = [*list(worker.workers), *list(worker.consumers.values())]
+    # One that has not begun yet does not say that it runs, either.
+    return [thread for thread in threads if thread.running and not thread.is_alive()]
+
+
 def give_back_waiting(worker: Worker) -> int:
     """Give back what waits in this process to be run or to be due, and return how much that was to be run.
 

@@ -16,7 +16,7 @@ from dramatiq.middleware import Shutdown, ShutdownNotifications
 from dramatiq.middleware.threading import raise_thread_exception
 from loguru import logger
 
-from db.session import running_statements
+from db.session import close_for_good, running_statements
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import give_back_waiting, stop_taking
 from middleware.errors import NotStarted
@@ -24,8 +24,9 @@ from middleware.interrupts import take_back_interrupt
 from middleware.lossless_broker import LosslessBroker
 from middleware.stop_signals import StopSignals
 
-#: Seconds before the end at which jobs are interrupted, and at which the process gives up those that run on.
-INTERRUPT_BEFORE, GIVE_UP_BEFORE = 8.0, 2.0
+#: Seconds before the end at which jobs are interrupted, and at which the process gives up those that run on. Dramatiq's
+#: main process may take a second to notice that it has ended, and another one to end.
+INTERRUPT_BEFORE, GIVE_UP_BEFORE = 8.0, 3.0
 #: Seconds that cancelling their statements may take then, and giving everything back: neither server need answer.
 CANCEL_WITHIN, GIVE_BACK_WITHIN = 0.5, 0.75
 #: Seconds between two looks at what is left.
@@ -45,7 +46,7 @@ class GracefulShutdown(ShutdownNotifications):
 
     When a worker stops, actors with ``notify_shutdown`` are interrupted at once, and the statement they wait for is
     cancelled. In a process that the ``dramatiq`` command started, what waits there goes back at once, too; all other
-    jobs may run on until eight seconds before the end, and are then interrupted likewise. Two seconds before the end
+    jobs may run on until eight seconds before the end, and are then interrupted likewise. Three seconds before the end
     the process gives back what still runs, and exits. ``Shutdown`` comes once to a job, which may catch it, clean up,
     and raise it again.
 
@@ -145,7 +146,9 @@ class GracefulShutdown(ShutdownNotifications):
                 if isinstance(message, Delivery):
                     message.interrupted = True
                 # Noted before: of what the job then does to clean up nothing is cancelled.
-                cancel.append(running_statements(message))
+                statements = running_statements(message)
+                if statements is not None:
+                    cancel.append(statements)
                 raise_thread_exception(thread_id, Shutdown)
         for one in cancel:
             # Each takes seconds if Postgres does not answer.
@@ -193,13 +196,9 @@ class GracefulShutdown(ShutdownNotifications):
                 running.message.message_id,
                 running.message.actor_name,
             )
-        _within(CANCEL_WITHIN, running_statements())
+        close_for_good(CANCEL_WITHIN)
         if isinstance(broker, LosslessBroker):
-            _within(GIVE_BACK_WITHIN, broker.give_back_all)
+            giving_back = threading.Thread(target=broker.give_back_all, name="exit", daemon=True)
+            giving_back.start()
+            giving_back.join(GIVE_BACK_WITHIN)
         self._exit_process(EXIT_CODE)
-
-
-def _within(seconds: float, do: Callable[[], object]) -> None:
-    thread = threading.Thread(target=do, name="exit", daemon=True)
-    thread.start()
-    thread.join(seconds)

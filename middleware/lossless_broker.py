@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -293,9 +293,27 @@ class LosslessBroker(RedisBroker):
         # As one that no actor can have.
         return super().get_actor("" if isinstance(actor_name, NotToRun) else actor_name)
 
-    def give_back_all(self) -> None:
-        """Give back at once whatever this process still holds, also what runs: for a process that ends next."""
-        self._heartbeat.leave()
+    def give_back_all(self, but: Iterable[str] = ()) -> None:
+        """Give back at once whatever this process still holds, also what runs: for a process that ends next.
+
+        Arguments:
+          but: Redis ids of what is to be found when the lease ends, as the work of a process that died of it.
+
+        Raises:
+          ConnectionClosed: For any error of Redis, where something is not to be given back.
+        """
+        but = set(but)
+        if not but:
+            self._heartbeat.leave()
+            return
+        for queue_name in list(self._holdings):
+            held = self.run("held", queue_name, self.broker_id)
+            self.run(
+                "requeue",
+                queue_name,
+                self.broker_id,
+                *(one for one in sorted(held) if one.decode("utf-8", "surrogateescape") not in but),
+            )
 
     def close(self) -> None:
         """Give back at once whatever this process still holds."""

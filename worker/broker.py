@@ -11,10 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import dramatiq
 from dramatiq import Broker, Middleware
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import (
-    AsyncIO,
-    CurrentMessage,
-)
+from dramatiq.middleware import CurrentMessage
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.rate_limits.backends import StubBackend
 from loguru import logger
@@ -28,6 +25,7 @@ from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
 from middleware.dramatiq_internals import check_version
+from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
@@ -40,6 +38,7 @@ from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
+from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
 from worker.consumed_queues import ConsumedQueues
@@ -101,6 +100,7 @@ def make_middleware(
         CloseSessions(),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
         StatementDeadline(time_limit=settings.time_limit),
+        Supervision(time_limit=settings.time_limit, overtime=settings.overtime),
         GracefulShutdown(stop_within=settings.stop_within),
         TimeLimit(time_limit=settings.time_limit),
     ]

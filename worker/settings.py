@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     time_limit: Milliseconds = Field(
         600_000, description="milliseconds a job may run, its SQL included, where the actor does not say"
     )
+    overtime: Milliseconds = Field(
+        60_000, description="milliseconds past its time limit after which a job that runs on costs its process"
+    )
     max_age: Milliseconds | None = Field(
         None, description="milliseconds after which a message that has not run is expired; default never"
     )

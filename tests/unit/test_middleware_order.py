@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dramatiq.middleware import (
-    AsyncIO,
-    CurrentMessage,
-)
+from dramatiq.middleware import CurrentMessage
 
 from middleware.age_limit import AgeLimit
 from middleware.close_sessions import CloseSessions
 from middleware.dead_letters import DeadLetters
+from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
@@ -17,6 +15,7 @@ from middleware.safe_groups import SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
+from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
 from worker.broker import broker
@@ -35,6 +34,7 @@ ORDER = [
     CloseSessions,  # while the event loop still runs
     SpoolDrainer,  # before the connections are closed, in reverse
     StatementDeadline,  # gone before a failure is written
+    Supervision,  # of jobs, not of what ends them
     GracefulShutdown,  # Dramatiq's ShutdownNotifications; interrupts no hook but TimeLimit's
     TimeLimit,  # last: disarmed before any other after hook, which it could otherwise interrupt
 ]
