@@ -111,7 +111,7 @@ def stop_taking(worker: Worker) -> bool:
 
 def dead_threads(worker: Worker) -> list[threading.Thread]:
     """Return the threads of ``worker`` that have ended without having been told to."""
-    threads = [*list(worker.workers), *list(worker.consumers.values())]
+    threads: list[WorkerThread | ConsumerThread] = [*list(worker.workers), *list(worker.consumers.values())]
     # One that has not begun yet does not say that it runs, either.
     return [thread for thread in threads if thread.running and not thread.is_alive()]
 

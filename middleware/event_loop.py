@@ -54,6 +54,9 @@ class EventLoop(EventLoopThread):
                 except (SystemExit, KeyboardInterrupt) as e:
                     # Of a task that a job has started; whoever awaits it gets the exception, too.
                     logger.error("a task of an async actor raised {!r}; the event loop goes on", e)
+                except Exception:  # noqa: BLE001 - whoever looks after the process sees that it has died
+                    logger.opt(exception=True).critical("the event loop has died")
+                    return
         finally:
             self.loop.close()
 

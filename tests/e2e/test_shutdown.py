@@ -1,19 +1,22 @@
-"""Cases 11 and 12 of the failure modes: a deployment is told to stop, every process at once and more than once."""
+"""Cases 4, 8, 11, 12 and 22 of the failure modes: a deployment is told to stop, every process at once and more than
+once; and processes that cannot do their work any more."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-import pytest
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 
+from middleware.supervision import EXIT_CODE
+from tests.cut_wire import CutWire
 from tests.e2e.deployment import Deployment
+from tests.servers import Database
 from tests.waiting import eventually
 
 QUEUE = "attribution"
@@ -21,9 +24,11 @@ QUEUE = "attribution"
 HOST_KILLS_AFTER = 30
 
 OURS = """
-import asyncio, os, time
+import asyncio, os, threading, time
 import redis
 from dramatiq.middleware import Shutdown
+from dramatiq.threading import raise_thread_exception
+from dramatiq.worker import WorkerThread
 from sqlalchemy import text
 from db.session import operator_transaction
 from worker.routing import actor, register
@@ -90,6 +95,22 @@ def cleans_up():
                 session.execute(text("SELECT pg_sleep(1)"))
             client.rpush("cleaned", 1)
             raise
+
+@job(time_limit=1_000)
+def heeds_no_limit():
+    while begun("heeds_no_limit"):
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+
+@job
+def kills_a_thread():
+    begun("kills_a_thread")
+    for thread in threading.enumerate():
+        if isinstance(thread, WorkerThread) and thread is not threading.current_thread():
+            raise_thread_exception(thread.ident, SystemExit)
+    time.sleep(60)
 
 @job
 def finishes():
@@ -216,10 +237,9 @@ def test_stock_counts_or_kills_what_it_interrupts_and_leaves_the_rest(deployment
 LONG = ("waits_for_postgres", "waits_for_postgres_async", "busy", "sleeps", "awaits", "swallows", "cleans_up")
 
 
-@pytest.mark.parametrize("stop_within", ["10"])
-def test_ours_gives_back_all_that_it_does_not_finish(deployment: Deployment, tmp_path: Path, stop_within: str) -> None:
+def test_ours_gives_back_all_that_it_does_not_finish(deployment: Deployment, tmp_path: Path) -> None:
     jobs = Jobs(deployment, tmp_path, OURS)
-    process, log = jobs.start(threads=8, processes=2, STOP_WITHIN=stop_within)
+    process, log = jobs.start(threads=8, processes=2, STOP_WITHIN="10")
     jobs.send("finishes", 2, on_success="jobs.follows")
     eventually(lambda: jobs.begun() == 2, seconds=60)
     for name in LONG * 3:
@@ -261,3 +281,59 @@ def test_ours_gives_back_all_that_it_does_not_finish(deployment: Deployment, tmp
     assert jobs.begun("follows") == 2
     assert deployment.failures() == []
     assert jobs.client.llen("told") == 0
+
+
+def test_it_is_in_time_while_redis_is_away(
+    database: Database, redis_url: str, tmp_path: Path, deployment_on: Callable[[Database, str], Deployment]
+) -> None:
+    with CutWire(redis_url) as wire:
+        jobs = Jobs(deployment_on(database, redis_url), tmp_path, OURS)
+        process, log = jobs.start(threads=2, STOP_WITHIN="5", REDIS_URL=wire.url)
+        jobs.send("busy")
+        jobs.send("sleeps", 2)
+        eventually(lambda: jobs.begun() == 2 and jobs.deployment.held() == 3, seconds=60)
+        wire.down()
+        tell_all(process)
+        eventually(lambda: gone(process), seconds=HOST_KILLS_AFTER)
+    assert "given back while it runs" in log.read_text()
+    # It is the lease that ends.
+    jobs.start(threads=3, SECOND_TIME="yes")
+    eventually(lambda: jobs.messages() == {}, seconds=60)
+    assert jobs.deployment.failures() == []
+
+
+def test_a_job_that_heeds_no_limit_costs_its_process_and_is_left_with_it(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    jobs = Jobs(deployment, tmp_path, OURS)
+    process, log = jobs.start(threads=3, processes=2, STOP_WITHIN="5", OVERTIME="1000")
+    jobs.send("heeds_no_limit")
+    (culprit,) = jobs.messages()
+    jobs.send("waits_for_postgres", 2)
+    jobs.send("awaits", 6)
+    eventually(lambda: gone(process), seconds=60)
+    text = log.read_text()
+    assert process.returncode == EXIT_CODE, text
+    assert f"message {Message.decode(jobs.messages()[culprit]).message_id} for actor jobs.heeds_no_limit" in text
+    assert "CRITICAL" in text
+    # It alone is left for the lease to end, which counts it.
+    (acks,) = jobs.client.scan_iter("dramatiq:__acks__.*")
+    assert jobs.client.smembers(acks) == {culprit}
+    assert sorted(jobs.waiting()) == sorted(set(jobs.messages()) - {culprit})
+    assert len(jobs.waiting()) == 8
+    assert deployment.statements() == 0
+    assert deployment.failures() == []
+
+
+def test_a_process_with_a_dead_thread_ends(deployment: Deployment, tmp_path: Path) -> None:
+    jobs = Jobs(deployment, tmp_path, OURS)
+    process, log = jobs.start(threads=3, STOP_WITHIN="5")
+    jobs.send("kills_a_thread")
+    eventually(lambda: gone(process), seconds=60)
+    text = log.read_text()
+    assert process.returncode == EXIT_CODE, text
+    assert "has died: this process exits" in text
+    assert deployment.held() == 0
+    assert sorted(jobs.waiting()) == sorted(jobs.messages())
+    assert len(jobs.waiting()) == 1
+    assert deployment.failures() == []
