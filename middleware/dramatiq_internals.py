@@ -96,7 +96,7 @@ def was_told_to_stop(handler: Callable[..., Any]) -> bool:
 
     From the second call on it ends the process, whatever runs.
     """
-    return inspect.getclosurevars(handler).nonlocals.get("running") is False
+    return inspect.isfunction(handler) and inspect.getclosurevars(handler).nonlocals.get("running") is False
 
 
 def stop_taking(worker: Worker) -> bool:

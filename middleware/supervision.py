@@ -26,13 +26,15 @@ from middleware.time_limit import time_limit_of
 OVERTIME = 60_000
 #: Seconds between two looks.
 INTERVAL = 1.0
+#: Seconds between two looks by which it is plain that nothing ran here.
+FROZEN = 5.0
 #: Seconds that the threads which fetch get to end, and that cancelling statements may take.
 STOP_WITHIN, CANCEL_WITHIN = 3.0, 1.0
 #: What the process exits with. Not 0: Dramatiq's main process would pass that on as if all were well.
 EXIT_CODE = os.EX_SOFTWARE
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Running:
     message: MessageProxy
     thread: str
@@ -97,8 +99,16 @@ class Supervision(Middleware):
         self._running.pop(threading.get_ident(), None)
 
     def _keep(self, broker: Broker, worker: Worker) -> None:
+        looked = time.monotonic()
         while not self._stop.wait(INTERVAL):
-            overdue = [running for running in list(self._running.values()) if running.due <= time.monotonic()]
+            now = time.monotonic()
+            every = list(self._running.values())
+            if now - looked > FROZEN:
+                # The process was stopped, and its jobs with it: they may heed their limit yet.
+                for running in every:
+                    running.due = max(running.due, now + self.overtime / 1000)
+            looked = now
+            overdue = [running for running in every if running.due <= now]
             dead, loop = dead_threads(worker), get_event_loop_thread()
             if isinstance(loop, EventLoop) and loop.died:
                 dead.append(loop)
