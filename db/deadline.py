@@ -6,11 +6,23 @@ import time
 from contextvars import ContextVar
 
 _deadline: ContextVar[float | None] = ContextVar("dramaturg_deadline", default=None)
+_job: ContextVar[object | None] = ContextVar("dramaturg_job", default=None)
 
 
-def set_deadline(seconds: float | None) -> None:
-    """Allow this context to run ``seconds`` longer; ``None`` removes the limit."""
+def set_deadline(seconds: float | None, *, job: object | None = None) -> None:
+    """Allow this context to run ``seconds`` longer; ``None`` removes the limit.
+
+    Arguments:
+      seconds: From now.
+      job: What runs here, for :func:`db.session.running_statements`.
+    """
     _deadline.set(None if seconds is None else time.monotonic() + seconds)
+    _job.set(job)
+
+
+def job() -> object | None:
+    """Return what was named as running in this context."""
+    return _job.get()
 
 
 def deadline() -> float | None:

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -51,6 +54,8 @@ class Config:
 @dataclass(slots=True)
 class _State:
     config: Config | None = None
+    #: Whether no transaction may begin any more.
+    closed: bool = False
     engines: dict[str, Engine] = field(default_factory=dict)
     #: The same engines, told in which scope they are used.
     scoped: dict[Scope, Engine] = field(default_factory=dict)
@@ -136,6 +141,38 @@ async def dispose_async() -> None:
     """Close the pooled connections of the running event loop. Only that loop can: call it before the loop ends."""
     for engine in _state.async_engines.pop(asyncio.get_running_loop(), {}).values():
         await engine.dispose()
+
+
+def running_statements(job: object) -> Callable[[], None] | None:
+    """Return what cancels the statements that run now for ``job``, if any, and none of a later transaction.
+
+    Each takes two seconds where Postgres does not answer.
+
+    Arguments:
+      job: As given to :func:`db.deadline.set_deadline`.
+    """
+    return _watchdog.running(job)
+
+
+def close_for_good(within: float) -> None:
+    """Let no transaction begin in this process any more, which is about to exit, and cancel all that runs.
+
+    Postgres goes on with a statement whose client is gone, until there is something to send.
+
+    Arguments:
+      within: Seconds that it may take, whether Postgres answers or not.
+    """
+    _state.closed = True
+    end = time.monotonic() + within
+    while (left := end - time.monotonic()) > 0:
+        cancel = _watchdog.running()
+        if cancel is None:
+            return
+        # It takes longer than that where Postgres does not answer.
+        cancelling = threading.Thread(target=cancel, name="cancel", daemon=True)
+        cancelling.start()
+        cancelling.join(left)
+        time.sleep(0.02)
 
 
 def _forget_after_fork() -> None:
@@ -259,9 +296,9 @@ def _begin(connection: Connection) -> None:
         # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string.
         execution_options={"no_parameters": True},
     )
-    due = deadline.deadline()
-    if due is not None:
-        _watchdog.watch(_driver_connection(connection), due)
+    due, job = deadline.deadline(), deadline.job()
+    if due is not None or job is not None:
+        _watchdog.watch(_driver_connection(connection), due, job)
 
 
 def _end(connection: Connection) -> None:
@@ -359,6 +396,8 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
             await session.close()
 
     def _check(self) -> None:
+        if _state.closed:
+            raise RuntimeError("this process is exiting")
         if self._session is not None or self._async_session is not None:
             raise RuntimeError("this transaction is already open; call transaction() again for another")
         if self._scope == "worker" and current_tenancy() is None:

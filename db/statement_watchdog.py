@@ -1,4 +1,4 @@
-"""Cancels statements that are still running when their job's time is over.
+"""Cancels statements that are still running when their job's time is over, or when somebody says so.
 
 ``statement_timeout`` counts for each statement anew, so a job of many short-enough statements would run past its limit;
 and Dramatiq's ``TimeLimit`` cannot interrupt a thread that waits inside libpq.
@@ -7,13 +7,16 @@ and Dramatiq's ``TimeLimit`` cannot interrupt a thread that waits inside libpq.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import psycopg
 from loguru import logger
+from psycopg.pq import TransactionStatus
 
 #: Seconds between two attempts on the same connection, for code that goes on after the first.
 REPEAT_AFTER = 1.0
@@ -25,10 +28,11 @@ class _Watched:
     """A connection in a transaction. The lock keeps it from leaving the transaction while it is being cancelled:
     the next one to use it must not be hit."""
 
-    __slots__ = ("active", "due", "lock", "loop")
+    __slots__ = ("active", "due", "job", "lock", "loop")
 
-    def __init__(self, due: float, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, due: float, job: object | None, loop: asyncio.AbstractEventLoop | None) -> None:
         self.due = due
+        self.job = job
         self.lock = threading.Lock()
         self.loop = loop
         self.active = True
@@ -42,14 +46,19 @@ class StatementWatchdog:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def watch(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], due: float) -> None:
+    def watch(
+        self,
+        connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+        due: float | None,
+        job: object | None = None,
+    ) -> None:
         """Cancel what runs on ``connection`` at ``due`` (on :func:`time.monotonic`'s clock), unless unwatched first.
 
-        An async connection is watched from the loop it belongs to.
+        An async connection is watched from the loop it belongs to. Without a due time only :meth:`running` finds it.
         """
         loop = asyncio.get_running_loop() if isinstance(connection, psycopg.AsyncConnection) else None
         with self._changed:
-            self._watched[connection] = _Watched(due, loop)
+            self._watched[connection] = _Watched(math.inf if due is None else due, job, loop)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="statement-watchdog", daemon=True)
                 self._thread.start()
@@ -71,21 +80,46 @@ class StatementWatchdog:
         with watched.lock:
             watched.active = False
 
+    def running(self, job: object | None = None) -> Callable[[], None] | None:
+        """Return what cancels the statements that run now, if any, and none of a later transaction.
+
+        By default all of them, else those of ``job``. Each takes two seconds where Postgres does not answer.
+        """
+        with self._changed:
+            found = [
+                (connection, watched)
+                for connection, watched in self._watched.items()
+                if (job is None or watched.job is job)
+                and connection.info.transaction_status == TransactionStatus.ACTIVE
+            ]
+
+        if not found:
+            return None
+
+        def cancel() -> None:
+            for connection, watched in found:
+                self._try_to_cancel(connection, watched)
+
+        return cancel
+
     def _run(self) -> None:
         while True:
             with self._changed:
                 now = time.monotonic()
                 overdue = [(c, w) for c, w in self._watched.items() if w.due <= now]
                 if not overdue:
-                    next_due = min((w.due for w in self._watched.values()), default=None)
-                    self._changed.wait(None if next_due is None else next_due - now)
+                    next_due = min((w.due for w in self._watched.values()), default=math.inf)
+                    self._changed.wait(None if next_due == math.inf else next_due - now)
                     continue
             for connection, watched in overdue:
                 watched.due = time.monotonic() + REPEAT_AFTER
-                try:
-                    self._cancel(connection, watched)
-                except Exception as e:  # noqa: BLE001 - this thread serves all other jobs, too
-                    logger.warning("could not cancel a statement past its job's time limit: {}", e)
+                self._try_to_cancel(connection, watched)
+
+    def _try_to_cancel(self, connection: Any, watched: _Watched) -> None:
+        try:
+            self._cancel(connection, watched)
+        except Exception as e:  # noqa: BLE001 - this thread serves all other jobs, too
+            logger.warning("could not cancel a statement of a job whose time is over: {}", e)
 
     def _cancel(self, connection: Any, watched: _Watched) -> None:
         if watched.loop is not None:
@@ -103,4 +137,4 @@ async def _cancel_on_loop(connection: psycopg.AsyncConnection[Any], watched: _Wa
     try:
         await connection.cancel_safe(timeout=CANCEL_WITHIN)
     except psycopg.Error as e:
-        logger.warning("could not cancel a statement past its job's time limit: {}", e)
+        logger.warning("could not cancel a statement of a job whose time is over: {}", e)

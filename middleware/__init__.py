@@ -12,7 +12,9 @@ from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
 from middleware.crash_guard import CrashGuard
 from middleware.dead_letters import DeadLetters
+from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
+from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import LosslessBroker
 from middleware.option_checks import OptionChecks
@@ -22,16 +24,19 @@ from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
+from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
 
 __all__ = [
     "AgeLimit",
+    "AsyncIO",
     "Classifier",
     "CloseSessions",
     "CrashGuard",
     "DeadLetters",
     "FailedSkips",
+    "GracefulShutdown",
     "GroupCounts",
     "KnownQueues",
     "LosslessBroker",
@@ -43,6 +48,7 @@ __all__ = [
     "SafeRetries",
     "SpoolDrainer",
     "StatementDeadline",
+    "Supervision",
     "TenantContext",
     "TimeLimit",
 ]

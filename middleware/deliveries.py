@@ -52,6 +52,8 @@ class Delivery(MessageProxy):
       group: The part in a group of one that has succeeded, if it has any.
       lost: Whether the lease on it is lost: it is somebody else's.
       unsettled: Whether it is being processed, and the hooks that say how it ends have not all been called.
+      interrupted: Whether a shutdown interrupted it.
+      give_back: Whether it goes back to its queue as it was, instead of ending, because of that.
     """
 
     def __init__(self, message: Message[Any], redis_id: str, raw: bytes) -> None:
@@ -65,6 +67,8 @@ class Delivery(MessageProxy):
         self.to_spool: bytes | None = None
         self.group: GroupChild | None = None
         self.unsettled = False
+        self.interrupted = False
+        self.give_back = False
 
     @property
     def held_as(self) -> tuple[str, int]:

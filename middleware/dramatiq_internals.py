@@ -10,6 +10,7 @@ a due message with the options it arrived with, and acknowledges it next; that e
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 import dramatiq
 from dramatiq import Message, MessageProxy, Worker
+from dramatiq.common import iter_queue
 from dramatiq.middleware.time_limit import _CtypesTimeoutManager
 from dramatiq.worker import ConsumerThread, WorkerThread
 
@@ -90,6 +92,48 @@ def catch_what_escapes(thread: WorkerThread, caught: Callable[[MessageProxy, Bas
             caught(message, e)
 
     thread.process_message = process_message  # type: ignore[method-assign]
+
+
+def was_told_to_stop(handler: Callable[..., Any]) -> bool:
+    """Tell whether the handler of signals that ``dramatiq`` installs in its worker processes has been called before.
+
+    From the second call on it ends the process, whatever runs.
+    """
+    return inspect.isfunction(handler) and inspect.getclosurevars(handler).nonlocals.get("running") is False
+
+
+def stop_taking(worker: Worker) -> bool:
+    """Let every thread of ``worker`` end with what it does now, and tell whether all that fetch have ended."""
+    for thread in list(worker.workers):
+        thread.stop()
+    consumers = list(worker.consumers.values())
+    for consumer in consumers:
+        consumer.stop()
+    return not any(consumer.is_alive() for consumer in consumers)
+
+
+def dead_threads(worker: Worker) -> list[threading.Thread]:
+    """Return the threads of ``worker`` that have ended without having been told to."""
+    threads: list[WorkerThread | ConsumerThread] = [*list(worker.workers), *list(worker.consumers.values())]
+    # One that has not begun yet does not say that it runs, either.
+    return [thread for thread in threads if thread.running and not thread.is_alive()]
+
+
+def give_back_waiting(worker: Worker) -> int:
+    """Give back what waits in this process to be run or to be due, and return how much that was to be run.
+
+    Raises:
+      ConnectionClosed: When Redis did not say so; the rest goes back when the broker is closed.
+    """
+    waiting: dict[str, list[MessageProxy]] = {}
+    for item in iter_queue(worker.work_queue):
+        waiting.setdefault(item.message.queue_name, []).append(item.message)
+    for queue_name, messages in waiting.items():
+        worker.consumers[queue_name].requeue_messages(messages)
+    for consumer in worker.consumers.values():
+        if not consumer.is_alive():
+            consumer.close()
+    return sum(map(len, waiting.values()))
 
 
 def queues_were_named(worker: Worker) -> bool:

@@ -47,6 +47,10 @@ class MessageExpired(SkipMessage, DramaturgError):
     """Why a message that waited longer than its ``max_age`` was not run."""
 
 
+class NotStarted(SkipMessage, DramaturgError):
+    """Why a message was not run: its process stops, and gives it back."""
+
+
 class SpoolFull(BrokerConnectionError, DramaturgError):
     """Raised when a failure found no room in the spool: Dramatiq keeps the message and asks again 5 seconds later."""
 

@@ -147,6 +147,10 @@ class Heartbeat:
         if thread is None:
             return
         thread.join()
+        self.leave()
+
+    def leave(self) -> None:
+        """Give back what is still held; a process that goes on takes the lease again."""
         try:
             self._run("goodbye", self._broker_id)
         except ConnectionClosed as e:

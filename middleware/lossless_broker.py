@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -243,6 +243,9 @@ class LosslessBroker(RedisBroker):
             if message.unsettled:
                 # An interrupt came in Dramatiq's error handling, which then acknowledges what has failed.
                 self._after_process(message, exception=exception_of(message) or sys.exception())
+            if message.give_back:
+                # It does not end.
+                return
         hook = "before_nack" if message.failed else "before_ack"
         for middleware in self.middleware:
             try:
@@ -268,6 +271,8 @@ class LosslessBroker(RedisBroker):
             self._after_process(args[0], **kwargs)
         elif signal == "skip_message" and isinstance(args[0], Delivery):
             self._after_skip(args[0])
+        elif signal in {"ack", "nack"} and isinstance(args[0], Delivery) and args[0].give_back:
+            return
         elif signal == "ack" and args[0].failed:
             super().emit_after("nack", *args, **kwargs)
         else:
@@ -283,6 +288,11 @@ class LosslessBroker(RedisBroker):
         retried = any(message_id == message.message_id for message_id, _ in collected)
         if interrupt is not None and not retried:
             _fail(message, interrupt if succeeded else None)
+        if message.interrupted and interrupt is not None:
+            # A hook was interrupted instead of the actor.
+            message.give_back = True
+        if message.give_back:
+            collected, message.group = [], None
         if message.failed:
             # It must not be retried as well. Of a success that a middleware has failed nothing follows: half of its
             # children would be neither ending.
@@ -342,6 +352,28 @@ class LosslessBroker(RedisBroker):
     def get_actor(self, actor_name: str) -> Any:
         # As one that no actor can have.
         return super().get_actor("" if isinstance(actor_name, NotToRun) else actor_name)
+
+    def give_back_all(self, but: Iterable[str] = ()) -> None:
+        """Give back at once whatever this process still holds, also what runs: for a process that ends next.
+
+        Arguments:
+          but: Redis ids of what is to be found when the lease ends, as the work of a process that died of it.
+
+        Raises:
+          ConnectionClosed: For any error of Redis, where something is not to be given back.
+        """
+        but = set(but)
+        if not but:
+            self._heartbeat.leave()
+            return
+        for queue_name in list(self._holdings):
+            held = self.run("held", queue_name, self.broker_id)
+            self.run(
+                "requeue",
+                queue_name,
+                self.broker_id,
+                *(one for one in sorted(held) if one.decode("utf-8", "surrogateescape") not in but),
+            )
 
     def close(self) -> None:
         """Give back at once whatever this process still holds."""

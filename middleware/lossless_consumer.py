@@ -13,6 +13,7 @@ from uuid import uuid4
 from dramatiq import MessageProxy
 from dramatiq.broker import Consumer
 from dramatiq.common import current_millis, dq_name
+from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from middleware.crash_evidence import worker_lost
@@ -252,6 +253,9 @@ class LosslessConsumer(Consumer):
         if message.lost:
             self._no_longer_held([message])
             return
+        if message.give_back:
+            self._give_back_interrupted(message)
+            return
         done = self._broker.run(
             "finish",
             self._queue_name,
@@ -285,6 +289,14 @@ class LosslessConsumer(Consumer):
         for message in messages:
             self._holdings.discard([message.held_as])
             self._broker.solitude.release(message.held_as)
+
+    def _give_back_interrupted(self, message: Delivery) -> None:
+        # A process that stops does not wait for Redis: closing the broker tries again, and its lease ends.
+        self._no_longer_held([message])
+        try:
+            self._give_back([message.redis_id])
+        except ConnectionClosed as e:
+            logger.warning("message {} cannot be given back yet: {}", message.message_id, e)
 
     def nack(self, message: MessageProxy) -> None:
         """End a failed message. Stock Dramatiq keeps it, arguments and all, in a dead-letter queue for seven days."""

@@ -8,6 +8,8 @@ from dramatiq import Broker, MessageProxy
 from dramatiq.middleware import Retries
 from loguru import logger
 
+from middleware.deliveries import Delivery
+
 
 class SafeRetries(Retries):
     """Fails a message that cannot be retried, whatever keeps it from being so: it becomes a row.
@@ -23,6 +25,8 @@ class SafeRetries(Retries):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
+        if isinstance(message, Delivery) and message.give_back:
+            return
         before = dict(message.options)
         try:
             super().after_process_message(broker, message, result=result, exception=exception)

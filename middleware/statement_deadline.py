@@ -12,6 +12,7 @@ from dramatiq import Broker, MessageProxy
 from dramatiq.middleware import Middleware
 
 from db.deadline import set_deadline
+from middleware.time_limit import time_limit_of
 
 
 class StatementDeadline(Middleware):
@@ -25,10 +26,8 @@ class StatementDeadline(Middleware):
         self.time_limit = time_limit
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        actor = broker.get_actor(message.actor_name)
-        # As TimeLimit reads it.
-        limit = message.options.get("time_limit") or actor.options.get("time_limit", self.time_limit)
-        set_deadline(None if math.isinf(limit) else limit / 1000)
+        limit = time_limit_of(broker, message, self.time_limit)
+        set_deadline(None if math.isinf(limit) else limit / 1000, job=message)
 
     def after_process_message(
         self,

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import threading
 
+from dramatiq import Broker, MessageProxy
 from dramatiq.middleware import TimeLimit as DramatiqTimeLimit
 
 from middleware.dramatiq_internals import Deadlines
+
+
+def time_limit_of(broker: Broker, message: MessageProxy, default: float) -> float:
+    """Return a message's time limit in milliseconds, as Dramatiq's ``TimeLimit`` reads it; it may be infinite."""
+    actor = broker.get_actor(message.actor_name)
+    limit: float = message.options.get("time_limit") or actor.options.get("time_limit", default)
+    return limit
 
 
 class TimeLimit(DramatiqTimeLimit):

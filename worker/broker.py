@@ -11,11 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import dramatiq
 from dramatiq import Broker, Middleware
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import (
-    AsyncIO,
-    CurrentMessage,
-    ShutdownNotifications,
-)
+from dramatiq.middleware import CurrentMessage
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.rate_limits.backends import StubBackend
 from loguru import logger
@@ -31,7 +27,9 @@ from middleware.crash_guard import CrashGuard
 from middleware.dead_letters import DeadLetters
 from middleware.dramatiq_internals import check_version
 from middleware.errors import LeaseUnsure
+from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
+from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
@@ -42,6 +40,7 @@ from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
+from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
 from worker.consumed_queues import ConsumedQueues
@@ -103,8 +102,9 @@ def make_middleware(
         AsyncIO(),
         CloseSessions(),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
-        ShutdownNotifications(),
         StatementDeadline(time_limit=settings.time_limit),
+        Supervision(time_limit=settings.time_limit, overtime=settings.overtime),
+        GracefulShutdown(stop_within=settings.stop_within),
         TimeLimit(time_limit=settings.time_limit),
     ]
 

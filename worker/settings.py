@@ -73,8 +73,14 @@ class Settings(BaseSettings):
     time_limit: Milliseconds = Field(
         600_000, description="milliseconds a job may run, its SQL included, where the actor does not say"
     )
+    overtime: Milliseconds = Field(
+        60_000, description="milliseconds past its time limit after which a job that runs on costs its process"
+    )
     max_age: Milliseconds | None = Field(
         None, description="milliseconds after which a message that has not run is expired; default never"
+    )
+    stop_within: Annotated[float, Field(ge=5, le=3600)] = Field(
+        20.0, description="seconds from SIGTERM until every process has ended; less than the host waits before it kills"
     )
     spool_limit: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000, description="failures that may wait in Redis while Postgres is away, before workers wait"

@@ -36,6 +36,8 @@ class Deployment:
     stack: ExitStack
     broker: dramatiq.Broker = field(init=False)
     client: redis.Redis = field(init=False)
+    #: What was started, the leader of a process group of its own.
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.broker = make_broker(Settings.load(self.environment()))
@@ -59,6 +61,7 @@ class Deployment:
                 stderr=output,
                 start_new_session=True,
             )
+        self.processes.append(process)
         self.stack.callback(_stop, process)
         return log
 
@@ -82,6 +85,20 @@ class Deployment:
     def waiting(self, queue: str) -> int:
         """Messages of a queue that are neither done nor dead: queued, delayed or running."""
         return int(self.broker.do_qsize(queue))  # type: ignore[attr-defined]
+
+    def held(self) -> int:
+        """Messages that some process holds."""
+        return sum(int(self.client.scard(key)) for key in self.client.scan_iter("dramatiq:__acks__.*"))
+
+    def statements(self) -> int:
+        """Statements that Postgres runs for workers."""
+        with psycopg.connect(self.database.admin_url) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dramaturg' AND state = 'active'"
+                " AND datname = current_database()"
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def failures(self) -> list[dict[str, Any]]:
         """All rows of worker_failed_jobs, as a superuser sees them."""

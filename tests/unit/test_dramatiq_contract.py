@@ -11,11 +11,12 @@ from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq import Message, MessageProxy, Worker
+from dramatiq import Message, MessageProxy, Worker, cli
+from dramatiq.asyncio import EventLoopThread
 from dramatiq.brokers import redis as redis_module
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Middleware, MiddlewareError, TimeLimit
+from dramatiq.middleware import AsyncIO, Middleware, MiddlewareError, TimeLimit
 from dramatiq.worker import ConsumerThread, WorkerThread
 
 from db.errors import ConfigurationError
@@ -153,6 +154,59 @@ def test_a_worker_thread_boots_before_its_loop_and_calls_its_own_process_message
         source.index("self.process_message(item.message)"),
     )
     assert boot < call
+
+
+class TestWhatStoppingReliesOn:
+    def test_the_handler_of_signals_keeps_whether_it_was_called_where_we_look(self) -> None:
+        def made_like_it() -> Any:
+            running = True
+
+            def termhandler(signum: int, frame: Any) -> None:
+                nonlocal running
+                running = not running
+
+            return termhandler
+
+        handler = made_like_it()
+        assert not internals.was_told_to_stop(handler)
+        handler(15, None)
+        assert internals.was_told_to_stop(handler)
+        source = inspect.getsource(cli.worker_process)
+        assert "        nonlocal running\n        if running:\n" in source
+        assert "            running = False\n        else:\n" in source
+
+    def test_it_is_installed_before_the_process_boots_and_the_worker_starts_after(self) -> None:
+        source = inspect.getsource(cli.worker_process)
+        places = [
+            source.index("signal.signal(signal.SIGTERM, termhandler)"),
+            source.index('broker.emit_after("process_boot")'),
+            source.index("worker.start()"),
+            source.index("worker.stop(timeout=args.worker_shutdown_timeout)"),
+        ]
+        assert places == sorted(places)
+
+    def test_the_main_process_ends_all_when_one_does_and_exits_as_that_one_did(self) -> None:
+        source = inspect.getsource(cli.main)
+        assert "stop_subprocesses(signal.SIGTERM)\n                retcode = proc.exitcode" in source
+
+    def test_threads_say_that_they_run_until_they_are_told_not_to(self) -> None:
+        for kind in (WorkerThread, ConsumerThread):
+            assert inspect.getsource(kind).count("self.running = True") == 1
+            assert "self.running = False" in inspect.getsource(kind.stop)
+            assert "while self.running:" in inspect.getsource(kind.run)
+
+    def test_what_waits_in_a_worker_is_where_we_look(self) -> None:
+        worker = Worker(StubBroker())
+        assert worker.work_queue.empty()
+        assert (worker.consumers, worker.workers) == ({}, [])
+        assert "item.message for item in iter_queue(self.delay_queue)" in inspect.getsource(ConsumerThread.close)
+
+    def test_coroutines_run_on_the_thread_that_we_replace(self) -> None:
+        assert "event_loop_thread.run_coroutine(" in inspect.getsource(dramatiq.asyncio.async_to_sync)
+        source = inspect.getsource(EventLoopThread)
+        assert "self.loop = asyncio.new_event_loop()" in source
+        assert "self.interrupt_check_ival = interrupt_check_ival" in source
+        assert "event_loop_thread.stop()" in inspect.getsource(AsyncIO.after_worker_shutdown)
 
 
 class TestVersion:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dramatiq.middleware import (
-    AsyncIO,
-    CurrentMessage,
-    ShutdownNotifications,
-)
+from dramatiq.middleware import CurrentMessage
 
 from middleware.age_limit import AgeLimit
 from middleware.close_sessions import CloseSessions
 from middleware.crash_guard import CrashGuard
 from middleware.dead_letters import DeadLetters
+from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
+from middleware.graceful_shutdown import GracefulShutdown
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
+from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
 from worker.broker import broker
@@ -36,8 +35,9 @@ ORDER = [
     AsyncIO,
     CloseSessions,  # while the event loop still runs
     SpoolDrainer,  # before the connections are closed, in reverse
-    ShutdownNotifications,
     StatementDeadline,  # gone before a failure is written
+    Supervision,  # of jobs, not of what ends them
+    GracefulShutdown,  # Dramatiq's ShutdownNotifications; interrupts no hook but TimeLimit's
     TimeLimit,  # last: disarmed before any other after hook, which it could otherwise interrupt
 ]
 

@@ -49,7 +49,7 @@ def test_every_error_type_is_explained() -> None:
 def project(tmp_path: Path) -> Path:
     """The project that the README writes, from its own words."""
     files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", README, flags=re.DOTALL))
-    assert set(files) == {"myapp/emails.py", "myapp/credits.py", "test_emails.py"}
+    assert set(files) == {"myapp/emails.py", "myapp/credits.py", "myapp/exports.py", "test_emails.py"}
     for name, code in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -71,6 +71,11 @@ def run(*command: str, cwd: Path, **settings: str) -> str:
 
 def test_the_actor_and_its_test(project: Path) -> None:
     assert "1 passed" in run("-m", "pytest", "-q", "test_emails.py", cwd=project)
+
+
+def test_the_actor_that_cleans_up(project: Path) -> None:
+    code = "import os\nos.environ['REDIS_URL'] = 'stub://'\nfrom myapp.exports import export\nprint(export.queue_name)"
+    assert run("-c", code, cwd=project).strip() == "emails"
 
 
 def test_sending(project: Path) -> None:
