@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dramatiq.errors import ConnectionClosed
 from loguru import logger
@@ -20,6 +21,14 @@ def _now() -> float:
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
+def _name(gone: bytes) -> str:
+    """Return what a process that is gone called itself, or else its broker id."""
+    try:
+        return str(json.loads(gone)["worker"])
+    except (ValueError, KeyError, TypeError):
+        return gone.decode("utf-8", "replace")
+
+
 class Heartbeat:
     """Renews the lease of this process from a thread of its own, and gives back what silent processes held.
 
@@ -33,6 +42,8 @@ class Heartbeat:
       grace: Milliseconds that all get to come back in when nobody could beat for half a lease: Redis was away.
       interval: Seconds between two signs of life.
       facts: Gives what this process says of itself, as JSON, for those who find it gone.
+      running: Gives what runs in this process, as ``queue:id``, and since when in milliseconds since 1970.
+      on_missing: Told when Redis had not been told of a start.
       on_spool: Told with each of them how many failures wait in the spool.
       on_suspects: Told with each of them which queues have messages that were running when a worker was lost.
 
@@ -50,11 +61,16 @@ class Heartbeat:
         grace: int,
         interval: float,
         facts: Callable[[], str] = lambda: "{}",
+        running: Callable[[], Mapping[bytes, int]] = dict,
+        on_missing: Callable[[], object] = lambda: None,
         on_spool: Callable[[int], object] = lambda _: None,
         on_suspects: Callable[[set[str]], object] = lambda _: None,
     ) -> None:
         self._run = run
         self._facts = facts
+        self._running = running
+        self._on_missing = on_missing
+        self._left = False
         self._on_spool = on_spool
         self._on_suspects = on_suspects
         self._beating = threading.Lock()
@@ -78,6 +94,7 @@ class Heartbeat:
         """
         with self._lock:
             self._queues.add(queue_name)
+            self._left = False
             self.beat()
             if self._thread is None:
                 self._stop.clear()
@@ -85,25 +102,41 @@ class Heartbeat:
                 self._thread.start()
 
     def beat(self) -> None:
-        """Renew the lease once."""
+        """Renew the lease once, unless it was ended."""
+        if self._left:
+            return
         with self._beating:
             before = _now()
-            said = self._run("beat", self._broker_id, self._lease, self._grace, self._facts(), *sorted(self._queues))
-            known, self.epoch, spooled, suspected, *given_back = said
+            running = self._running()
+            said = self._run(
+                "beat",
+                self._broker_id,
+                self._lease,
+                self._grace,
+                self._facts(),
+                len(running),
+                *(part for entry in running.items() for part in entry),
+                *sorted(self._queues),
+            )
+            known, self.epoch, spooled, suspected, missing, wrong, *given_back = said
             if self._beaten and not known:
                 logger.error(
-                    "this process was silent for more than {} ms and was given up: what it held runs elsewhere",
+                    "this process was given up after {} ms of silence, or Redis forgot it: what it held runs elsewhere",
                     self._lease,
                 )
             self._beaten = True
             # Not when the answer came: Redis counts from a moment between the two.
             self._beaten_at = before
+        if missing:
+            self._on_missing()
+        for problem in wrong:
+            logger.error("what another worker left cannot be given back: {}", problem.decode())
         self._on_spool(spooled)
         self._on_suspects({queue.decode() for queue in suspected})
         for gone, queue, count, suspects in zip(*(given_back[n::4] for n in range(4)), strict=True):
             logger.warning(
                 "worker {} is gone: {} messages are back in queue {}, of which {} were running",
-                gone.decode(),
+                _name(gone),
                 count,
                 queue.decode(),
                 suspects,
@@ -128,14 +161,20 @@ class Heartbeat:
         Raises:
           ConnectionClosed: When Redis had to be asked, and could not be.
         """
+        if self._left:
+            return False
         self.refresh()
         return epoch == self.epoch
 
     def _keep(self) -> None:
-        while not self._stop.wait(self._interval):
+        pause = self._interval
+        while not self._stop.wait(pause):
+            pause = self._interval
             try:
                 self.beat()
             except ConnectionClosed as e:
+                # The lease goes on meanwhile.
+                pause = self._interval / 4
                 logger.warning("the lease could not be renewed: {}", e)
             except Exception:  # noqa: BLE001 - without this thread the process would be given up
                 logger.opt(exception=True).critical("the lease could not be renewed")
@@ -150,7 +189,10 @@ class Heartbeat:
         self.leave()
 
     def leave(self) -> None:
-        """Give back what is still held; a process that goes on takes the lease again."""
+        """Give back what is still held. How it ends here counts for nothing from now on."""
+        with self._beating:
+            self._left = True
+            self._beaten_at = float("-inf")
         try:
             self._run("goodbye", self._broker_id)
         except ConnectionClosed as e:

@@ -62,6 +62,10 @@ def _fail(message: Delivery, error: BaseException | None) -> None:
         message.stuff_exception(error)
 
 
+def _entry(message: Delivery) -> bytes:
+    return f"{message.queue_name}:{message.redis_id}".encode("utf-8", "surrogateescape")
+
+
 class LosslessBroker(RedisBroker):
     """See this module's text. Needs Redis 7 or Valkey.
 
@@ -70,6 +74,7 @@ class LosslessBroker(RedisBroker):
       waiting_client: For fetching. Its timeout must be longer than a worker waits (a second by default, for delayed
         messages two), and it must not retry: what a lost reply named would be left lying until this process ends.
       middleware: All of it.
+      lease_client: For signs of life, several of which must fit into a lease; ``client`` by default.
       namespace: Prefix of every key.
       lease: Milliseconds, see :data:`LEASE`.
       spool_limit: Failures that may wait in Redis while Postgres is away, before workers wait.
@@ -88,6 +93,7 @@ class LosslessBroker(RedisBroker):
         client: redis.Redis,
         waiting_client: redis.Redis,
         middleware: list[Middleware],
+        lease_client: redis.Redis | None = None,
         namespace: str = "dramatiq",
         lease: int = LEASE,
         spool_limit: int = SPOOL_LIMIT,
@@ -96,23 +102,26 @@ class LosslessBroker(RedisBroker):
     ) -> None:
         super().__init__(client=client, middleware=middleware, namespace=namespace)
         self.waiting_client = waiting_client
+        self._lease_client = lease_client
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
+        self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
         self._heartbeat = Heartbeat(
-            self.run,
+            Scripts(lease_client or client, namespace),
             self.broker_id,
             lease=lease,
             grace=GRACE,
             interval=BEAT,
             facts=partial(process_facts, worker_name),
+            running=self._marks.running,
+            on_missing=self._marks.close,
             on_spool=self.spool.holds,
             on_suspects=self._suspect,
         )
         self.max_starts = max_starts
         self.suspected: set[str] = set()
         self.solitude = Solitude(self._busy)
-        self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
         self._holdings: dict[str, Holdings] = {}
         self._local = _OfThread()
 
@@ -125,7 +134,11 @@ class LosslessBroker(RedisBroker):
 
     def begin(self, message: Delivery) -> None:
         """Note that ``message`` begins to run, in case that its worker does not survive it. Raises nothing."""
-        self._marks.mark(f"{message.queue_name}:{message.redis_id}".encode("utf-8", "surrogateescape"))
+        self._marks.mark(_entry(message))
+
+    def forget(self, message: Delivery) -> None:
+        """Note that ``message`` does not run any more."""
+        self._marks.forget(_entry(message))
 
     def still_holds(self, message: Delivery) -> bool:
         """Tell whether ``message`` is still this process'; as far as is known, where Redis cannot be asked."""
@@ -380,6 +393,8 @@ class LosslessBroker(RedisBroker):
         self._heartbeat.stop()
         self._marks.close()
         self.waiting_client.close()
+        if self._lease_client is not None:
+            self._lease_client.close()
         super().close()
 
     def do_qsize(self, queue_name: str) -> int:

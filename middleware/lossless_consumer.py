@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SPOOL_IS_FULL = -1
 #: Seconds for which a process waits at first for what it runs to end, so that a suspect can run alone.
 PATIENCE = 10.0
+#: Seconds of other work at most between two suspects.
+LEAVE_ALONE_AT_MOST = 60.0
 #: Due messages taken off a delay queue at a time.
 DUE_AT_ONCE = 100
 #: Seconds for which a busy consumer lets room for several messages gather, so that one call fetches them all.
@@ -88,6 +90,7 @@ class LosslessConsumer(Consumer):
         self._suspect: Suspect | None = None
         self._patience = PATIENCE
         self._look_again = float("-inf")
+        self._alone_since = float("-inf")
         self._idle = False
         self._next_due: float | None = None
         if self._delayed:
@@ -143,6 +146,7 @@ class LosslessConsumer(Consumer):
             self._suspect = None
             self._patience = PATIENCE
             self._holdings.add(suspect.delivery.held_as)
+            self._alone_since = time.monotonic()
             solitude.hand_over(self, suspect.delivery.held_as)
             logger.warning(
                 "message {} was running when a worker was lost, and now runs alone in this process",
@@ -288,7 +292,11 @@ class LosslessConsumer(Consumer):
     def _no_longer_held(self, messages: Iterable[Delivery]) -> None:
         for message in messages:
             self._holdings.discard([message.held_as])
-            self._broker.solitude.release(message.held_as)
+            self._broker.forget(message)
+            if self._broker.solitude.release(message.held_as):
+                # Other work gets as much time as it took, so that a crash amid long jobs does not stop a queue.
+                now = time.monotonic()
+                self._look_again = now + min(now - self._alone_since, LEAVE_ALONE_AT_MOST)
 
     def _give_back_interrupted(self, message: Delivery) -> None:
         # A process that stops does not wait for Redis: closing the broker tries again, and its lease ends.

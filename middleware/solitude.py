@@ -64,9 +64,11 @@ class Solitude:
                 return False
             time.sleep(0.02)
 
-    def release(self, who: object) -> None:
-        """Let others fetch again, if ``who`` kept them from it."""
+    def release(self, who: object) -> bool:
+        """Let others fetch again, if ``who`` kept them from it, and tell whether it did."""
         with self._changed:
-            if self._who == who:
+            kept = self._who == who
+            if kept:
                 self._who = None
                 self._changed.notify_all()
+            return kept

@@ -14,6 +14,9 @@ from loguru import logger
 #: complaints that starts cannot be noted.
 LOOK_EVERY, AGAIN_AFTER, COMPLAIN_EVERY = 1.0, 5.0, 60.0
 
+#: Seconds after which a note should have arrived.
+ON_ITS_WAY = 0.5
+
 
 class _OfThread(threading.local):
     connection: Any = None
@@ -24,11 +27,13 @@ class StartMarks:
     """Sends on connections that answer nothing, one for each thread, so that none waits for another's: what is sent
     arrives though the process dies next.
 
-    A start that was not noted, because Redis is away, makes a crash uncounted, no more.
+    Nor do they say that Redis was full, or not the server any more: what was not noted is told to Redis with the next
+    sign of life, and a crash before that is not counted.
 
     Arguments:
       client: Whose kind of connection to open, when a thread's first message starts.
       key: The hash of this process' started messages.
+
     """
 
     def __init__(self, client: redis.Redis, key: str) -> None:
@@ -36,12 +41,14 @@ class StartMarks:
         self._key = key
         self._local = _OfThread()
         self._open: list[Any] = []
+        self._running: dict[bytes, int] = {}
         self._complained = float("-inf")
         self._not_before = float("-inf")
 
     def mark(self, name: bytes) -> None:
         """Note that the message ``name`` begins now. Raises nothing."""
         now = time.time()
+        self._running[name] = int(now * 1000)
         if now < self._not_before:
             # Whoever starts a job should not wait for Redis each time.
             return
@@ -79,6 +86,15 @@ class StartMarks:
             with suppress(ValueError):
                 self._open.remove(connection)
             connection.disconnect()
+
+    def forget(self, name: bytes) -> None:
+        """Note, here alone, that the message ``name`` has ended."""
+        self._running.pop(name, None)
+
+    def running(self) -> dict[bytes, int]:
+        """Return what should have been noted by now, and when it began, in milliseconds since 1970."""
+        latest = int((time.time() - ON_ITS_WAY) * 1000)
+        return {name: began for name, began in list(self._running.items()) if began < latest}
 
     def close(self) -> None:
         """Close all connections; threads that go on open new ones."""

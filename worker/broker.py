@@ -31,7 +31,7 @@ from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
-from middleware.lossless_broker import LosslessBroker
+from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
@@ -140,6 +140,8 @@ def make_broker(
         broker = LosslessBroker(
             client=client,
             waiting_client=make_redis(settings, waits=True),
+            # A lost answer, and the next try, must fit into a lease.
+            lease_client=make_redis(settings, answers_within=BEAT),
             middleware=make_middleware(settings, record, queues, record_all, GroupCounts(Scripts(client, namespace))),
             namespace=namespace,
             spool_limit=settings.spool_limit,

@@ -17,16 +17,18 @@ LONGEST_WAIT = 10.0
 NOT_THE_SERVER = (redis.ConnectionError, redis.ReadOnlyError, MasterDownError, ClusterDownError)
 
 
-def make_redis(settings: Settings, *, waits: bool = False) -> redis.Redis:
+def make_redis(settings: Settings, *, waits: bool = False, answers_within: float | None = None) -> redis.Redis:
     """Return a client for ``REDIS_URL``; it connects when first used.
 
     Arguments:
       settings: Say where, and how long to wait for an answer.
+      answers_within: Seconds to wait at most for a connection or an answer, where that is less than the settings say.
       waits: For commands that wait on the server, and are not to be sent again where a reply was lost.
     """
+    timeout = min(settings.redis_timeout, answers_within or settings.redis_timeout)
     options: dict[str, object] = {
-        "socket_timeout": settings.redis_timeout + (LONGEST_WAIT if waits else 0),
-        "socket_connect_timeout": settings.redis_timeout,
+        "socket_timeout": timeout + (LONGEST_WAIT if waits else 0),
+        "socket_connect_timeout": timeout,
         # A connection that the server closed meanwhile is opened again at once; a server that is not there is an error
         # at once, too, and one that does not answer is not asked again.
         "retry": Retry(NoBackoff(), 0 if waits else 1, supported_errors=NOT_THE_SERVER),

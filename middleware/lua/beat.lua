@@ -3,13 +3,16 @@
 --
 -- What had begun to run in one of those may have killed it: it goes among the suspects of its queue, with a line of
 -- evidence. What merely waited goes back to the head of its queue.
--- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, facts about this process (JSON), queues...
+-- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, facts about this process (JSON), count of what runs
+-- in it, as many (queue:id, since when in milliseconds), queues...
 -- Returns 1 if this broker was known to live, 0 if it is new or was given up; which lease it has now, a number that no
 -- other lease of it had, without which it may fetch nothing; how many failures wait in the spool; those of its queues
--- that have suspects; then broker id, queue, count, how many of them are suspects, ...
+-- that have suspects; how many starts were not noted; what went wrong with others' leavings; then for each queue of one
+-- that is gone: its facts or broker id, queue, count, how many of them are suspects, ...
 local ns, broker, lease, grace_time = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local own = ns .. ":__dramaturg__."
 local alive, leases, facts, crashes = own .. "alive", own .. "leases", own .. "facts", own .. "crashes"
+local departed = own .. "departed"
 local time = redis.call("time")
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local known = redis.call("zscore", alive, broker) and redis.call("hexists", leases, broker) or 0
@@ -25,20 +28,31 @@ end
 redis.call("zadd", alive, now, broker)
 redis.call("hset", facts, broker, ARGV[4])
 local mine = own .. "queues." .. broker
-for i = 5, #ARGV do
+local first_queue = 6 + 2 * tonumber(ARGV[5])
+for i = first_queue, #ARGV do
   redis.call("sadd", mine, ARGV[i])
 end
--- A job so short that it had ended before its start was noted.
 local begun = own .. "started." .. broker
-for _, name in ipairs(redis.call("hkeys", begun)) do
-  local queue, id = string.match(name, "^([^:]*):(.*)$")
-  if redis.call("sismember", ns .. ":__acks__." .. broker .. "." .. queue, id) == 0 then
-    redis.call("hdel", begun, name)
+local function ours(entry)
+  local queue, id = string.match(entry, "^([^:]*):(.*)$")
+  return redis.call("sismember", ns .. ":__acks__." .. broker .. "." .. queue, id) == 1
+end
+-- Whose start was noted after it had ended already.
+for _, entry in ipairs(redis.call("hkeys", begun)) do
+  if not ours(entry) then
+    redis.call("hdel", begun, entry)
+  end
+end
+-- Whose start was not noted: the connection was lost, or Redis had no memory.
+local missing = 0
+for i = 6, first_queue - 1, 2 do
+  if ours(ARGV[i]) then
+    missing = missing + redis.call("hsetnx", begun, ARGV[i], ARGV[i + 1])
   end
 end
 local function suspected()
   local queues = {}
-  for i = 5, #ARGV do
+  for i = first_queue, #ARGV do
     if redis.call("exists", own .. "suspects." .. ARGV[i]) == 1 then
       queues[#queues + 1] = ARGV[i]
     end
@@ -46,19 +60,20 @@ local function suspected()
   return queues
 end
 local lease_id = tonumber(redis.call("hget", leases, broker))
-local said = {known, lease_id, redis.call("hlen", own .. "spool"), suspected()}
+local wrong = {}
+local said = {known, lease_id, redis.call("hlen", own .. "spool"), suspected(), missing, wrong}
 if redis.call("exists", grace) == 1 then
   return said
 end
-local function evidence(name, started, silent, fact)
-  local before = redis.call("hget", crashes, name)
+local function evidence(entry, started, silent, fact)
+  local before = redis.call("hget", crashes, entry)
   local line = '{"started":' .. started .. ',"silent":' .. silent .. ',"facts":' .. (fact or "{}") .. "}"
-  redis.call("hset", crashes, name, before and string.sub(before, 1, -2) .. "," .. line .. "]" or "[" .. line .. "]")
+  redis.call("hset", crashes, entry, before and string.sub(before, 1, -2) .. "," .. line .. "]" or "[" .. line .. "]")
 end
-for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) do
-  local theirs, started = own .. "queues." .. gone, own .. "started." .. gone
+local function give_back(gone)
+  local started = own .. "started." .. gone
   local silent, fact = redis.call("zscore", alive, gone), redis.call("hget", facts, gone)
-  for _, queue in ipairs(redis.call("smembers", theirs)) do
+  for _, queue in ipairs(redis.call("smembers", own .. "queues." .. gone)) do
     local name = ns .. ":" .. queue
     local count, suspects = 0, 0
     for _, kept in ipairs({"__acks__.", "__dramaturg__.taking."}) do
@@ -67,7 +82,7 @@ for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) d
       for _, id in ipairs(ids) do
         if redis.call("hexists", name .. ".msgs", id) == 1 then
           local entry = queue .. ":" .. id
-          local since = redis.call("hget", started, entry)
+          local since = silent and redis.call("hget", started, entry)
           if since then
             evidence(entry, since, silent, fact)
           end
@@ -83,16 +98,36 @@ for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) d
       redis.call("del", key)
     end
     if count > 0 then
-      said[#said + 1] = gone
+      said[#said + 1] = fact or gone
       said[#said + 1] = queue
       said[#said + 1] = count
       said[#said + 1] = suspects
     end
   end
-  redis.call("del", theirs, started)
+  redis.call("del", started)
   redis.call("hdel", facts, gone)
   redis.call("hdel", leases, gone)
+  redis.call("zadd", departed, "nx", now, gone)
   redis.call("zrem", alive, gone)
+end
+-- One whose leavings are broken must not cost all others their leases.
+local function try(gone)
+  local done, problem = pcall(give_back, gone)
+  if not done then
+    wrong[#wrong + 1] = gone .. ": " .. (type(problem) == "table" and problem.err or tostring(problem))
+  end
+end
+for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) do
+  try(gone)
+end
+-- What came into the hands of one that had left already: a wait that its process did not survive.
+redis.call("zrem", departed, broker)
+for _, gone in ipairs(redis.call("zrange", departed, 0, 99)) do
+  try(gone)
+end
+for _, gone in ipairs(redis.call("zrangebyscore", departed, "-inf", now - 3600000)) do
+  redis.call("del", own .. "queues." .. gone)
+  redis.call("zrem", departed, gone)
 end
 said[4] = suspected()
 return said

@@ -25,7 +25,9 @@ for _, queue in ipairs(redis.call("smembers", mine)) do
     redis.call("del", key)
   end
 end
-redis.call("del", mine, started)
+redis.call("del", started)
+local time = redis.call("time")
+redis.call("zadd", own .. "departed", tonumber(time[1]) * 1000, broker)
 redis.call("hdel", own .. "facts", broker)
 redis.call("hdel", own .. "leases", broker)
 redis.call("zrem", own .. "alive", broker)

@@ -98,7 +98,8 @@ def test_leaving_gives_back_at_once(client: redis.Redis) -> None:
     give(client, "one")
     one.stop()
     assert queued(client) == 4
-    assert list(client.scan_iter("*one*")) == []
+    # For an hour, because a wait may outlive its process.
+    assert list(client.scan_iter("*one*")) == [b"dramatiq:__dramaturg__.queues.one"]
     assert client.zcard("dramatiq:__dramaturg__.alive") == 0
 
 
@@ -167,3 +168,50 @@ class TestAFrozenProcessThatWakes:
             give_up()
             epoch, _ = frozen.fetch(script, QUEUE, 1)
             assert epoch == frozen._heartbeat.epoch > before
+
+
+class TestLeavings:
+    def test_what_came_into_the_hands_of_one_that_had_left(self, client: redis.Redis) -> None:
+        broker(client, "gone").stop()
+        client.hset("dramatiq:q.msgs", "late", "data")
+        # A wait that outlived its process.
+        client.rpush("dramatiq:__dramaturg__.taking.gone.q", "late")
+        broker(client, "lives")
+        assert client.lrange("dramatiq:q", 0, -1) == [b"late"]
+
+    def test_leavings_that_are_broken_cost_nobody_a_lease(self, client: redis.Redis) -> None:
+        broker(client, "gone")
+        give(client, "gone")
+        client.delete("dramatiq:__dramaturg__.taking.gone.q")
+        client.set("dramatiq:__dramaturg__.taking.gone.q", "not a list")
+        client.zadd("dramatiq:__dramaturg__.alive", {"gone": 1})
+        lives = broker(client, "lives")
+        lives.beat()
+        assert lives.holds(lives.epoch)
+
+    def test_a_start_that_was_not_noted_is_with_the_next_sign_of_life(self, client: redis.Redis) -> None:
+        closed: list[int] = []
+        running = {b"q:one": 5, b"q:ended": 6}
+        lives = Heartbeat(
+            Scripts(client, "dramatiq"),
+            "lives",
+            lease=200,
+            grace=100,
+            interval=3600,
+            running=lambda: running,
+            on_missing=lambda: closed.append(1),
+        )
+        client.sadd("dramatiq:__acks__.lives.q", "one")
+        lives.cover("q")
+        assert client.hgetall("dramatiq:__dramaturg__.started.lives") == {b"q:one": b"5"}
+        lives.beat()
+        assert closed == [1]
+
+    def test_after_it_has_left_a_process_holds_nothing(self, client: redis.Redis) -> None:
+        one = broker(client, "one")
+        assert one.holds(one.epoch)
+        one.stop()
+        assert not one.holds(one.epoch)
+        assert not one.is_fresh()
+        one.beat()
+        assert client.zscore("dramatiq:__dramaturg__.alive", "one") is None
