@@ -133,7 +133,8 @@ def _show(
     console.print(
         f"{runs} executions; {supervisor.started} starts of {len(supervisor.entries)} entries; {seconds:.0f} seconds; "
         f"send() raised for {sum(verdict.unsure.values())}, of which {verdict.unsure['sent']} were sent; "
-        f"{len(verdict.rerun)} rows after an unacknowledged success; {len(verdict.condemned)} condemned by faults"
+        f"{len(verdict.rerun)} rows after an unacknowledged success; {len(verdict.repeated)} ran again after a success "
+        f"in a process that no fault had hit; {len(verdict.condemned)} condemned by faults"
     )
     for what, found in (("left in Redis", left), ("faults that failed", faults.errors)):
         if found:
