@@ -61,12 +61,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--messages", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stock", action="store_true", help="stock Dramatiq, for comparison")
+    parser.add_argument("--every", type=float, default=4, help="seconds between faults, on average")
     parser.add_argument("--no-faults", action="store_true", help="to see that the ledger itself finds nothing")
     parser.add_argument("--logs", type=Path, help="a folder for the logs of the workers and the book")
     parser.add_argument("--history", action="append", default=[], help="tell of this message, too")
     found = parser.parse_args()
     if not 10 <= found.seconds <= 7_200:
         parser.error(f"--seconds must be from 10 to 7200, not {found.seconds}")
+    if not 0.1 <= found.every <= 3_600:
+        parser.error(f"--every must be from 0.1 to 3600, not {found.every}")
     if not 1 <= found.messages <= 1_000_000:
         parser.error(f"--messages must be from 1 to 1000000, not {found.messages}")
     return found
@@ -80,7 +83,7 @@ def _run(arguments: argparse.Namespace, world: World, supervisor: Supervisor) ->
     producer, faults = Producer(world, broker), Faults(world, supervisor)
     planned = list(plan.messages(arguments.seed, arguments.messages, arguments.seconds))
     if not arguments.no_faults:
-        planned += plan.faults(arguments.seed, arguments.seconds)  # type: ignore[arg-type]
+        planned += plan.faults(arguments.seed, arguments.seconds, arguments.every)  # type: ignore[arg-type]
     start = time.monotonic()
     try:
         for event in sorted(planned, key=lambda event: event.at):
