@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
 import sys
 import time
 from collections import Counter
@@ -39,6 +40,9 @@ TOLD = 12
 def main() -> int:
     """Run it, print the table, and return the status to end with."""
     arguments = _arguments()
+    # However it is ended, it ends what it started.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     # Each connection is two sockets of a wire.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -53,6 +57,12 @@ def main() -> int:
         if arguments.logs is not None:
             _keep(folder, arguments.logs)
         return 1 if not arguments.stock and (verdict.violations or left or faults.errors) else 0
+
+
+def _stop(number: int, _frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _arguments() -> argparse.Namespace:
