@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
 import sys
 import time
 from collections import Counter
@@ -39,6 +40,9 @@ TOLD = 12
 def main() -> int:
     """Run it, print the table, and return the status to end with."""
     arguments = _arguments()
+    # However it is ended, it ends what it started.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     # Each connection is two sockets of a wire.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -55,18 +59,27 @@ def main() -> int:
         return 1 if not arguments.stock and (verdict.violations or left or faults.errors) else 0
 
 
+def _stop(number: int, _frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=100, help="for messages and faults, and most of their endings")
     parser.add_argument("--messages", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stock", action="store_true", help="stock Dramatiq, for comparison")
+    parser.add_argument("--every", type=float, default=4, help="seconds between faults, on average")
     parser.add_argument("--no-faults", action="store_true", help="to see that the ledger itself finds nothing")
     parser.add_argument("--logs", type=Path, help="a folder for the logs of the workers and the book")
     parser.add_argument("--history", action="append", default=[], help="tell of this message, too")
     found = parser.parse_args()
     if not 10 <= found.seconds <= 7_200:
         parser.error(f"--seconds must be from 10 to 7200, not {found.seconds}")
+    if not 0.1 <= found.every <= 3_600:
+        parser.error(f"--every must be from 0.1 to 3600, not {found.every}")
     if not 1 <= found.messages <= 1_000_000:
         parser.error(f"--messages must be from 1 to 1000000, not {found.messages}")
     return found
@@ -80,7 +93,7 @@ def _run(arguments: argparse.Namespace, world: World, supervisor: Supervisor) ->
     producer, faults = Producer(world, broker), Faults(world, supervisor)
     planned = list(plan.messages(arguments.seed, arguments.messages, arguments.seconds))
     if not arguments.no_faults:
-        planned += plan.faults(arguments.seed, arguments.seconds)  # type: ignore[arg-type]
+        planned += plan.faults(arguments.seed, arguments.seconds, arguments.every)  # type: ignore[arg-type]
     start = time.monotonic()
     try:
         for event in sorted(planned, key=lambda event: event.at):
@@ -133,7 +146,8 @@ def _show(
     console.print(
         f"{runs} executions; {supervisor.started} starts of {len(supervisor.entries)} entries; {seconds:.0f} seconds; "
         f"send() raised for {sum(verdict.unsure.values())}, of which {verdict.unsure['sent']} were sent; "
-        f"{len(verdict.rerun)} rows after an unacknowledged success; {len(verdict.condemned)} condemned by faults"
+        f"{len(verdict.rerun)} rows after an unacknowledged success; {len(verdict.repeated)} ran again after a success "
+        f"in a process that no fault had hit; {len(verdict.condemned)} condemned by faults"
     )
     for what, found in (("left in Redis", left), ("faults that failed", faults.errors)):
         if found:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from tests.chaos.supervisor import Supervisor
 from tests.chaos.world import World
 
 LUA = Path(__file__).parents[2] / "middleware" / "lua"
+#: Seconds in which a command has to come whose answer is to be lost.
+LOSE_WITHIN = 10.0
 #: What stands in stock Dramatiq's commands for each of our scripts.
 STOCK_MARKERS = {
     "fetch": b"\r\nfetch\r\n",
@@ -84,12 +87,18 @@ class Faults:
                 time.sleep(fault.seconds)
                 wire.up()
             case "lose an answer of Redis":
-                self.world.redis_wire.lose_answer_to(self._marker(fault.detail))
+                return self._lose(self.world.redis_wire.lose_answer_to, fault.detail)
             case "lose a command to Redis":
-                self.world.redis_wire.lose(self._marker(fault.detail))
+                return self._lose(self.world.redis_wire.lose, fault.detail)
             case _:
                 return self._hit_processes(fault)
         return []
+
+    def _lose(self, lose: Callable[[bytes], None], script: str) -> list[int] | None:
+        lost = self.world.redis_wire.lost
+        lost.clear()
+        lose(self._marker(script))
+        return [] if lost.wait(LOSE_WITHIN) else None
 
     def _marker(self, script: str) -> bytes:
         if self.world.stock:
@@ -114,10 +123,13 @@ class Faults:
                 self.supervisor.terminate(fault.queue)
                 return workers
             case _:
-                _signal(one, signal.SIGSTOP)
+                frozen = [group, *workers] if "entry" in fault.kind else [one]
+                for pid in frozen:
+                    _signal(pid, signal.SIGSTOP)
                 time.sleep(fault.seconds)
-                _signal(one, signal.SIGCONT)
-                return [one]
+                for pid in frozen:
+                    _signal(pid, signal.SIGCONT)
+                return frozen
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -48,6 +48,7 @@ class Verdict:
       table: By kind, counts by column.
       violations: Rule, message id.
       rerun: Messages with a row that had succeeded before, which was never acknowledged.
+      repeated: Messages that ran again after a success in a process that no fault had hit.
       condemned: Messages other than poison that were stopped because too many faults met them.
       unsure: Of those whose ``send()`` raised, how many were sent all the same.
     """
@@ -55,6 +56,7 @@ class Verdict:
     table: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     violations: list[tuple[str, str]] = field(default_factory=list)
     rerun: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
     condemned: list[str] = field(default_factory=list)
     unsure: Counter[str] = field(default_factory=Counter)
 
@@ -154,6 +156,8 @@ class Ledger:
             self._broken(verdict, account, ending)
         if ending == "row" and account.kind != POISON and rows[0]["error_type"] == "worker_lost":
             verdict.condemned.append(account.id)
+        if any(run.ok and not self._faults_after(run) for run in ran[:-1]):
+            verdict.repeated.append(account.id)
         if self._crossed(account):
             self._broken(verdict, account, "crossed")
         if len(ran) > self.budget(account):
@@ -201,13 +205,12 @@ class Ledger:
         if account.kind == POISON:
             raised = sum(execution.raised is not None for execution in ran)
             return MAX_STARTS + raised + sum(self._unnoted(execution) for execution in ran)
-        faults = {
-            (execution.pid, at)
-            for execution in ran
-            for at in self._disrupted.get(execution.pid, ())
-            if at >= execution.began
-        }
+        faults = {(execution.pid, at) for execution in ran for at in self._faults_after(execution)}
         return account.max_retries + 1 + len(faults)
+
+    def _faults_after(self, execution: Execution) -> list[float]:
+        """Return when faults of its process were over, of those that may have hit the execution."""
+        return [at for at in self._disrupted.get(execution.pid, ()) if at >= execution.began]
 
     def _unnoted(self, execution: Execution) -> bool:
         return any(

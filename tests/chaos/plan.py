@@ -38,6 +38,7 @@ FAULTS = {
     "kill an entry": 3,
     "freeze for less than a lease": 4,
     "freeze for more than a lease": 3,
+    "freeze an entry for more than a lease": 2,
     "terminate an entry": 3,
     "stop Postgres": 3,
     "restart Redis": 3,
@@ -152,8 +153,12 @@ def _message(rng: random.Random, at: float) -> Planned:
     return Planned(message_id, at, kind, queue, tenant, work, options, delay)
 
 
-def faults(seed: int, seconds: float) -> Iterator[PlannedFault]:
-    """Return the faults of a run of ``seconds``, in order of time: each kind once, if there is time, then by weight."""
+def faults(seed: int, seconds: float, every: float = 4.0) -> Iterator[PlannedFault]:
+    """Return the faults of a run of ``seconds``, in order of time: each kind once, if there is time, then by weight.
+
+    Arguments:
+      every: Seconds between them, on average.
+    """
     rng = random.Random(f"faults {seed}")  # noqa: S311 - to be repeated
     deck = list(FAULTS)
     rng.shuffle(deck)
@@ -163,13 +168,14 @@ def faults(seed: int, seconds: float) -> Iterator[PlannedFault]:
         for _ in range(rng.choice([1, 1, 1, 2])):
             kind = deck.pop() if deck else rng.choices(list(FAULTS), list(FAULTS.values()))[0]
             yield _fault(rng, kind, at)
-        at += rng.uniform(2, 6)
+        at += rng.uniform(0.5 * every, 1.5 * every)
 
 
 def _fault(rng: random.Random, kind: str, at: float) -> PlannedFault:
     seconds = {
         "freeze for less than a lease": rng.uniform(1, 6),
         "freeze for more than a lease": rng.uniform(9.5, 14),
+        "freeze an entry for more than a lease": rng.uniform(9.5, 14),
         "stop Postgres": rng.uniform(0.5, 6),
         "restart Redis": rng.uniform(0, 4),
         "cut Redis": rng.uniform(0, 3),
