@@ -14,7 +14,7 @@ def worker_lost(evidence: Sequence[dict[str, Any]]) -> WorkerLost:
 
     Arguments:
       evidence: For each loss: ``started`` and ``silent``, in milliseconds since 1970, and ``facts``, as
-        :func:`middleware.process_facts.process_facts` gives them, with ``ended`` where somebody saw how it ended.
+        :func:`middleware.process_facts.process_facts` gives them.
     """
     lines = [f"{len(evidence)} workers were lost while they ran it, so it is not started again"]
     lines += [f"{n}. {_line(loss)}" for n, loss in enumerate(evidence, 1)]
@@ -26,7 +26,7 @@ def _line(loss: dict[str, Any]) -> str:
     said = [
         f"started {_time(loss['started'])} on {facts.get('worker', 'an unknown worker')}",
         f"of which nothing was heard after {_time(loss['silent'])}",
-        facts.get("ended") or "how it ended was not seen",
+        "its exit code or signal stands in the log of its main process",
     ]
     if "peak" in facts:
         said.append(f"peak memory {facts['peak']} MiB as of its last sign of life")

@@ -8,9 +8,9 @@ from collections import Counter
 
 import redis
 
-#: Completed groups are remembered for 30 days, and those of which a child failed, too; and what processes that live say
-#: of themselves.
-RESTS = ("group.", "alive", "leases", "facts", "queues.", "grace")
+#: Completed groups are remembered for 30 days, and those of which a child failed, too; and what processes that live
+#: say of themselves, or that left within the hour.
+RESTS = ("group.", "alive", "leases", "facts", "queues.", "departed", "grace")
 
 
 def kept(client: redis.Redis) -> dict[str, str]:
