@@ -8,9 +8,8 @@ from collections import Counter
 
 import redis
 
-#: Completed groups are remembered for 30 days, and those of which a child failed, too; and what processes that live
-#: say of themselves, or that left within the hour.
-RESTS = ("group.", "alive", "leases", "facts", "queues.", "departed", "grace")
+#: Groups are remembered for 30 days; and what processes say of themselves, and is kept of those that have left.
+RESTS = ("group.", "alive", "leases", "departed", "facts", "queues.", "grace")
 
 
 def kept(client: redis.Redis) -> dict[str, str]:
