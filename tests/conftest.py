@@ -12,6 +12,11 @@ import pytest
 from tests.servers import Cluster, Database, running_cluster, running_redis
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes, each with servers of its own, because most tests wait; one where they are to share a server."""
+    return 0 if os.environ.get("TEST_REDIS_URL") or os.environ.get("TEST_DATABASE_URL") else 2
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A Postgres server."""

