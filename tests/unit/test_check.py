@@ -103,6 +103,12 @@ class TestPostgres:
         assert judge_writable("x", in_recovery=False, read_only=True).status is Status.ERROR
         assert judge_writable("x", in_recovery=False, read_only=False).status is Status.OK
 
+    def test_what_waits_elsewhere_than_in_a_queue(self) -> None:
+        seen = Seen({"q": 5}, {"b": {"q"}}, set(), spooled=3, suspects={"q": 2})
+        found = {finding.name: finding for finding in judge_seen(seen, ["q"])}
+        assert found["queues.spool"].found.startswith("3 failures wait in Redis")
+        assert found["queues.suspects"].found.endswith("q (2)")
+
     def test_an_address_has_no_password(self) -> None:
         assert address("postgres://u:hunter2@h:5433/x?sslpassword=hunter2") == "u@h:5433/x"
         assert address("postgres:///x?host=/run/pg") == "default user@/run/pg:5432/x"

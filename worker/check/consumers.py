@@ -36,6 +36,10 @@ class Seen:
     left: Mapping[str, int] = field(default_factory=dict)
     #: Whether every key was looked at.
     complete: bool = True
+    #: Failures that wait for Postgres.
+    spooled: int = 0
+    #: Messages by queue that were running when a worker was lost, and wait to run alone.
+    suspects: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_queues(client: redis.Redis, namespace: str, declared: Collection[str]) -> Seen:
@@ -75,7 +79,10 @@ def read_queues(client: redis.Redis, namespace: str, declared: Collection[str]) 
             stock.add(queue)
         else:
             left[queue] = left.get(queue, 0) + int(_answer(client.scard(f"{namespace}:{found[0]}")))
-    return Seen(messages, consumed, stock, left, complete)
+    spooled = int(_answer(client.hlen(f"{namespace}:__dramaturg__.spool")))
+    lengths = {queue: int(_answer(client.llen(f"{namespace}:__dramaturg__.suspects.{queue}"))) for queue in queues}
+    suspects = {queue: length for queue, length in lengths.items() if length}
+    return Seen(messages, consumed, stock, left, complete, spooled, suspects)
 
 
 def _answer(value: Any) -> Any:
@@ -107,6 +114,18 @@ def judge_queues(seen: Seen, declared: Collection[str]) -> Iterator[Finding]:
       declared: The queues that workers may be sent to.
     """
     yield from _judge_consumers(seen, declared)
+    if seen.spooled:
+        yield warning(
+            "queues.spool",
+            f"{seen.spooled:,} failures wait in Redis for Postgres to take them",
+            "worker spool shows them; workers write them as soon as Postgres does.",
+        )
+    if seen.suspects:
+        yield warning(
+            "queues.suspects",
+            f"messages that were running when a worker was lost wait to run alone: {_counted(seen.suspects)}",
+            "They run one at a time in each process; one that kills its worker again becomes a worker_lost row.",
+        )
     if seen.stock:
         yield warning(
             "queues.stock-workers",
