@@ -47,7 +47,7 @@ from middleware.text import clean, cut, message_of, name_of
 VERSION: Final = 1
 
 #: Characters of a message that are looked at, and those that are kept of its first line.
-MESSAGE_READ: Final = 8_192
+MESSAGE_READ: Final = 4_096
 MESSAGE_KEPT: Final = 200
 #: Characters of one part, where it is a name.
 NAME_KEPT: Final = 300
@@ -90,8 +90,8 @@ _VALUE = re.compile(
 _VALUES = re.compile(
     r"[\[{(]{0,6}\*(?:[-\s.:,;+/=|&_\[\]{}()]{0,4}(?:\*|(?<!\w)(?:None|True|False|null|true|false)(?!\w)))*[\]})]{0,6}"
 )
-#: 3.12 runs comprehensions in the frame of their function.
-_COMPREHENSION = re.compile(r"(?:\.<locals>)?\.?<(?:listcomp|dictcomp|setcomp|genexpr)>")
+#: Python 3.12 runs comprehensions in their functions, and leaves them out of the names of what is defined there.
+_COMPREHENSION = re.compile(r"((?:\.<locals>)?)(?:\.?<(?:listcomp|dictcomp|setcomp|genexpr)>(?:\.<locals>)?)+(?=(\.?))")
 #: Postgres' partitions carry a date or a number in their constraints' names.
 _PARTITION = re.compile(r"\d{4,}(?:_\d{1,2}(?!\d))*")
 
@@ -301,7 +301,8 @@ def _known(module: str | None, qualname: str, name: str, filename: str, file: st
     if module is None:
         module = _stem(filename)
     # Cython's begin with the module.
-    qualname = _COMPREHENSION.sub("", qualname.removeprefix(f"{module}.")) or "<module>"
+    qualname = _COMPREHENSION.sub(lambda found: found[1] if found[2] else "", qualname.removeprefix(f"{module}."))
+    qualname = qualname.removeprefix(".") or "<module>"
     package = module.partition(".")[0]
     place = filename if filename.startswith(os.sep) else file or filename
     if package in _PLUMBING_PACKAGES:

@@ -176,6 +176,18 @@ def test_a_comprehension_runs_in_its_function() -> None:
         assert of(Code(f"def close():\n    {source}").failure("close")) == of(plain.failure("close"))
 
 
+@pytest.mark.parametrize(
+    "made", ["[(lambda: int(x))() for x in 'a']", "[[(lambda: int(x))() for x in 'a'] for y in 'a']"]
+)
+def test_what_a_comprehension_defines_is_its_functions(made: str) -> None:
+    assert frames(Code(f"def close():\n    {made}").failure("close")) == [
+        "shop.orders:close",
+        "shop.orders:close.<locals>.<lambda>",
+    ]
+    on_import = caught(execute, made, "/app/shop/orders.py", {"__name__": "shop.orders"})
+    assert frames(on_import)[1:] == ["shop.orders:<module>", "shop.orders:<lambda>"]
+
+
 LIBRARY = "def get(n):\n    return pool(n)\n\ndef pool(n):\n    raise OSError('answer %s' % n)\n"
 
 
