@@ -16,7 +16,7 @@ def worker_lost(evidence: Sequence[dict[str, Any]]) -> WorkerLost:
       evidence: For each loss: ``started`` and ``silent``, in milliseconds since 1970, and ``facts``, as
         :func:`middleware.process_facts.process_facts` gives them.
     """
-    lines = [f"{len(evidence)} workers were lost while they ran it, so it is not started again"]
+    lines = [f"its worker was lost {len(evidence)} times while it ran, so it is not started again"]
     lines += [f"{n}. {_line(loss)}" for n, loss in enumerate(evidence, 1)]
     return WorkerLost("\n".join(lines), len(evidence), int(evidence[-1]["started"]))
 
@@ -26,7 +26,7 @@ def _line(loss: dict[str, Any]) -> str:
     said = [
         f"started {_time(loss['started'])} on {facts.get('worker', 'an unknown worker')}",
         f"of which nothing was heard after {_time(loss['silent'])}",
-        "its exit code or signal stands in the log of its main process",
+        "its exit code or signal stands in the log of its main process, unless it was only frozen or deaf in C code",
     ]
     if "peak" in facts:
         said.append(f"peak memory {facts['peak']} MiB as of its last sign of life")

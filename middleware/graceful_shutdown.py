@@ -156,6 +156,8 @@ class GracefulShutdown(ShutdownNotifications):
 
     def _wait(self, broker: Broker, told: SimpleQueue[float]) -> None:
         began = told.get()
+        if isinstance(broker, LosslessBroker):
+            threading.Thread(target=broker.stops, name="stops", daemon=True).start()
         try:
             self._shut_down(broker, began)
         except BaseException:  # noqa: BLE001 - the process must end, whatever it is
@@ -172,21 +174,23 @@ class GracefulShutdown(ShutdownNotifications):
             if self._worker is not None and taking:
                 if not self._stopping:
                     self.before_worker_shutdown(broker, self._worker)
-                taking = not stop_taking(self._worker)
-                self._give_back_waiting(self._worker)
+                ended = stop_taking(self._worker)
+                # Once more after no more can come.
+                taking = not (self._give_back_waiting(self._worker) and ended)
             if not interrupted and time.monotonic() >= interrupt_at:
                 interrupted = True
                 self._interrupt(lambda _: True)
             time.sleep(INTERVAL)
 
-    def _give_back_waiting(self, worker: Worker) -> None:
+    def _give_back_waiting(self, worker: Worker) -> bool:
         try:
             count = give_back_waiting(worker)
         except BrokerConnectionError as e:
             logger.warning("what waits here cannot be given back yet: {}", e)
-        else:
-            if count:
-                logger.info("gave back {} messages that had not begun", count)
+            return False
+        if count:
+            logger.info("gave back {} messages that had not begun", count)
+        return True
 
     def _give_up(self, broker: Broker) -> None:
         """Exit, with everything given back that Redis takes."""

@@ -103,6 +103,7 @@ class LosslessBroker(RedisBroker):
         super().__init__(client=client, middleware=middleware, namespace=namespace)
         self.waiting_client = waiting_client
         self._lease_client = lease_client
+        self._stopping = False
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
@@ -113,7 +114,7 @@ class LosslessBroker(RedisBroker):
             lease=lease,
             grace=GRACE,
             interval=BEAT,
-            facts=partial(process_facts, worker_name),
+            facts=lambda: process_facts(worker_name, stopping=self._stopping),
             running=self._marks.running,
             on_missing=self._marks.close,
             on_spool=self.spool.holds,
@@ -365,6 +366,14 @@ class LosslessBroker(RedisBroker):
     def get_actor(self, actor_name: str) -> Any:
         # As one that no actor can have.
         return super().get_actor("" if isinstance(actor_name, NotToRun) else actor_name)
+
+    def stops(self) -> None:
+        """Say that this process was told to stop: if it is killed now, none of its messages is to blame."""
+        self._stopping = True
+        try:
+            self._heartbeat.beat()
+        except ConnectionClosed as e:
+            logger.warning("Redis cannot be told that this process stops: {}", e)
 
     def give_back_all(self, but: Iterable[str] = ()) -> None:
         """Give back at once whatever this process still holds, also what runs: for a process that ends next.

@@ -157,7 +157,7 @@ class LosslessConsumer(Consumer):
             # What else runs here takes long. Go on with it; another process may be sooner.
             self._return_suspect()
             self._look_again = time.monotonic() + self._patience
-            self._patience *= 2
+            self._patience = min(2 * self._patience, LEAVE_ALONE_AT_MOST)
         return None
 
     def _return_suspect(self) -> None:

@@ -10,11 +10,12 @@ import sys
 import time
 
 
-def process_facts(worker_name: str | None = None) -> str:
+def process_facts(worker_name: str | None = None, *, stopping: bool = False) -> str:
     """Return, as JSON, who this process is, its peak memory in MiB, and when it said so (seconds since 1970).
 
     Arguments:
       worker_name: What failure rows call it; the host's name by default. The process id is added.
+      stopping: Whether it was told to stop, so that its end is nobody's fault.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts kibibytes, macOS bytes: getrusage(2) of each.
@@ -26,5 +27,6 @@ def process_facts(worker_name: str | None = None) -> str:
             "pid": os.getpid(),
             "peak": round(mebibytes),
             "at": round(time.time(), 1),
+            "stopping": stopping,
         }
     )

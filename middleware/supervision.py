@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -100,8 +101,14 @@ class Supervision(Middleware):
 
     def _keep(self, broker: Broker, worker: Worker) -> None:
         looked = time.monotonic()
+        parent = os.getppid()
         while not self._stop.wait(INTERVAL):
             now = time.monotonic()
+            if os.getppid() != parent:
+                # Nobody reads what it logs, and nobody would end it at the next deploy.
+                logger.critical("the main process is gone: this process stops")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             every = list(self._running.values())
             if now - looked > FROZEN:
                 # The process was stopped, and its jobs with it: they may heed their limit yet.

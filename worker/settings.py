@@ -18,6 +18,8 @@ from worker.queues import check_queue_name
 STUB = "stub://"
 
 Words = Annotated[tuple[str, ...], NoDecode]
+#: The time limit is looked at once a second, and a job needs a moment to heed it.
+MIN_OVERTIME = 3_000
 Milliseconds = Annotated[int, Field(gt=0, le=7 * 86_400_000)]
 
 
@@ -73,7 +75,7 @@ class Settings(BaseSettings):
     time_limit: Milliseconds = Field(
         600_000, description="milliseconds a job may run, its SQL included, where the actor does not say"
     )
-    overtime: Milliseconds = Field(
+    overtime: Annotated[int, Field(ge=MIN_OVERTIME, le=7 * 86_400_000)] = Field(
         60_000, description="milliseconds past its time limit after which a job that runs on costs its process"
     )
     max_age: Milliseconds | None = Field(
@@ -85,7 +87,7 @@ class Settings(BaseSettings):
     spool_limit: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10_000, description="failures that may wait in Redis while Postgres is away, before workers wait"
     )
-    max_starts: Annotated[int, Field(ge=1, le=100)] = Field(
+    max_starts: Annotated[int, Field(ge=2, le=100)] = Field(
         3, description="starts of a message that end with the loss of its worker, after which it is a `worker_lost` row"
     )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")

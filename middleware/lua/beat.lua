@@ -73,6 +73,8 @@ end
 local function give_back(gone)
   local started = own .. "started." .. gone
   local silent, fact = redis.call("zscore", alive, gone), redis.call("hget", facts, gone)
+  -- Who had been told to stop was killed by its host: that is no message's fault.
+  local stopping = fact and string.find(fact, '"stopping": true', 1, true)
   for _, queue in ipairs(redis.call("smembers", own .. "queues." .. gone)) do
     local name = ns .. ":" .. queue
     local count, suspects = 0, 0
@@ -83,6 +85,10 @@ local function give_back(gone)
         if redis.call("hexists", name .. ".msgs", id) == 1 then
           local entry = queue .. ":" .. id
           local since = silent and redis.call("hget", started, entry)
+          if since and stopping then
+            redis.call("sadd", own .. "begun_before", entry)
+            since = false
+          end
           if since then
             evidence(entry, since, silent, fact)
           end
@@ -122,12 +128,12 @@ for _, gone in ipairs(redis.call("zrangebyscore", alive, "-inf", now - lease)) d
 end
 -- What came into the hands of one that had left already: a wait that its process did not survive.
 redis.call("zrem", departed, broker)
-for _, gone in ipairs(redis.call("zrange", departed, 0, 99)) do
+for _, gone in ipairs(redis.call("zrange", departed, 0, 199)) do
   try(gone)
-end
-for _, gone in ipairs(redis.call("zrangebyscore", departed, "-inf", now - 3600000)) do
-  redis.call("del", own .. "queues." .. gone)
-  redis.call("zrem", departed, gone)
+  if tonumber(redis.call("zscore", departed, gone)) < now - 60000 then
+    redis.call("del", own .. "queues." .. gone)
+    redis.call("zrem", departed, gone)
+  end
 end
 said[4] = suspected()
 return said

@@ -138,7 +138,7 @@ def test_a_message_that_kills_is_stopped_and_who_ran_beside_it_is_not_condemned(
     assert (row["tenant_id"], row["task_args"], row["retry_count"]) == (TENANT, ["poison", 1.0], 2)
     assert row["exception_class"] == "middleware.errors.WorkerLost"
     lines = row["error_message"].splitlines()
-    assert lines[0] == "3 workers were lost while they ran it, so it is not started again"
+    assert lines[0] == "its worker was lost 3 times while it ran, so it is not started again"
     killed = [pid for name, pid, _ in processes.said("began") if name == "poison"]
     for line, pid in zip(lines[1:], killed, strict=True):
         assert f"/{pid}; of which nothing was heard after 20" in line

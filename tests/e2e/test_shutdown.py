@@ -306,7 +306,7 @@ def test_a_job_that_heeds_no_limit_costs_its_process_and_is_left_with_it(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     jobs = Jobs(deployment, tmp_path, OURS)
-    process, log = jobs.start(threads=3, processes=2, STOP_WITHIN="5", OVERTIME="1000")
+    process, log = jobs.start(threads=3, processes=2, STOP_WITHIN="5", OVERTIME="3000")
     jobs.send("heeds_no_limit")
     (culprit,) = jobs.messages()
     jobs.send("waits_for_postgres", 2)

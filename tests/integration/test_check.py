@@ -548,14 +548,16 @@ def test_a_module_that_cannot_be_imported(environment: dict[str, str], tmp_path:
 
 
 def test_entries_that_ask_for_too_much(environment: dict[str, str], tmp_path: Path) -> None:
-    procfile = FOUR.replace("--processes 1", "--worker-shutdown-timeout 60000")
-    timeout, processes = sorted(wrong(environment, project(tmp_path, procfile)), key=lambda f: f.status)
-    assert (timeout.name, timeout.status) == ("procfile.stop-timeout", Status.ERROR)
+    # The first of the four says neither.
+    procfile = FOUR.replace("--processes 1", "", 1)
+    slow = {**environment, "STOP_WITHIN": "50"}
+    *timeouts, processes = sorted(wrong(slow, project(tmp_path, procfile)), key=lambda f: f.status)
+    assert {(f.name, f.status) for f in timeouts} == {("procfile.stop-timeout", Status.ERROR)}
     assert (processes.name, processes.status) == ("procfile.processes", Status.WARNING)
-    patient = check_deployment(environment, folder=tmp_path, stop_timeout=60)
+    patient = check_deployment(slow, folder=tmp_path, stop_timeout=60)
     assert [f.name for f in patient if f.status is not Status.OK] == ["procfile.processes"]
     # Heroku's cannot be changed.
-    on_heroku = check_deployment({**environment, "DYNO": "all.1"}, folder=tmp_path, stop_timeout=60)
+    on_heroku = check_deployment({**slow, "DYNO": "all.1"}, folder=tmp_path, stop_timeout=60)
     assert "procfile.stop-timeout" in {f.name for f in on_heroku if f.status is Status.ERROR}
 
 

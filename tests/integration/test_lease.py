@@ -10,6 +10,7 @@ import redis
 
 from middleware.heartbeat import Heartbeat
 from middleware.lua_scripts import Scripts
+from middleware.process_facts import process_facts
 from tests.integration.nothing_lost import QUEUE, Side, in_acks, kept, ours
 from tests.waiting import eventually
 
@@ -215,3 +216,18 @@ class TestLeavings:
         assert not one.is_fresh()
         one.beat()
         assert client.zscore("dramatiq:__dramaturg__.alive", "one") is None
+
+    def test_who_was_told_to_stop_and_killed_leaves_no_suspects(self, client: redis.Redis) -> None:
+        facts = process_facts("w", stopping=True)
+        gone = Heartbeat(Scripts(client, "dramatiq"), "gone", lease=200, grace=100, interval=3600, facts=lambda: facts)
+        gone.cover("q")
+        client.hset("dramatiq:q.msgs", "ran", "data")
+        client.sadd("dramatiq:__acks__.gone.q", "ran")
+        client.hset("dramatiq:__dramaturg__.started.gone", "q:ran", 1)
+        client.zadd("dramatiq:__dramaturg__.alive", {"gone": 1})
+        lives = broker(client, "lives")
+        # At first it finds that nobody has beaten for long, and lets all come back in.
+        eventually(lambda: lives.beat() or client.llen("dramatiq:q"))  # type: ignore[func-returns-value]
+        assert client.lrange("dramatiq:q", 0, -1) == [b"ran"]
+        assert client.smembers("dramatiq:__dramaturg__.begun_before") == {b"q:ran"}
+        assert client.exists("dramatiq:__dramaturg__.crashes", "dramatiq:__dramaturg__.suspects.q") == 0

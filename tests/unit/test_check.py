@@ -313,11 +313,18 @@ class TestProcfile:
         assert found.found.startswith("a: ")
 
     def test_time_to_stop(self) -> None:
-        asking = entries(a="dramatiq a", b="dramatiq b --worker-shutdown-timeout 600000", c="env X=1 web")
+        asking = entries(a="dramatiq a", b="env STOP_WITHIN=60 dramatiq b --worker-shutdown-timeout 600000")
         found = only(judge_stop_timeouts(asking, 30))
         assert found.status is Status.ERROR
-        assert "b: gives jobs 600 s" in found.found
+        assert found.found.startswith("b: ends within 60 s, but the host kills it after 30 s")
+        assert found.advice.startswith("STOP_WITHIN=28, ")
         assert list(judge_stop_timeouts(asking, 600)) == []
+        assert [f.found[:1] for f in judge_stop_timeouts(asking, 10, 9.5)] == ["a", "b"]
+
+    def test_an_option_that_ends_workers_too_early(self) -> None:
+        found = only(judge_stop_timeouts(entries(a="dramatiq a --worker-shutdown-timeout 3000"), 30))
+        assert found.status is Status.ERROR
+        assert "--worker-shutdown-timeout 3000 ends it before its jobs are interrupted" in found.found
 
     def test_every_queue_has_an_entry(self) -> None:
         two = entries(a="dramatiq a", b="dramatiq b")

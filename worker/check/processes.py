@@ -54,9 +54,16 @@ class Processes:
         findings = [
             *wrong,
             *procfile.judge_processes(self.entries),
-            *procfile.judge_stop_timeouts(self.entries, stop_timeout),
+            *procfile.judge_stop_timeouts(self.entries, stop_timeout, self._stop_within()),
         ]
         yield from findings or [ok("procfile", f"{len(self.entries)} worker entries")]
+
+    def _stop_within(self) -> float:
+        try:
+            return float(self._environ.get("STOP_WITHIN") or Settings.model_fields["stop_within"].default)
+        except ValueError:
+            # The settings say so.
+            return 0.0
 
     def import_task(self, settings: Settings) -> Iterator[Task]:
         """Give a task that imports the modules of the entries, where importing the broker can succeed at all."""

@@ -70,21 +70,39 @@ def judge_processes(entries: Iterable[Entry]) -> Iterator[Finding]:
         )
 
 
-def judge_stop_timeouts(entries: Iterable[Entry], stop_timeout: float) -> Iterator[Finding]:
-    """Judge whether workers ask for more time to stop than they get.
+#: Seconds that Dramatiq's main process may take to notice that its processes have ended, and to end itself.
+MAIN_PROCESS = 2.0
+
+
+def judge_stop_timeouts(entries: Iterable[Entry], stop_timeout: float, stop_within: float = 20.0) -> Iterator[Finding]:
+    """Judge whether workers end before their host kills them, and not before they have given back what they hold.
 
     Arguments:
       entries: Those that run dramatiq.
       stop_timeout: Seconds from SIGTERM to SIGKILL on the host.
+      stop_within: What the settings say, where an entry does not say its own.
     """
     for entry in entries:
-        asked = entry.command.shutdown_timeout
-        if asked is not None and asked > stop_timeout * 1000:
+        try:
+            within = float(entry.environment.get("STOP_WITHIN") or stop_within)
+        except ValueError:
+            # The entry's own settings say what is wrong with it, when it starts.
+            continue
+        if within + MAIN_PROCESS > stop_timeout:
             yield error(
                 "procfile.stop-timeout",
-                f"{entry.name}: gives jobs {asked / 1000:g} s to end, but the host kills it after {stop_timeout:g} s",
-                f"--worker-shutdown-timeout {int(max(1, stop_timeout * 2 / 3) * 1000)}, or a longer stop timeout of "
-                "the host (and then --stop-timeout here)",
+                f"{entry.name}: ends within {within:g} s, but the host kills it after {stop_timeout:g} s, and a job "
+                "that is killed counts as one that kills",
+                f"STOP_WITHIN={max(1, int(stop_timeout - MAIN_PROCESS))}, or a longer stop timeout of the host (and "
+                "then --stop-timeout here)",
+            )
+        asked = entry.command.shutdown_timeout
+        if asked is not None and asked < within * 1000:
+            yield error(
+                "procfile.stop-timeout",
+                f"{entry.name}: --worker-shutdown-timeout {asked} ends it before its jobs are interrupted and their "
+                f"statements cancelled, which STOP_WITHIN does within {within:g} s",
+                "Leave the option out.",
             )
 
 
