@@ -337,3 +337,15 @@ def test_a_process_with_a_dead_thread_ends(deployment: Deployment, tmp_path: Pat
     assert sorted(jobs.waiting()) == sorted(jobs.messages())
     assert len(jobs.waiting()) == 1
     assert deployment.failures() == []
+
+
+def test_a_process_whose_main_process_is_gone_stops(deployment: Deployment, tmp_path: Path) -> None:
+    jobs = Jobs(deployment, tmp_path, OURS)
+    process, _ = jobs.start(threads=3, STOP_WITHIN="5")
+    jobs.send("sleeps")
+    eventually(lambda: jobs.begun() == 1, seconds=60)
+    process.kill()
+    # Itself it is a zombie by then, so what is gone are those it had started.
+    eventually(lambda: gone(process), seconds=30)
+    assert deployment.held() == 0
+    assert len(jobs.waiting()) == 1
