@@ -1,4 +1,4 @@
-"""Cases 3, 16, 18 and 19 of the failure modes: something raises where Dramatiq takes silence for success."""
+"""Cases 3, 5, 16, 18, 19 and 23 of the failure modes: something raises where Dramatiq takes silence for success."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from dramatiq import Middleware
+from dramatiq import Message, Middleware
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from db.tenancy import current_tenant
 from middleware import tenant_context
+from middleware.errors import UndeclaredQueue
 from middleware.tenant_context import TenantContext
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, ours, stock
 from tests.waiting import eventually
@@ -259,3 +260,73 @@ class TestTheTenantOfWhatRuns:
         (failure,) = one.failures
         assert (failure.error_type, failure.tenant_id) == ("tenant_error", TENANT)
         assert "the tenant of the message could not be read: RuntimeError('not thought of')" in failure.error_message
+
+
+class TestUndeclaredQueues:
+    """5: nobody consumes a queue that nobody declared."""
+
+    def send(self, one: Side) -> None:
+        message: Message[Any] = Message("nowhere", "test.job", (), {}, {"tenant_id": str(TENANT)})
+        one.broker.enqueue(message)
+
+    def test_stock_takes_the_message(self, side: Make, redis_url: str) -> None:
+        one = side(stock, redis_url)
+        self.send(one)
+        assert "nowhere" not in one.broker.get_declared_queues()
+        assert one.client.llen("dramatiq:nowhere") == 1
+
+    def test_ours_refuses_it(self, side: Make, redis_url: str) -> None:
+        one = side(ours, redis_url)
+        with pytest.raises(UndeclaredQueue, match="queue 'nowhere', which is not declared; known: attribution, "):
+            self.send(one)
+        assert one.client.exists("dramatiq:nowhere") == 0
+
+
+class BindsNaively(Middleware):
+    """Clears what it bound in after_process_message, as one would write it at first."""
+
+    def __init__(self) -> None:
+        self.local = threading.local()
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.options.get("tenant") is not None:
+            self.local.tenant = message.options["tenant"]
+
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: Any = None) -> None:
+        self.local.tenant = None
+
+
+class SkipsSome(Middleware):
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.options.get("skip"):
+            raise SkipMessage("not now")
+
+
+class TestTenantAfterASkip:
+    """23."""
+
+    def test_stock_calls_no_hook_that_would_clear_it(self, side: Make, redis_url: str) -> None:
+        one = side(stock, redis_url)
+        naive = BindsNaively()
+        one.broker.add_middleware(naive)
+        one.broker.add_middleware(SkipsSome())
+        seen: list[object] = []
+        job = one.actor(lambda: seen.append(getattr(naive.local, "tenant", None)))
+        job.send_with_options(tenant="b", skip=True)
+        job.send()
+        with one.working(threads=1):
+            eventually(lambda: kept(one.client) == 0)
+        # The second, which has no tenant, ran as the first's.
+        assert seen == ["b"]
+
+    def test_ours_binds_each_anew(self, side: Make, redis_url: str) -> None:
+        one = side(ours, redis_url)
+        one.broker.add_middleware(SkipsSome())
+        seen: list[object] = []
+        job = one.actor(lambda: seen.append(current_tenant()), tenant_scoped=False)
+        one.send(job, skip=True)
+        job.send()
+        with one.working(threads=1):
+            eventually(lambda: kept(one.client) == 0)
+        assert seen == [None]
+        assert [failure.tenant_id for failure in one.failures] == [TENANT]
