@@ -5,7 +5,7 @@ import os
 # Before anything of ours is imported: settings are read at import.
 os.environ.setdefault("REDIS_URL", "stub://")
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -15,6 +15,16 @@ from tests.servers import Cluster, Database, running_cluster, running_redis
 def pytest_xdist_auto_num_workers() -> int:
     """Two processes, each with servers of its own, because most tests wait; one where they are to share a server."""
     return 0 if os.environ.get("TEST_REDIS_URL") or os.environ.get("TEST_DATABASE_URL") else 2
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Write lone surrogates, which some tests send and Dramatiq logs, so that the other process can send its report."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode("utf-8")) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")
