@@ -120,18 +120,23 @@ def _write_one(failure: Failure, before_commit: Callable[[], object]) -> UUID:
     try:
         return _write([failure], before_commit)[0]
     except DataError as e:
-        logger.error("failure of message {} is recorded without its details: {}", failure.task_id, e)
+        # Not its text: Postgres quotes what it does not take, and the original is not redacted.
+        state = getattr(e.orig, "sqlstate", None)
+        logger.error("failure of message {} is recorded without its details: SQLSTATE {}", failure.task_id, state)
         return _write([_bare(failure)], before_commit)[0]
 
 
 def record_all(failures: Sequence[Failure], before_commit: Callable[[], object] = lambda: None) -> None:
-    """Write failures of any tenants in one transaction: all of them, or none. Otherwise as :func:`record`.
+    """Write failures of any tenants in one transaction, all of them or none. Otherwise as :func:`record`.
+
+    Where Postgres will never take a detail of one, each is written by itself.
 
     Arguments:
       failures: Which.
       before_commit: Called last; what it raises undoes everything.
 
     Raises:
+      RowLocked: When somebody holds a row of theirs for longer than a moment.
       sqlalchemy.exc.SQLAlchemyError: When they could not be written.
     """
     try:

@@ -26,8 +26,16 @@ AGAIN_AFTER = 2.0
 #: Failures written in one transaction at most.
 AT_ONCE = 100
 
-#: What says that Postgres takes no failure (it is away, read-only, or the table is), rather than not this one.
-AWAY = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout, TimeoutError)
+_AWAY = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout, TimeoutError)
+#: Classes of SQLSTATE among them that are about one failure: it is in another's way, or too much.
+#: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_OF_ONE = ("40", "54")
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell whether ``error`` says that Postgres takes no failure: it is away, read-only, or the table is gone."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    return isinstance(error, _AWAY) and not state.startswith(_OF_ONE)
 
 
 class PostgresAway(DramaturgError):
@@ -79,8 +87,10 @@ class FailureWriter:
             late = PostgresAway(f"not written within {self._wait} seconds")
             self._is_away(late)
             raise late from e
-        except AWAY as e:
-            raise PostgresAway(f"{type(e).__name__}: {e}") from e
+        except Exception as e:
+            if is_away(e):
+                raise PostgresAway(f"{type(e).__name__}: {e}") from e
+            raise
         self._away = None
 
     def _is_away(self, why: BaseException) -> None:
@@ -114,7 +124,7 @@ class FailureWriter:
         try:
             self._record_all([failure for failure, _ in batch])
         except BaseException as e:  # noqa: BLE001 - whoever waits must be told, and this thread must live
-            if isinstance(e, AWAY):
+            if is_away(e):
                 self._is_away(e)
             elif len(batch) > 1:
                 # One of them, for which the others should not suffer.

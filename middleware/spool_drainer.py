@@ -13,7 +13,7 @@ from dramatiq.middleware import Middleware
 from loguru import logger
 
 from db.deadline import set_deadline
-from db.failure_writer import AWAY
+from db.failure_writer import is_away
 from db.failures import Failure
 from middleware.lossless_broker import LosslessBroker
 from middleware.spool import Spool
@@ -102,9 +102,10 @@ class SpoolDrainer(Middleware):
         set_deadline(RECORD_WITHIN)
         try:
             self._record_all(list(failures.values()))
-        except AWAY:
-            raise
-        except Exception as e:  # noqa: BLE001 - one of them, for which the others should not wait
+        except Exception as e:
+            if is_away(e):
+                raise
+            # One of them, for which the others should not wait.
             if len(failures) > 1:
                 return self._record_singly(failures)
             (name,) = failures
