@@ -103,9 +103,9 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Renew the lease once, unless it was ended."""
-        if self._left:
-            return
         with self._beating:
+            if self._left:
+                return
             before = _now()
             running = self._running()
             said = self._run(

@@ -19,6 +19,9 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._ids)
 
+    def __contains__(self, held_as: object) -> bool:
+        return held_as in self._ids
+
     def add(self, held_as: tuple[str, int]) -> None:
         """Note that it is held."""
         with self._changed:

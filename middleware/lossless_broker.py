@@ -149,9 +149,12 @@ class LosslessBroker(RedisBroker):
             message.lost = message.epoch != self._heartbeat.epoch
         return not message.lost
 
-    def lease_is_fresh(self) -> bool:
-        """Tell, without asking Redis, whether this process' lease surely stands at this moment."""
-        return self._heartbeat.is_fresh()
+    def surely_holds(self, redis_ids: Iterable[str]) -> bool:
+        """Tell, without asking Redis, whether all of these are surely this process' at this moment."""
+        epoch, held = self._heartbeat.epoch, list(self._holdings.values())
+        return self._heartbeat.is_fresh() and all(
+            any((redis_id, epoch) in of_queue for of_queue in held) for redis_id in redis_ids
+        )
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         holdings = self._holdings.setdefault(queue_name, Holdings())
@@ -164,7 +167,8 @@ class LosslessBroker(RedisBroker):
         """Take up to ``count`` messages; return under which lease, and what the script said.
 
         Raises:
-          ConnectionClosed: For any error of Redis; the next consumer finds what was taken nevertheless.
+          ConnectionClosed: For any error of Redis; the next consumer finds what was taken nevertheless. Also when this
+            process has left.
         """
         while True:
             epoch = self._heartbeat.epoch
@@ -173,6 +177,8 @@ class LosslessBroker(RedisBroker):
                 return epoch, found
             # This process was given up, and nothing may be taken before it has a new lease.
             self._heartbeat.beat()
+            if self._heartbeat.epoch == epoch:
+                raise ConnectionClosed("this process has left, and may fetch nothing any more")
 
     def wait_for_message(self, queue_name: str, seconds: float) -> bool:
         """Wait in Redis until the queue has a message, and tell whether it has.

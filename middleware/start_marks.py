@@ -33,7 +33,6 @@ class StartMarks:
     Arguments:
       client: Whose kind of connection to open, when a thread's first message starts.
       key: The hash of this process' started messages.
-
     """
 
     def __init__(self, client: redis.Redis, key: str) -> None:

@@ -130,7 +130,9 @@ def make_broker(
     if record is None:
         record_all = failed_jobs.record_all
         # A process that was frozen meanwhile may have lost its messages to another.
-        writer = FailureWriter(lambda failures: failed_jobs.record_all(failures, lambda: _check_lease(broker)))
+        writer = FailureWriter(
+            lambda failures: failed_jobs.record_all(failures, lambda: _check_lease(broker, failures))
+        )
         record = writer.record
     broker: Broker
     if settings.stub:
@@ -153,8 +155,8 @@ def make_broker(
     return broker
 
 
-def _check_lease(broker: Broker) -> None:
-    if isinstance(broker, LosslessBroker) and not broker.lease_is_fresh():
+def _check_lease(broker: Broker, failures: Iterable[Failure]) -> None:
+    if isinstance(broker, LosslessBroker) and not broker.surely_holds(failure.delivery_id for failure in failures):
         raise LeaseUnsure("this process may have been given up, so what it holds may be another's")
 
 

@@ -329,3 +329,14 @@ def test_a_process_whose_event_loop_dies_ends(
         assert waiting(client) == 1
         assert in_acks(client) == 0
         release(worker)
+
+
+def test_a_process_that_has_left_fetches_nothing_and_does_not_try_for_ever(side: Make, redis_url: str) -> None:
+    one = side(ours, redis_url)
+    broker: Any = one.broker
+    broker.consume(QUEUE, 1, 100)
+    one.send(one.actor(lambda: None))
+    broker.give_back_all()
+    with pytest.raises(ConnectionClosed, match="this process has left"):
+        broker.fetch("fetch", QUEUE, 1)
+    assert kept(one.client) == 1

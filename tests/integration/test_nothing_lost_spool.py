@@ -16,10 +16,13 @@ import pytest
 import redis
 from dramatiq.errors import ConnectionClosed
 from loguru import logger
+from psycopg.errors import ProgramLimitExceeded
+from sqlalchemy.exc import OperationalError
 
 from db import failed_jobs, session
 from db.failure_writer import FailureWriter
 from db.failures import Failure
+from middleware.heartbeat import Heartbeat
 from middleware.lua_scripts import Scripts
 from middleware.spool import Spool
 from middleware.spool_drainer import SpoolDrainer
@@ -172,6 +175,8 @@ def test_both_away_and_back_in_either_order(
 ) -> None:
     with CutWire(redis_url) as wire:
         one = make(wire.url)
+        # While it is in doubt no row is written, and a machine may be slow.
+        one.broker._heartbeat._lease = 120_000  # type: ignore[attr-defined]
         started, go_on = threading.Event(), threading.Event()
 
         def job() -> None:
@@ -210,6 +215,44 @@ def test_both_away_and_back_in_either_order(
             eventually(lambda: kept(client) == 0 and client.exists(SPOOL) == 0, seconds=30)
         assert recorded(database) == ["both were away"]
         assert in_acks(client) == 0
+
+
+def test_a_lease_that_is_lost_while_the_row_is_written_writes_none(
+    make: Callable[..., Side],
+    redis_url: str,
+    client: redis.Redis,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = make(redis_url)
+    broker: Any = one.broker
+    errors: list[Exception] = [ValueError("of the first copy")]
+    write, given_up = failed_jobs._of_one_tenant, threading.Event()
+
+    def frozen(*arguments: Any) -> Any:
+        written = write(*arguments)
+        if not given_up.is_set():
+            # As after a freeze: another gives back what this process held, and this one beats again before it commits.
+            other = Heartbeat(Scripts(client, "dramatiq"), "other", lease=8_000, grace=1, interval=3_600)
+            other.cover("none")
+            client.zadd("dramatiq:__dramaturg__.alive", {broker.broker_id: 1})
+            other.beat()
+            broker._heartbeat.beat()
+            given_up.set()
+        return written
+
+    def job() -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(failed_jobs, "_of_one_tenant", frozen)
+    one.send(one.actor(job))
+    with one.working():
+        assert given_up.wait(15)
+        eventually(lambda: kept(client) == 0)
+    # The copy that was run instead succeeded.
+    assert rows(database) == []
+    assert client.exists(SPOOL) == 0
 
 
 class TestDrain:
@@ -318,6 +361,18 @@ class TestDrain:
         assert drainer.drain(self.spool(client)) == 1
         (row,) = (r for r in rows(database) if r["task_id"] == held.task_id)
         assert row["error_message"] == "again"
+
+    def test_what_is_too_much_for_postgres_holds_up_nothing(self, client: redis.Redis, database: Database) -> None:
+        huge = a_failure()
+        self.fill(client, [a_failure(), huge, a_failure()])
+
+        def record_all(failures: Sequence[Failure]) -> None:
+            if any(f.task_id == huge.task_id for f in failures):
+                raise OperationalError("INSERT", None, ProgramLimitExceeded("out of memory"))
+            failed_jobs.record_all(failures)
+
+        assert SpoolDrainer(record_all).drain(self.spool(client)) == 2
+        assert client.hlen(SPOOL) == 1
 
     def test_what_another_version_spooled(self, client: redis.Redis, database: Database) -> None:
         failure = a_failure()
