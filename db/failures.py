@@ -33,6 +33,16 @@ class Failure:
     failed_at: datetime
     #: What was fetched, byte for byte, for operators; ``None`` on a broker that does not keep it.
     original: bytes | None = field(default=None, repr=False)
+    #: Names the key that ``original`` is encrypted with; ``None`` where it is not.
+    original_key: str | None = None
+    #: What it has in common with its like: 32 hexadecimal characters.
+    fingerprint: str | None = None
+    #: Its message without the values in it, and the innermost function of the application's own code, as
+    #: ``module:function``: what a group of its like is called.
+    title: str | None = None
+    place: str | None = None
+    #: Its last executions, this one at the end, as :class:`Attempt` gives them.
+    attempts: list[dict[str, Any]] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as what JSON can say: ids and times as strings, the original in base64."""
@@ -61,6 +71,31 @@ class Failure:
             values["original"] = b64decode(values["original"])
         return cls(**values)
 
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One execution of a message that failed. Text is clean, cut and redacted."""
+
+    #: When it began, or where that is not known, ended.
+    at: datetime
+    worker: str | None
+    exception_class: str
+    message: str
+    place: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as it travels with a message and is kept beside a row."""
+        return {
+            "at": self.at.isoformat(timespec="milliseconds"),
+            "worker": self.worker,
+            "exception_class": self.exception_class,
+            "message": self.message,
+            "place": self.place,
+        }
+
+
+#: Executions that are remembered of a message.
+ATTEMPTS_KEPT = 10
 
 _IDS = ("tenant_id", "correlation_id")
 _TIMES = ("last_retry_at", "failed_at")
