@@ -41,14 +41,54 @@ _COLUMNS: Final = tuple(_TYPES)
 
 # json, because a jsonb holds no more than 256 MiB.
 _GIVEN: Final = (
-    "json_to_recordset(CAST(:failures AS json)) AS given (id uuid, delivery_id varchar, original text, "
+    "json_to_recordset(CAST(:failures AS json)) AS given (id uuid, delivery_id varchar, original text,"
+    " original_key text, fingerprint varchar, title text, place text, attempts jsonb, "
     + ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
     + ")"
 )
 
+_KEPT: Final = """
+    INSERT INTO worker_failed_job_originals (failed_job_id, tenant_id, original)
+    SELECT id, tenant_id, CASE
+        WHEN original_key IS NULL THEN decode(original, 'base64')
+        ELSE convert_to('dramaturg-sealed:' || original_key || ':', 'UTF8') || decode(original, 'base64')
+    END
+    FROM new WHERE original IS NOT NULL
+    ON CONFLICT DO NOTHING
+"""
+
+# In one order, whoever writes: two that held what the other waits for would wait for ever.
+_GROUPED: Final = """
+    INSERT INTO worker_failed_job_groups AS known (
+        tenant_id, fingerprint, task_name, queue, error_type, exception_class, title, place,
+        first_seen, last_seen, failures, pending, in_progress, abandoned, sample_id
+    )
+    SELECT
+        tenant_id, fingerprint, max(task_name), max(queue), max(error_type), max(exception_class), max(title), max(place),
+        min(failed_at), max(failed_at), count(*), {pending}, {in_progress}, {abandoned},
+        (array_agg(id ORDER BY failed_at DESC))[1]
+    FROM new WHERE fingerprint IS NOT NULL
+    GROUP BY tenant_id, fingerprint ORDER BY fingerprint
+    ON CONFLICT (fingerprint, tenant_id) DO UPDATE SET
+        -- The newest say best what it is called now.
+        queue = excluded.queue,
+        error_type = excluded.error_type,
+        title = excluded.title,
+        first_seen = least(known.first_seen, excluded.first_seen),
+        last_seen = greatest(known.last_seen, excluded.last_seen),
+        failures = known.failures + excluded.failures,
+        pending = known.pending + excluded.pending,
+        in_progress = known.in_progress + excluded.in_progress,
+        abandoned = known.abandoned + excluded.abandoned,
+        sample_id = excluded.sample_id,
+        regressed_at = CASE WHEN known.resolved_at IS NULL THEN known.regressed_at ELSE excluded.last_seen END,
+        regressions = known.regressions + CASE WHEN known.resolved_at IS NULL THEN 0 ELSE 1 END,
+        resolved_at = NULL
+"""
+
 # A delivery that is recorded already makes no second row, whatever became of the first.
-# One statement, so one round trip, for rows, originals, and the deliveries that they answer for. ON CONFLICT has no
-# target: an upsert over a row that this tenant cannot see would raise.
+# One statement, so one round trip, for rows and all that stands beside them. ON CONFLICT has no target: an upsert over
+# a row that this tenant cannot see would raise.
 _INSERT = text(
     f"""
     WITH given AS MATERIALIZED (SELECT * FROM {_GIVEN}),
@@ -59,14 +99,26 @@ _INSERT = text(
         ON CONFLICT DO NOTHING
         RETURNING id
     ),
-    kept AS (
-        INSERT INTO worker_failed_job_originals (failed_job_id, tenant_id, original)
-        SELECT id, tenant_id, decode(original, 'base64') FROM recorded JOIN given USING (id)
-        WHERE original IS NOT NULL
-        ON CONFLICT DO NOTHING
-    )
+    new AS MATERIALIZED (SELECT given.* FROM recorded JOIN given USING (id)),
+    kept AS ({_KEPT}),
+    detailed AS (
+        INSERT INTO worker_failed_job_details (failed_job_id, tenant_id, fingerprint, status, failed_at, attempts)
+        SELECT id, tenant_id, fingerprint, 'pending', failed_at, attempts FROM new
+    ),
+    told AS (
+        INSERT INTO worker_failed_job_events (failed_job_id, tenant_id, event, changed_by, after, happened_at)
+        SELECT
+            id, tenant_id, 'captured', coalesce(worker, 'unknown'),
+            jsonb_build_object(
+                'status', 'pending', 'task_name', task_name, 'error_type', error_type,
+                'exception_class', exception_class, 'retry_count', retry_count
+            ),
+            failed_at
+        FROM new
+    ),
+    grouped AS ({_GROUPED.format(pending="count(*)", in_progress=0, abandoned=0)})
     INSERT INTO worker_failed_job_deliveries (delivery_id, failed_job_id, tenant_id)
-    SELECT delivery_id, id, tenant_id FROM recorded JOIN given USING (id)
+    SELECT delivery_id, id, tenant_id FROM new
     ON CONFLICT DO NOTHING
     RETURNING failed_job_id
     """
@@ -74,25 +126,44 @@ _INSERT = text(
 
 _DELIVERED = text("SELECT failed_job_id FROM worker_failed_job_deliveries WHERE delivery_id = :delivery_id")
 
-_STATUS = text("SELECT status FROM worker_failed_jobs WHERE id = :id FOR UPDATE")
+_KNOWN = text(
+    """
+    SELECT job.status, details.fingerprint
+    FROM worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+    WHERE job.id = :id FOR UPDATE OF job
+    """
+)
 
 _CHANGING: Final = tuple(c for c in _COLUMNS if c not in {"task_id", "task_name", "tenant_id", "correlation_id"})
+_OPEN: Final = ("pending", "in_progress", "abandoned")
 
+# The counts change places with the row where its group is another now, in the status that it has: the trigger, which
+# comes last, then moves it to pending. What changed it was a worker.
 _REOPEN = text(
     f"""
-    WITH given AS MATERIALIZED (SELECT * FROM {_GIVEN}),
-    reopened AS (
-        UPDATE worker_failed_jobs job SET status = 'pending', {", ".join(f"{c} = given.{c}" for c in _CHANGING)}
-        FROM given WHERE job.id = given.id AND job.status IN ('pending', 'in_progress', 'abandoned')
+    WITH new AS MATERIALIZED (
+        SELECT given.*, set_config('app.changed_by', coalesce(worker, 'unknown'), true) FROM {_GIVEN}
     ),
-    kept AS (
-        INSERT INTO worker_failed_job_originals (failed_job_id, tenant_id, original)
-        SELECT id, tenant_id, decode(original, 'base64') FROM given WHERE original IS NOT NULL
+    detailed AS (
+        INSERT INTO worker_failed_job_details AS known
+            (failed_job_id, tenant_id, fingerprint, status, failed_at, attempts)
+        SELECT id, tenant_id, fingerprint, :status, failed_at, attempts FROM new
+        ON CONFLICT (failed_job_id) DO UPDATE SET
+            fingerprint = excluded.fingerprint, failures = known.failures + 1, attempts = excluded.attempts
+    ),
+    left_behind AS (
+        UPDATE worker_failed_job_groups old SET {", ".join(f"{s} = old.{s} - CAST(:{s} AS int)" for s in _OPEN)}
+        FROM new WHERE old.fingerprint = :leaves AND old.tenant_id IS NOT DISTINCT FROM new.tenant_id
+    ),
+    grouped AS ({_GROUPED.format(**{s: f"CAST(:{s} AS int)" for s in _OPEN})}),
+    kept AS ({_KEPT}),
+    delivered AS (
+        INSERT INTO worker_failed_job_deliveries (delivery_id, failed_job_id, tenant_id)
+        SELECT delivery_id, id, tenant_id FROM new
         ON CONFLICT DO NOTHING
     )
-    INSERT INTO worker_failed_job_deliveries (delivery_id, failed_job_id, tenant_id)
-    SELECT delivery_id, id, tenant_id FROM given
-    ON CONFLICT DO NOTHING
+    UPDATE worker_failed_jobs job SET status = 'pending', {", ".join(f"{c} = new.{c}" for c in _CHANGING)}
+    FROM new WHERE job.id = new.id
     """
 )
 
@@ -231,10 +302,29 @@ def _settle(session: Session, failure: Failure) -> UUID:
         delivered = session.execute(_DELIVERED, {"delivery_id": failure.delivery_id}).scalar()
         if delivered is not None:
             return UUID(str(delivered))
-        status = session.execute(_STATUS, {"id": row_id}).scalar()
-        if status is not None and status != "resolved":
-            session.execute(_REOPEN, {"failures": _json([(row_id, failure)])})
+        known = session.execute(_KNOWN, {"id": row_id}).first()
+        if known is not None and known.status in _OPEN:
+            _reopen(session, row_id, failure, known.status, known.fingerprint)
             return row_id
         # A row that cannot be seen is another tenant's.
-        parts = (*parts, str(failure.tenant_id) if status is None else failure.delivery_id)
+        parts = (*parts, str(failure.tenant_id) if known is None else failure.delivery_id)
     raise LookupError(f"no row for message {failure.task_id!r} of {failure.task_name!r}: every id it may have is taken")
+
+
+def _reopen(session: Session, row_id: UUID, failure: Failure, status: str, fingerprint: str | None) -> None:
+    """Return the row to ``pending`` with what it failed with now.
+
+    Arguments:
+      status: Which it has, and under which its group counts it.
+      fingerprint: Of the group that it is in.
+    """
+    moves = fingerprint != failure.fingerprint
+    session.execute(
+        _REOPEN,
+        {
+            "failures": _json([(row_id, failure)]),
+            "status": status,
+            "leaves": fingerprint if moves else None,
+            **{each: int(moves and each == status) for each in _OPEN},
+        },
+    )

@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -25,6 +26,10 @@ _NOW = text("CURRENT_TIMESTAMP")
 
 #: Marks the tables that migrations made and may drop again; ``worker_failed_jobs`` may be the Celery system's.
 _OURS = {"comment": "created by dramaturg"}
+
+
+#: For text in failed jobs: made by migrations alone, and only where the extension ``pg_trgm`` can be had.
+TEXT_INDEX = "idx_worker_failed_jobs_text"
 
 
 class Base(DeclarativeBase):
@@ -47,7 +52,10 @@ class FailedJob(Base):
         Index("idx_worker_failed_jobs_status", "status", "failed_at"),
         Index("idx_worker_failed_jobs_task_name", "task_name"),
         Index("idx_worker_failed_jobs_task_id", "task_id"),
-        Index("idx_worker_failed_jobs_tenant_id", "tenant_id"),
+        Index("idx_worker_failed_jobs_tenant_id", "tenant_id", "failed_at"),
+        Index("idx_worker_failed_jobs_correlation_id", "correlation_id"),
+        Index("idx_worker_failed_jobs_error_type", "error_type", "failed_at"),
+        Index("idx_worker_failed_jobs_exception_class", "exception_class", "failed_at"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -111,6 +119,136 @@ class FailedJobOriginal(Base):
     tenant_id: Mapped[UUID | None]
     original: Mapped[bytes]
     recorded_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class FailedJobDetail(Base):
+    """What is known of a failed job beside its row."""
+
+    __tablename__ = "worker_failed_job_details"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["failed_job_id"],
+            ["worker_failed_jobs.id"],
+            name="fk_worker_failed_job_details_failed_job",
+            deferrable=True,
+            initially="DEFERRED",
+        ),
+        Index("idx_worker_failed_job_details_group", "fingerprint", "status", "failed_at"),
+        _OURS,
+    )
+
+    failed_job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID | None]
+    fingerprint: Mapped[str | None] = mapped_column(String(32))
+    #: The row's, kept equal by a trigger.
+    status: Mapped[str] = mapped_column(String(50))
+    failed_at: Mapped[datetime]
+    #: How often it failed for good: once, and once more with each replay that failed.
+    failures: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    #: Its last executions, as :class:`db.failures.Attempt` gives them.
+    attempts: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+    #: When its arguments and its original were removed.
+    forgotten_at: Mapped[datetime | None]
+
+
+class FailedJobGroup(Base):
+    """A tenant's failures of one fingerprint; a trigger keeps the counts by status."""
+
+    __tablename__ = "worker_failed_job_groups"
+    __table_args__ = (
+        UniqueConstraint(
+            "fingerprint",
+            "tenant_id",
+            name="uq_worker_failed_job_groups_fingerprint",
+            postgresql_nulls_not_distinct=True,
+        ),
+        Index("idx_worker_failed_job_groups_tenant_id", "tenant_id"),
+        _OURS,
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    tenant_id: Mapped[UUID | None]
+    fingerprint: Mapped[str] = mapped_column(String(32))
+    task_name: Mapped[str] = mapped_column(String(255))
+    #: Of its newest row, as the three that follow.
+    queue: Mapped[str | None] = mapped_column(String(100))
+    error_type: Mapped[str] = mapped_column(String(100))
+    exception_class: Mapped[str] = mapped_column(String(255))
+    #: The message without the values in it.
+    title: Mapped[str | None] = mapped_column(Text)
+    #: The innermost function of the application's own code.
+    place: Mapped[str | None] = mapped_column(Text)
+    first_seen: Mapped[datetime]
+    last_seen: Mapped[datetime]
+    #: Failures that were recorded, of rows that are gone by now, too.
+    failures: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    #: Rows that there are, by status.
+    pending: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    in_progress: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    resolved: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    abandoned: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    #: Its newest row.
+    sample_id: Mapped[UUID | None]
+    #: When the last of its open rows was resolved; null while one is open.
+    resolved_at: Mapped[datetime | None]
+    #: When it last failed again after that.
+    regressed_at: Mapped[datetime | None]
+    regressions: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+
+
+class FailedJobEvent(Base):
+    """Something that happened to a failed job, written in the transaction in which it did; outlives the row."""
+
+    __tablename__ = "worker_failed_job_events"
+    __table_args__ = (
+        Index("idx_worker_failed_job_events_failed_job_id", "failed_job_id"),
+        Index("idx_worker_failed_job_events_tenant_id", "tenant_id", "happened_at"),
+        Index("idx_worker_failed_job_events_happened_at", "happened_at"),
+        _OURS,
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    #: None where it concerns no single row.
+    failed_job_id: Mapped[UUID | None]
+    tenant_id: Mapped[UUID | None]
+    event: Mapped[str] = mapped_column(String(30))
+    #: Who, as they say; the database's user is what Postgres says.
+    changed_by: Mapped[str] = mapped_column(Text)
+    database_user: Mapped[str] = mapped_column(Text, server_default=text("SESSION_USER"))
+    reason: Mapped[str | None] = mapped_column(Text)
+    #: The columns that changed.
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    happened_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class FailedJobRetention(Base):
+    """How long something is kept, for one tenant or, without one, for all that have no rule of their own."""
+
+    __tablename__ = "worker_failed_job_retention"
+    __table_args__ = (
+        CheckConstraint("keep_days >= 0", name="ck_worker_failed_job_retention_keep_days"),
+        CheckConstraint(
+            "subject IN ('pending', 'in_progress', 'resolved', 'abandoned', 'payload', 'events')",
+            name="ck_worker_failed_job_retention_subject",
+        ),
+        UniqueConstraint(
+            "tenant_id",
+            "subject",
+            name="uq_worker_failed_job_retention_subject",
+            postgresql_nulls_not_distinct=True,
+        ),
+        _OURS,
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    tenant_id: Mapped[UUID | None]
+    #: A status; ``payload`` for arguments and originals, ``events`` for the history.
+    subject: Mapped[str] = mapped_column(String(20))
+    #: None: for ever.
+    keep_days: Mapped[int | None]
+    changed_by: Mapped[str] = mapped_column(Text)
+    changed_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
 class Once(Base):

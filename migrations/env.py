@@ -12,7 +12,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from db.models import Base
+from db.models import TEXT_INDEX, Base
 from db.session import normalise_url
 
 #: The application's own history sits in ``alembic_version``, with revisions that are unknown here.
@@ -38,14 +38,16 @@ def _url() -> str:
 
 
 def _is_ours(name: str | None, kind: str, parents: Any) -> bool:  # noqa: ARG001 - Alembic's signature
-    """Keep autogenerate from proposing to drop the application's tables."""
-    return kind != "table" or name in Base.metadata.tables
+    """Keep autogenerate from proposing to drop the application's tables, and an index that needs an extension."""
+    return name in Base.metadata.tables if kind == "table" else name != TEXT_INDEX
 
 
 def _one_release_at_a_time(connection: Connection) -> None:
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     # A timestamp without a zone, where one is found, is UTC whatever the role's setting says.
     connection.execute(text("SET LOCAL timezone = 'UTC'"))
+    # What our triggers write for a row that a revision changes is not the owner's to write otherwise.
+    connection.execute(text("SET LOCAL app.execution_context = 'operator'"))
     connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_FOR_ANOTHER_RELEASE}'"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
     timeout = context.config.attributes.get("lock_timeout", LOCK_TIMEOUT)
