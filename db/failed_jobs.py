@@ -64,7 +64,8 @@ _GROUPED: Final = """
         first_seen, last_seen, failures, pending, in_progress, abandoned, sample_id
     )
     SELECT
-        tenant_id, fingerprint, max(task_name), max(queue), max(error_type), max(exception_class), max(title), max(place),
+        tenant_id, fingerprint,
+        max(task_name), max(queue), max(error_type), max(exception_class), max(title), max(place),
         min(failed_at), max(failed_at), count(*), {pending}, {in_progress}, {abandoned},
         (array_agg(id ORDER BY failed_at DESC))[1]
     FROM new WHERE fingerprint IS NOT NULL

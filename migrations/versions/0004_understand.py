@@ -238,7 +238,8 @@ BEGIN
 
     UPDATE worker_failed_job_details details SET status = is_now.status, failed_at = is_now.failed_at
     FROM changed_to is_now
-    WHERE details.failed_job_id = is_now.id AND (details.status <> is_now.status OR details.failed_at <> is_now.failed_at);
+    WHERE details.failed_job_id = is_now.id
+      AND (details.status <> is_now.status OR details.failed_at <> is_now.failed_at);
 
     UPDATE worker_failed_job_groups own SET
         {", ".join(f"{s} = own.{s} + moved.{s}" for s in _STATUSES)},
@@ -288,8 +289,8 @@ END $$
 """
 
 
-# For rows that something else than our workers put there: the Celery system, which knew no fingerprints, or a person. From
-# what the row says, coarser than ours, which know the exception.
+# For rows that something else than our workers put there: the Celery system, which knew no fingerprints, or a person.
+# From what the row says, coarser than ours, which know the exception.
 _FINGERPRINT = r"""
 CREATE OR REPLACE FUNCTION worker_failed_job_fingerprint(task_name text, exception_class text, error_message text)
 RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
@@ -477,7 +478,8 @@ def build_indexes() -> None:
     )
     if scalar("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trgm')"):
         op.get_bind().exec_driver_sql(
-            f"CREATE INDEX IF NOT EXISTS idx_worker_failed_jobs_text ON worker_failed_jobs USING gin ({_TEXT} gin_trgm_ops)"
+            "CREATE INDEX IF NOT EXISTS idx_worker_failed_jobs_text ON worker_failed_jobs"
+            f" USING gin ({_TEXT} gin_trgm_ops)"
         )
     else:
         log.warning("extension pg_trgm cannot be had here: text is searched without an index")
