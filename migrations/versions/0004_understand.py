@@ -236,6 +236,56 @@ BEGIN
        OR is_now.task_kwargs IS DISTINCT FROM was.task_kwargs
     ORDER BY is_now.id;
 
+    -- Handed to another tenant: what stands beside the row goes with it, and so does its count.
+    IF EXISTS (
+        SELECT FROM changed_from was JOIN changed_to is_now USING (id)
+        WHERE was.tenant_id IS DISTINCT FROM is_now.tenant_id
+    ) THEN
+        UPDATE worker_failed_job_deliveries own SET tenant_id = is_now.tenant_id FROM changed_to is_now
+        WHERE own.failed_job_id = is_now.id AND own.tenant_id IS DISTINCT FROM is_now.tenant_id;
+        UPDATE worker_failed_job_originals own SET tenant_id = is_now.tenant_id FROM changed_to is_now
+        WHERE own.failed_job_id = is_now.id AND own.tenant_id IS DISTINCT FROM is_now.tenant_id;
+        WITH moved AS MATERIALIZED (
+            SELECT was.tenant_id AS from_tenant, is_now.tenant_id AS to_tenant, details.fingerprint, {
+    ", ".join(f"count(*) FILTER (WHERE was.status = '{s}') AS {s}" for s in _STATUSES)
+}, max(is_now.failed_at) AS last_seen, (array_agg(is_now.id ORDER BY is_now.failed_at DESC))[1] AS sample_id
+            FROM changed_from was
+            JOIN changed_to is_now USING (id)
+            JOIN worker_failed_job_details details ON details.failed_job_id = is_now.id
+            WHERE was.tenant_id IS DISTINCT FROM is_now.tenant_id AND details.fingerprint IS NOT NULL
+            GROUP BY 1, 2, 3
+        ),
+        left_behind AS (
+            UPDATE worker_failed_job_groups own SET {", ".join(f"{s} = own.{s} - less.{s}" for s in _STATUSES)}
+            FROM (
+                SELECT from_tenant, fingerprint, {", ".join(f"sum({s}) AS {s}" for s in _STATUSES)}
+                FROM moved GROUP BY 1, 2
+            ) less
+            WHERE own.fingerprint = less.fingerprint AND own.tenant_id IS NOT DISTINCT FROM less.from_tenant
+        )
+        INSERT INTO worker_failed_job_groups AS known (
+            tenant_id, fingerprint, task_name, queue, error_type, exception_class, title, place,
+            first_seen, last_seen, failures, {", ".join(_STATUSES)}, sample_id
+        )
+        SELECT
+            moved.to_tenant, moved.fingerprint, max(like_it.task_name), max(like_it.queue), max(like_it.error_type),
+            max(like_it.exception_class), max(like_it.title), max(like_it.place),
+            max(moved.last_seen), max(moved.last_seen), sum({" + ".join(f"moved.{s}" for s in _STATUSES)}),
+            {", ".join(f"sum(moved.{s})" for s in _STATUSES)},
+            (array_agg(moved.sample_id))[1]
+        FROM moved
+        JOIN worker_failed_job_groups like_it
+          ON like_it.fingerprint = moved.fingerprint AND like_it.tenant_id IS NOT DISTINCT FROM moved.from_tenant
+        GROUP BY moved.to_tenant, moved.fingerprint
+        ON CONFLICT (fingerprint, tenant_id) DO UPDATE SET
+            last_seen = greatest(known.last_seen, excluded.last_seen),
+            failures = known.failures + excluded.failures,
+            {", ".join(f"{s} = known.{s} + excluded.{s}" for s in _STATUSES)},
+            resolved_at = CASE WHEN excluded.pending + excluded.in_progress > 0 THEN NULL ELSE known.resolved_at END;
+        UPDATE worker_failed_job_details details SET tenant_id = is_now.tenant_id FROM changed_to is_now
+        WHERE details.failed_job_id = is_now.id AND details.tenant_id IS DISTINCT FROM is_now.tenant_id;
+    END IF;
+
     UPDATE worker_failed_job_details details SET status = is_now.status, failed_at = is_now.failed_at
     FROM changed_to is_now
     WHERE details.failed_job_id = is_now.id
