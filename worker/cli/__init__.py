@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli import check, demo, events, migrate, spool, tenants
+from worker.cli import check, demo, events, migrate, queues, spool, tenants
 
 app = typer.Typer(
     name="worker",
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.add_typer(tenants.app, name="tenants", help="Whom work is done for.")
 app.add_typer(events.app, name="events", help="What attribution is computed from.")
+app.add_typer(queues.app, name="queues", help="What waits, and who works on it.")
 app.command("spool")(spool.show)
 app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)
