@@ -63,7 +63,9 @@ class FailedJob(FailedJobSummary):
     #: The last executions, as :class:`db.failures.Attempt` gives them; None where nobody counted.
     attempts: list[dict[str, Any]] | None
     forgotten_at: datetime | None
+    #: Whether the message is kept as it was fetched, and encrypted; None where the session may not know.
     has_original: bool | None
+    original_sealed: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ _SUMMARY: Final = f"""
     left(job.error_message, {MESSAGE_IN_LIST}) AS error_message, job.retry_count, job.status, job.correlation_id,
     job.failed_at, details.fingerprint, coalesce(details.failures, 1) AS failures
 """
+#: What an original that is encrypted begins with; :mod:`db.failed_jobs` puts it there.
+_SEALED: Final = "dramaturg-sealed:"
 _FROM: Final = "worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id"
 
 
@@ -168,16 +172,20 @@ def _get_all(session: Session, ids: list[UUID]) -> list[FailedJob]:
     # Who is bound to a tenant may not look at originals.
     may_look = session.execute(text("SELECT has_table_privilege('worker_failed_job_originals', 'SELECT')")).scalar_one()
     original = (
-        "EXISTS (SELECT FROM worker_failed_job_originals kept WHERE kept.failed_job_id = job.id)"
+        f"(SELECT substring(kept.original FROM 1 FOR {len(_SEALED)}) = convert_to('{_SEALED}', 'UTF8')"
+        " FROM worker_failed_job_originals kept WHERE kept.failed_job_id = job.id)"
         if may_look
         else "NULL"
     )
+    # Of none it is null, and so it is where nobody may look.
+    has_original = f"{original} IS NOT NULL" if may_look else "NULL"
     rows = session.execute(
         text(
             f"""
             SELECT {_SUMMARY.replace(f"left(job.error_message, {MESSAGE_IN_LIST})", "job.error_message")},
                 job.last_retry_at, job.resolved_at, job.remediation_notes, job.task_args, job.task_kwargs,
-                job.traceback, details.attempts, details.forgotten_at, {original} AS has_original
+                job.traceback, details.attempts, details.forgotten_at, {has_original} AS has_original,
+                {original} AS original_sealed
             FROM {_FROM} WHERE job.id = ANY(:ids)
             """
         ),
