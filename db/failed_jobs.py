@@ -257,7 +257,7 @@ def _write_locked(failures: Sequence[Failure], before_commit: Callable[[], objec
         return []
     ids: dict[int, UUID] = {}
     # In one order, whoever writes: two that held what the other waits for would wait for ever.
-    in_order = sorted(range(len(failures)), key=lambda n: (str(failures[n].tenant_id), failures[n].task_id))
+    in_order = sorted(range(len(failures)), key=lambda n: _lock_order(failures[n]))
     bound = failures[in_order[0]].tenant_id
     correlation_id = failures[0].correlation_id if len(failures) == 1 else None
     with tenant_context(bound, correlation_id), transaction(lock_timeout_ms=WAIT_FOR_ROW) as session:
@@ -270,6 +270,11 @@ def _write_locked(failures: Sequence[Failure], before_commit: Callable[[], objec
             ids.update(zip(of_tenant, _of_one_tenant(session, [failures[n] for n in of_tenant]), strict=True))
         before_commit()
     return [ids[n] for n in range(len(failures))]
+
+
+def _lock_order(failure: Failure) -> tuple[bool, str, str]:
+    # As Postgres sorts tenants: null last.
+    return failure.tenant_id is None, str(failure.tenant_id), failure.task_id
 
 
 def _of_one_tenant(session: Session, failures: list[Failure]) -> list[UUID]:
