@@ -222,9 +222,10 @@ def _page(where: Filter, begin: tuple[datetime, UUID] | None, limit: int) -> tup
             if begin is not None:
                 one.append(f"{table}.failed_at <= :at AND ({table}.failed_at, {table}.{key}) < (:at, :before)")
                 parameters |= {"at": begin[0], "before": begin[1]}
+            # Selected from, because one branch by itself may not be put in order twice.
             branches.append(
-                f"(SELECT {table}.{key} AS id, {table}.failed_at FROM {joined} WHERE {' AND '.join(one)}"
-                f" ORDER BY {table}.failed_at DESC, {table}.{key} DESC LIMIT :limit)"
+                f"SELECT * FROM (SELECT {table}.{key} AS id, {table}.failed_at FROM {joined} WHERE {' AND '.join(one)}"
+                f" ORDER BY {table}.failed_at DESC, {table}.{key} DESC LIMIT :limit) branch_{len(branches)}"
             )
     statement = f"""
         SELECT {_SUMMARY}
@@ -243,6 +244,9 @@ def _key(job: FailedJobSummary) -> str:
 def _parse(after: str) -> tuple[datetime, UUID]:
     at, _, job_id = after.partition("~")
     try:
-        return datetime.fromisoformat(at), UUID(job_id)
+        key = datetime.fromisoformat(at), UUID(job_id)
     except ValueError:
-        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}") from None
+        key = None
+    if key is None or key[0].tzinfo is None:
+        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}")
+    return key
