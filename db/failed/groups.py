@@ -212,6 +212,9 @@ def _parse(after: str) -> tuple[bool, datetime, str]:
     back, _, rest = after.partition("~")
     seen, _, fingerprint = rest.partition("~")
     try:
-        return bool(int(back)), datetime.fromisoformat(seen), fingerprint
+        key = bool(int(back)), datetime.fromisoformat(seen), fingerprint
     except ValueError:
-        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}") from None
+        key = None
+    if key is None or key[1].tzinfo is None or "\0" in fingerprint:
+        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}")
+    return key
