@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli.failed import actions, export, groups, show, stats
+from worker.cli.failed import actions, export, groups, purge, retention, show, stats
 from worker.cli.failed import list as list_
 
 app = typer.Typer(no_args_is_help=True)
@@ -17,3 +17,6 @@ app.command("abandon")(actions.abandon)
 app.command("reopen")(actions.reopen)
 app.command("note")(actions.note)
 app.command("export")(export.export)
+app.command("purge")(purge.purge)
+app.command("forget")(purge.forget)
+app.add_typer(retention.app, name="retention", help="How long what is kept.")

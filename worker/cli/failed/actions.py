@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from db.failed import STATUSES, Filter, InvalidFilter, Moved, Status, count, sources
 from db.failed import abandon as abandon_jobs
 from db.failed import note as note_jobs
 from db.failed import reopen as reopen_jobs
 from db.failed import resolve as resolve_jobs
-from worker.cli.common import console, fail
+from worker.cli.common import fail
 from worker.cli.failed.confirm import confirm, described, held_fast
 from worker.cli.failed.exits import NOTHING
-from worker.cli.failed.looks import say
+from worker.cli.failed.looks import progressing, say
 from worker.cli.failed.options import (
     Access,
     AsJson,
@@ -117,7 +115,7 @@ def _act(asked: Asked, action: Action, words: dict[str, Any], by: str | None, *,
             if value is not None and not value.strip():
                 raise ValueError(f"--{name} must say {'why' if name == 'reason' else 'what was done or is known'}")
         where = _chosen(asked, action, work, yes=yes)
-        with _progress(action) as progress:
+        with progressing(action.past) as progress:
             moved = action.run(work.begin, where, by=who, **words, progress=progress)
         left = 0
         if not where.ids:
@@ -142,24 +140,12 @@ def _chosen(asked: Asked, action: Action, work: Access, *, yes: bool) -> Filter:
         able = held_fast(session, able) if able else None
         found, words = described(session, able, work) if able else (None, "")
         if able is None or found is None or not found.jobs:
-            _, words = described(session, where, work)
-            matching = count(session, where)
-            fail(
-                f"nothing to {action.verb}: " + (f"it matches {words}" if matching else "no failed job matches"),
-                NOTHING,
-            )
+            found, words = described(session, where, work)
+            what = f"it matches {words}" if found.jobs else "no failed job matches"
+            fail(f"nothing to {action.verb}: {what}", NOTHING)
     if found.jobs > 1:
         confirm(words, f"{action.verb.capitalize()} {counted(found.jobs, 'job')}?", yes=yes)
     return able
-
-
-@contextmanager
-def _progress(action: Action) -> Iterator[Callable[[int], object]]:
-    """Show how many are done, where somebody looks on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(action.past, total=None)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def _report(moved: Moved, left: int, action: Action, *, as_json: bool) -> None:

@@ -45,9 +45,8 @@ def groups(
             words = f"groups {asked.arguments(where)}".rstrip()
             say_command(f"\nMore: worker failed {words} --limit {limit} --after {following}")
         elif found and after is None:
-            say_command(
-                f"\nIts jobs: {work.command('list --fingerprint ' + found[0].fingerprint[:8])}", "  # the first group's"
-            )
+            jobs = work.command(f"list --fingerprint {found[0].fingerprint[:8]}")
+            say_command(f"\nThe first one's jobs: {jobs}")
         if not asked.status and not asked.ids and after is None:
             say("Those with open jobs only; --status all shows every one.", "dim")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
@@ -45,26 +45,36 @@ def in_json(job: FailedJobSummary, names: Mapping[UUID, str]) -> dict[str, Any]:
     return {**asdict(job), "tenant_name": names.get(job.tenant_id) if job.tenant_id else None}
 
 
-def show_jobs(jobs: list[FailedJobSummary], names: Mapping[UUID, str], now: datetime) -> None:
-    """Print a line for each job."""
-    table = grid("id", "age", "actor", "error", "message", "tenant", "status")
-    id_, _, actor, error, message, tenant, _ = table.columns
-    id_.min_width, message.ratio = 8, 1
-    actor.max_width, error.max_width, tenant.max_width = 24, 20, 14
-    for narrow in (id_, table.columns[1], table.columns[6]):
-        narrow.overflow = "crop"
-    if console.width < 100:
-        actor.max_width, error.max_width, tenant.max_width = 15, 13, 8
-    for job in jobs:
-        table.add_row(
-            short(job.id),
-            age(job.failed_at, now),
-            Text(one_line(last_name(job.task_name)), "bold"),
-            Text(one_line(last_name(job.exception_class)), "red"),
-            Text(one_line(job.error_message)),
-            tenant_text(job.tenant_id, names),
-            status_text(job.status, job.failures),
-        )
+#: Characters at most of actor, error and tenant, where the terminal is narrow, and where it is not.
+_NARROW: Final = {"actor": 16, "error": 14, "tenant": 9}
+_WIDE: Final = {"actor": 26, "error": 22, "tenant": 16}
+
+
+def show_jobs(jobs: Sequence[FailedJobSummary], names: Mapping[UUID, str], now: datetime) -> None:
+    """Print a line for each job: what is short in full, and as much of the message as there is room for."""
+    lines = [
+        {
+            "id": Text(short(job.id)),
+            "age": Text(age(job.failed_at, now)),
+            "actor": Text(one_line(last_name(job.task_name)), "bold"),
+            "error": Text(one_line(last_name(job.exception_class)), "red"),
+            "message": Text(one_line(job.error_message)),
+            "tenant": tenant_text(job.tenant_id, names),
+            "status": status_text(job.status, job.failures),
+        }
+        for job in jobs
+    ]
+    table = grid(*lines[0])
+    at_most = _NARROW if console.width < 100 else _WIDE
+    others = 0
+    for name, column in zip(lines[0], table.columns, strict=True):
+        if name != "message":
+            needed = max(len(name), *(line[name].cell_len for line in lines))
+            column.width = min(needed, at_most.get(name, needed))
+            others += column.width + 1
+    table.columns[4].width = max(10, console.width - others)
+    for line in lines:
+        table.add_row(*line.values())
     console.print(table)
 
 
@@ -91,6 +101,6 @@ def _say_rest(page: Page, asked: Asked, where: Filter, limit: int, *, first: boo
 def _nothing(asked: Asked, *, only_open: bool, first: bool) -> str:
     if not first:
         return "That was all."
-    if only_open and not any(getattr(asked, name) for name in Asked.__slots__ if name != "as_tenant"):
+    if only_open and not asked.narrows:
         return "No failed job waits for anybody. (--status all shows those that are closed.)"
     return "No open failed job matches; --status all looks at every one." if only_open else "No failed job matches."

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -47,3 +51,14 @@ def heading(text: str) -> None:
     """Print what a section is about."""
     console.print()
     console.print(Text(text, "bold"))
+
+
+@contextmanager
+def progressing(past: str) -> Iterator[Callable[[int], object]]:
+    """Show how many jobs are done so far, where somebody looks on."""
+    columns = (TextColumn("{task.completed:,} {task.description}"), TimeElapsedColumn())
+    # What it did is on standard output, for programs too.
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task(past, total=None)
+        yield lambda done: progress.update(task, completed=done)

@@ -29,6 +29,13 @@ _WORDS: Final[dict[str, tuple[Status, ...]]] = {"open": OPEN, "all": (), **{s: (
 _CANDIDATES: Final = 5
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+AsTenant = Annotated[
+    str | None,
+    typer.Option(
+        envvar="WORKER_TENANT",
+        help="Work bound to this tenant (UUID), with DATABASE_URL: see and touch its jobs alone.",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -49,6 +56,11 @@ class Asked:
     until: str | None
     text: str | None
     as_tenant: str | None
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it says which jobs, in any way."""
+        return any(getattr(self, field.name) for field in fields(self) if field.name != "as_tenant")
 
     def arguments(self, where: Filter) -> str:
         """Return it as arguments of a command that is to find the same later: what was relative is not any more."""
@@ -106,13 +118,7 @@ def _declared(
     text: Annotated[
         str | None, typer.Option(help="With this in message, traceback or arguments.", rich_help_panel="Which")
     ] = None,
-    as_tenant: Annotated[
-        str | None,
-        typer.Option(
-            envvar="WORKER_TENANT",
-            help="Work bound to this tenant (UUID), with DATABASE_URL: see and touch its jobs alone.",
-        ),
-    ] = None,
+    as_tenant: AsTenant = None,
 ) -> None:
     """Hold the declarations."""
 
@@ -128,7 +134,7 @@ def filtered(command: Callable[Concatenate[Asked, P], None]) -> Callable[..., No
     @functools.wraps(command)
     def run(**given: Any) -> None:
         asked = Asked(**{name: given.pop(name) for name in shared})
-        command(asked, **given)  # type: ignore[call-arg, arg-type]
+        command(asked, **given)  # type: ignore[call-arg]
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared.values(), *own)]
     # What Typer reads; it asks for both.

@@ -132,7 +132,7 @@ def _show(incident: Incident, work: Access, *, full: bool) -> None:
     _show_where(incident.raised, full=full)
     _show_message(incident.job, full=full)
     _show_arguments(incident.job)
-    _show_attempts(incident.job, work.now)
+    _show_attempts(incident.job, incident.group.place if incident.group else None, work.now)
     _show_history(incident.history, work.now)
     _show_chain(incident, work.now)
     _show_steps(incident, work, full=full)
@@ -164,8 +164,7 @@ def _show_facts(incident: Incident, now: datetime) -> None:
     if group is not None:
         fact("group", _of_group(group, now))
     if group is not None and group.regressed_at is not None:
-        again = f"REGRESSED {ago(group.regressed_at, now)}: it had been resolved"
-        fact("", Text(again + (f", {group.regressions:,} times" if group.regressions > 1 else ""), "bold red"))
+        fact("", Text(f"REGRESSED {ago(group.regressed_at, now)}: it had been resolved", "bold red"))
     fact("work", f"correlation id {job.correlation_id}, message {job.task_id}")
     if job.resolved_at is not None:
         fact("resolved", ago(job.resolved_at, now))
@@ -265,17 +264,28 @@ def _show_arguments(job: FailedJob) -> None:
         say(f"  {one_line(name)}{printable(json.dumps(value, ensure_ascii=False))[:2_000]}")
 
 
-def _show_attempts(job: FailedJob, now: datetime) -> None:
+def _show_attempts(job: FailedJob, place: str | None, now: datetime) -> None:
     if not job.attempts:
         return
     heading(f"Attempts, the last {len(job.attempts)}" if len(job.attempts) > 1 else "Attempt")
+    lines = _lines()
     for attempt in job.attempts:
-        line = Text(f"  {_when(attempt.get('at'), now):>8}  ", "dim")
-        line.append(one_line(last_name(str(attempt.get("exception_class")))), "red")
+        what = Text(one_line(last_name(str(attempt.get("exception_class")))), "red")
         message = one_line(str(attempt.get("message") or ""))[:200]
-        line.append(f": {message}" if message else "")
-        where = [f"at {attempt['place']}" if attempt.get("place") else "", f"on {attempt.get('worker') or '?'}"]
-        say(line.append(f"  {printable(' '.join(filter(None, where)))}", "dim"))
+        what.append(f": {message}" if message else "", "default")
+        if attempt.get("place") not in {None, place}:
+            what.append(f" at {one_line(str(attempt['place']))}", "dim")
+        what.append(f" on {one_line(str(attempt.get('worker') or '?'))}", "dim")
+        lines.add_row(_when(attempt.get("at"), now), what)
+    console.print(lines)
+
+
+def _lines() -> Table:
+    """Return what holds lines that begin with a time."""
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(style="dim", no_wrap=True, justify="right", min_width=9)
+    lines.add_column(overflow="fold")
+    return lines
 
 
 def _when(at: object, now: datetime) -> str:
@@ -289,14 +299,15 @@ def _show_history(events: list[Event], now: datetime) -> None:
     heading("History")
     if len(events) > _EVENTS:
         say(f"  … {len(events) - _EVENTS:,} earlier events (--json)", "dim")
+    lines = _lines()
     for event in events[-_EVENTS:]:
-        line = Text(f"  {age(event.happened_at, now) + ' ago':>8}  ", "dim")
-        line.append(f"{event.event:<13}", "bold").append(f" by {one_line(event.changed_by)}")
+        line = Text(event.event, "bold").append(f" by {one_line(event.changed_by)}", "default")
         said = one_line(event.reason or "")
-        if said:
-            line.append(f": {said}")
+        line.append(f": {said}" if said else "", "default")
         changes = _changes(event)
-        say(line.append(f"  ({changes})", "dim") if changes else line)
+        line.append(f" ({changes})" if changes else "", "dim")
+        lines.add_row(f"{age(event.happened_at, now)} ago", line)
+    console.print(lines)
 
 
 def _changes(event: Event) -> str:

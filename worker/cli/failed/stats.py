@@ -55,7 +55,8 @@ def _show(found: Stats, names: Mapping[UUID, str], now: datetime) -> None:
     if found.oldest_pending is not None:
         say(f"The oldest pending failed {ago(found.oldest_pending, now)}")
     last_day = sum(jobs for _, jobs in found.by_hour)
-    say(Text("24 hours  ").append(bars([jobs for _, jobs in found.by_hour]), "cyan").append(f"  {last_day:,}"))
+    chart = Text("Last 24 hours |").append(bars([jobs for _, jobs in found.by_hour]), "cyan")
+    say(chart.append(f"| {last_day:,} failed"))
     for title, counts in (
         ("queue", found.by_queue),
         ("error type", found.by_error_type),

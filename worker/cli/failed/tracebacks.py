@@ -70,7 +70,7 @@ def parse(traceback: str, actor: str, place: str | None = None) -> list[Raised]:
     for line in traceback.splitlines():
         link = _LINKS.get(line)
         # A message may hold anything, also what looks like frames.
-        match = None if found[-1].said else _FRAME.fullmatch(line)
+        match = None if any(found[-1].said) else _FRAME.fullmatch(line)
         if link is not None:
             found[-1].link = link
             found.append(Raised())
