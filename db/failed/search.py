@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.failed.filters import Filter, InvalidFilter, spelled_out
+from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
 
 #: Jobs of a page, at most.
@@ -81,8 +82,6 @@ _SUMMARY: Final = f"""
     left(job.error_message, {MESSAGE_IN_LIST}) AS error_message, job.retry_count, job.status, job.correlation_id,
     job.failed_at, details.fingerprint, coalesce(details.failures, 1) AS failures
 """
-#: What an original that is encrypted begins with; :mod:`db.failed_jobs` puts it there.
-_SEALED: Final = "dramaturg-sealed:"
 _FROM: Final = "worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id"
 
 
@@ -172,7 +171,7 @@ def _get_all(session: Session, ids: list[UUID]) -> list[FailedJob]:
     # Who is bound to a tenant may not look at originals.
     may_look = session.execute(text("SELECT has_table_privilege('worker_failed_job_originals', 'SELECT')")).scalar_one()
     original = (
-        f"(SELECT substring(kept.original FROM 1 FOR {len(_SEALED)}) = convert_to('{_SEALED}', 'UTF8')"
+        f"(SELECT substring(kept.original FOR {len(SEALED)}) = :sealed"
         " FROM worker_failed_job_originals kept WHERE kept.failed_job_id = job.id)"
         if may_look
         else "NULL"
@@ -189,7 +188,7 @@ def _get_all(session: Session, ids: list[UUID]) -> list[FailedJob]:
             FROM {_FROM} WHERE job.id = ANY(:ids)
             """
         ),
-        {"ids": ids},
+        {"ids": ids, **({"sealed": SEALED} if may_look else {})},
     )
     return [FailedJob(**row._mapping) for row in rows]
 
@@ -209,7 +208,7 @@ def _page(where: Filter, begin: tuple[datetime, UUID] | None, limit: int) -> tup
     # The index of details has their order as well.
     table, key = ("details", "failed_job_id") if where.fingerprint else ("job", "id")
     joined = _FROM.replace("LEFT JOIN", "JOIN") if where.fingerprint else "worker_failed_jobs job"
-    branches = []
+    branches: list[str] = []
     for status in statuses:
         for n, fingerprint in enumerate(fingerprints):
             one = [condition]

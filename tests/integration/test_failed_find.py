@@ -40,6 +40,7 @@ from tests.integration.failed_rows import (
     every_row,
     fingerprint,
     record_at_random,
+    seeded,
 )
 from tests.integration.test_failed_jobs import A, B, a_failure
 from tests.servers import Database
@@ -67,9 +68,7 @@ def expected(rows: list[Row], where: Filter) -> list[Row]:
                 not where.tenant_id or row["tenant_id"] in where.tenant_id,
                 not where.error_type or row["error_type"] in where.error_type,
                 not where.exception
-                or any(
-                    named(e, {r["exception_class"] for r in rows})(row["exception_class"]) for e in where.exception
-                ),
+                or any(named(e, {r["exception_class"] for r in rows})(row["exception_class"]) for e in where.exception),
                 not where.fingerprint or any(row["fingerprint"].startswith(f) for f in where.fingerprint),
                 where.correlation_id is None or row["correlation_id"] == where.correlation_id,
                 where.since is None or row["failed_at"] >= where.since,
@@ -106,9 +105,9 @@ def filters(rows: list[Row], r: random.Random) -> Iterable[Filter]:
         for value in values:
             yield Filter(**{name: value})
     for one, other in itertools.combinations(fields, 2):
-        values = {one: r.choice(fields[one]), other: r.choice(fields[other])}
+        pair = {one: r.choice(fields[one]), other: r.choice(fields[other])}
         if {one, other} != {"since", "until"}:
-            yield Filter(**values)
+            yield Filter(**pair)
     yield Filter()
 
 
@@ -127,7 +126,7 @@ def every_page(session: Session, where: Filter, limit: int) -> list[FailedJobSum
 @pytest.mark.parametrize("seed", [1, 2])
 def test_each_filter_and_each_pair_finds_what_looking_at_every_row_finds(database: Database, seed: int) -> None:
     rows = record_at_random(database, seed)
-    r = random.Random(seed)
+    r = seeded(seed)
     matched = 0
     with operator_transaction() as session:
         for where in filters(rows, r):
@@ -165,7 +164,7 @@ def test_a_tenants_session_finds_its_own_alone_by_every_filter(database: Databas
     rows = record_at_random(database, 3, 120)
     own = [row for row in rows if row["tenant_id"] == A]
     with tenant_context(A), transaction() as session:
-        for where in filters(rows, random.Random(3)):
+        for where in filters(rows, seeded(3)):
             wanted = expected(own, where)
             ids = [row["id"] for row in wanted]
             assert [job.id for job in every_page(session, where, 1000)] == ids, where
@@ -189,7 +188,7 @@ def test_a_tenants_session_finds_its_own_alone_by_every_filter(database: Databas
 
 
 def test_pages_show_each_row_once_while_others_are_added_and_closed(database: Database) -> None:
-    r = random.Random(4)
+    r = seeded(4)
     before = {row["id"] for row in record_at_random(database, 4, 60) if row["status"] == "pending"}
     where = Filter(status=("pending",))
     seen: list[UUID] = []
@@ -210,7 +209,7 @@ def test_pages_show_each_row_once_while_others_are_added_and_closed(database: Da
 
 
 def test_equal_moments_are_no_trouble_for_pages(database: Database) -> None:
-    r = random.Random(5)
+    r = seeded(5)
     failed_jobs.record_all([a_random_failure(r, failed_at=START) for _ in range(23)])
     with operator_transaction() as session:
         found = [job.id for job in every_page(session, Filter(), 4)]
