@@ -559,9 +559,9 @@ def test_a_tenant_sees_its_own_rows_and_an_operator_all(two_tenants: Database) -
 
 
 def test_an_original_is_not_for_tenants_to_read(two_tenants: Database) -> None:
-    with psycopg.connect(two_tenants.worker_url) as connection:
-        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"):
-            connection.execute("SELECT original FROM worker_failed_job_originals")
+    refused = pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied")
+    with psycopg.connect(two_tenants.worker_url) as connection, refused:
+        connection.execute("SELECT original FROM worker_failed_job_originals")
 
 
 def test_a_tenant_cannot_write_for_another(two_tenants: Database) -> None:
