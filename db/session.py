@@ -289,6 +289,11 @@ def rebind(session: Session) -> None:
     connection.exec_driver_sql(_tenancy_settings(scope), execution_options={"no_parameters": True})
 
 
+def tenant_of(session: Session) -> UUID | None:
+    """Return the tenant that an open session is bound to; ``None`` for an operator's, and for work of no tenant."""
+    return _tenant_id(session.connection().get_execution_options().get(_SCOPE_OPTION, "worker"))
+
+
 def _begin(connection: Connection) -> None:
     options = connection.get_execution_options()
     connection.exec_driver_sql(

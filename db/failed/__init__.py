@@ -1,0 +1,50 @@
+"""Finds, explains and closes failed jobs: for the command line, the console, and an application's own admin.
+
+Functions that look take a session: :func:`db.session.operator_transaction` gives one that sees every tenant,
+:func:`db.session.transaction` one that sees the tenant of :func:`db.tenancy.tenant_context` and no other. Functions
+that change take what gives sessions, because they use several, one after the other.
+"""
+
+from __future__ import annotations
+
+from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
+from db.failed.events import Event, audit, history, write_event
+from db.failed.filters import Filter, InvalidFilter, moment
+from db.failed.groups import Group, find_groups, get_group
+from db.failed.search import FailedJob, FailedJobSummary, Page, chain, count, find, get, ids_beginning, iterate
+from db.failed.stats import Count, Stats, stats
+from db.failed.statuses import MOVES, STATUSES, Status
+
+__all__ = [
+    "MOVES",
+    "STATUSES",
+    "Begin",
+    "Count",
+    "Event",
+    "FailedJob",
+    "FailedJobSummary",
+    "Filter",
+    "Group",
+    "InvalidFilter",
+    "Moved",
+    "Page",
+    "Stats",
+    "Status",
+    "abandon",
+    "audit",
+    "chain",
+    "count",
+    "find",
+    "find_groups",
+    "get",
+    "get_group",
+    "history",
+    "ids_beginning",
+    "iterate",
+    "moment",
+    "note",
+    "reopen",
+    "resolve",
+    "stats",
+    "write_event",
+]

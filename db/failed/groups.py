@@ -1,0 +1,178 @@
+"""Failures of one cause, together: what there is to understand, instead of ten thousand rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from db.failed.filters import Filter, InvalidFilter, spelled_out
+
+#: Matching rows that are looked at for their groups, where the filter is not one of groups.
+_LOOKED_AT: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Failures with one fingerprint, of all tenants that the session sees.
+
+    Where rows are asked for by what groups do not know (text, ids, a correlation id), these are the groups that such
+    rows are in, each with all its counts.
+    """
+
+    fingerprint: str
+    task_name: str
+    queue: str | None
+    error_type: str
+    exception_class: str
+    #: The message without the values in it.
+    title: str | None
+    #: The innermost function of the application's own code.
+    place: str | None
+    first_seen: datetime
+    last_seen: datetime
+    #: Failures recorded, of rows that were purged, too.
+    failures: int
+    #: Rows by status.
+    pending: int
+    in_progress: int
+    resolved: int
+    abandoned: int
+    #: How many tenants it touched; failures of no tenant are one.
+    tenants: int
+    #: Its newest row.
+    sample_id: UUID | None
+    #: When the last open row was resolved, where none is open anywhere.
+    resolved_at: datetime | None
+    #: When it failed again after it had been resolved; None where it did not, or is resolved since.
+    regressed_at: datetime | None
+    #: How often it did.
+    regressions: int
+
+    @property
+    def open(self) -> int:
+        """Rows that wait for somebody."""
+        return self.pending + self.in_progress
+
+    @property
+    def regressed(self) -> bool:
+        """Whether it was resolved and is back."""
+        return self.regressed_at is not None
+
+
+def find_groups(
+    session: Session, where: Filter, *, after: str | None = None, limit: int = 50
+) -> tuple[list[Group], str | None]:
+    """Return groups, those that are back after they were resolved first, then by when they were last seen, newest
+    first; and what to give as ``after`` for the next, None where there are no more.
+
+    Arguments:
+      session: An operator's, for sums over tenants, or one that is bound to a tenant.
+      where: A group matches where a row of it would. ``status``: that it has such rows. ``since`` and ``until``: that
+        it was seen between.
+      limit: 1 to 1,000.
+
+    Raises:
+      InvalidFilter: When ``after`` or ``limit`` cannot be.
+    """
+    if not 1 <= limit <= 1_000:
+        raise InvalidFilter(f"limit must be 1 to 1000, not {limit!r}")
+    where = spelled_out(session, where)
+    conditions, parameters = group_conditions(where)
+    having = ["true"]
+    if where.status:
+        having.append(" + ".join(f"sum({status})" for status in dict.fromkeys(where.status)) + " > 0")
+    if where.since is not None:
+        having.append("max(last_seen) >= :since")
+        parameters["since"] = where.since
+    if where.until is not None:
+        having.append("min(first_seen) < :until")
+        parameters["until"] = where.until
+    begin = ""
+    if after is not None:
+        back, seen, fingerprint = _parse(after)
+        begin = "WHERE (regressed_at IS NOT NULL, last_seen, fingerprint) < (:back, :seen, :after)"
+        parameters |= {"back": back, "seen": seen, "after": fingerprint}
+    rows = session.execute(
+        text(
+            f"""
+            SELECT * FROM (
+                SELECT
+                    fingerprint, max(task_name) AS task_name, max(queue) AS queue, max(error_type) AS error_type,
+                    max(exception_class) AS exception_class, max(title) AS title, max(place) AS place,
+                    min(first_seen) AS first_seen, max(last_seen) AS last_seen,
+                    CAST(sum(failures) AS bigint) AS failures,
+                    CAST(sum(pending) AS bigint) AS pending, CAST(sum(in_progress) AS bigint) AS in_progress,
+                    CAST(sum(resolved) AS bigint) AS resolved, CAST(sum(abandoned) AS bigint) AS abandoned,
+                    count(*) AS tenants,
+                    (array_agg(sample_id ORDER BY last_seen DESC))[1] AS sample_id,
+                    CASE WHEN sum(pending) + sum(in_progress) = 0 THEN max(resolved_at) END AS resolved_at,
+                    max(regressed_at) FILTER (WHERE pending + in_progress > 0) AS regressed_at,
+                    CAST(sum(regressions) AS integer) AS regressions
+                FROM worker_failed_job_groups groups
+                WHERE {" AND ".join(conditions)}
+                GROUP BY fingerprint
+                HAVING {" AND ".join(having)}
+            ) found
+            {begin}
+            ORDER BY regressed_at IS NOT NULL DESC, last_seen DESC, fingerprint DESC
+            LIMIT :limit
+            """
+        ),
+        {**parameters, "limit": limit + 1},
+    ).all()
+    groups = [Group(**row._mapping) for row in rows[:limit]]
+    return groups, _key(groups[-1]) if len(rows) > limit else None
+
+
+def get_group(session: Session, fingerprint: str) -> Group | None:
+    """Return the group of a fingerprint, or of the beginning of one that is no other's; else None."""
+    found, _ = find_groups(session, Filter(fingerprint=(fingerprint,)), limit=2)
+    return found[0] if len(found) == 1 else None
+
+
+def group_conditions(where: Filter) -> tuple[list[str], dict[str, Any]]:
+    """Return what a filter asks of ``worker_failed_job_groups groups``, status and times left out."""
+    conditions, parameters = ["true"], dict[str, Any]()
+    for column, values in (
+        ("queue", where.queue),
+        ("task_name", where.actor),
+        ("tenant_id", where.tenant_id),
+        ("error_type", where.error_type),
+        ("exception_class", where.exception),
+        ("fingerprint", where.fingerprint),
+    ):
+        if values:
+            kind = "uuid" if column == "tenant_id" else "text"
+            conditions.append(f"groups.{column} = ANY(CAST(:{column} AS {kind}[]))")
+            parameters[column] = list(values)
+    if where.ids or where.correlation_id is not None or where.text is not None:
+        condition, of_rows = where.where()
+        conditions.append(
+            f"""
+            groups.fingerprint IN (
+                SELECT details.fingerprint FROM worker_failed_jobs job
+                JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+                WHERE {condition} LIMIT {_LOOKED_AT}
+            )
+            """
+        )
+        parameters |= of_rows
+    return conditions, parameters
+
+
+def _key(group: Group) -> str:
+    return f"{int(group.regressed)}~{group.last_seen.isoformat()}~{group.fingerprint}"
+
+
+def _parse(after: str) -> tuple[bool, datetime, str]:
+    back, _, rest = after.partition("~")
+    seen, _, fingerprint = rest.partition("~")
+    try:
+        return bool(int(back)), datetime.fromisoformat(seen), fingerprint
+    except ValueError:
+        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}") from None

@@ -1,0 +1,240 @@
+"""Finds failed jobs, newest first, page by page.
+
+A page begins where the one before it ended, by key and not by number: the thousandth costs what the first does, and
+what fails meanwhile moves no row to another page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from db.failed.filters import Filter, InvalidFilter, spelled_out
+from db.failed.statuses import STATUSES, Status
+
+#: Jobs of a page, at most.
+PAGE_AT_MOST: Final = 1_000
+#: Characters of the message in a list.
+MESSAGE_IN_LIST: Final = 500
+#: Statuses times fingerprints that are looked for one by one, each in order; beyond, all are sorted.
+_BRANCHES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FailedJobSummary:
+    """A failed job as a list shows it."""
+
+    id: UUID
+    task_id: str
+    task_name: str
+    queue: str | None
+    worker: str | None
+    tenant_id: UUID | None
+    error_type: str
+    exception_class: str
+    #: The beginning of it.
+    error_message: str
+    retry_count: int
+    status: Status
+    correlation_id: UUID | None
+    failed_at: datetime
+    fingerprint: str | None
+    #: How often it failed for good: more than once where a replay failed.
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedJob(FailedJobSummary):
+    """Everything that is known of a failed job, but for its history and its original."""
+
+    last_retry_at: datetime | None
+    resolved_at: datetime | None
+    remediation_notes: str | None
+    #: Redacted; None where they were forgotten.
+    task_args: list[Any] | None
+    task_kwargs: dict[str, Any] | None
+    traceback: str | None
+    #: The last executions, as :class:`db.failures.Attempt` gives them; None where nobody counted.
+    attempts: list[dict[str, Any]] | None
+    forgotten_at: datetime | None
+    has_original: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some failed jobs, and where the next begin: None after the last."""
+
+    jobs: list[FailedJobSummary]
+    next: str | None
+
+
+_SUMMARY: Final = f"""
+    job.id, job.task_id, job.task_name, job.queue, job.worker, job.tenant_id, job.error_type, job.exception_class,
+    left(job.error_message, {MESSAGE_IN_LIST}) AS error_message, job.retry_count, job.status, job.correlation_id,
+    job.failed_at, details.fingerprint, coalesce(details.failures, 1) AS failures
+"""
+_FROM: Final = "worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id"
+
+
+def find(session: Session, where: Filter, *, after: str | None = None, limit: int = 50) -> Page:
+    """Return a page of the jobs that match, newest first.
+
+    Arguments:
+      session: An operator's, or one that is bound to a tenant, and then sees that one's alone.
+      where: Which.
+      after: ``next`` of the page before.
+      limit: Jobs of a page, 1 to 1,000.
+
+    Raises:
+      InvalidFilter: When ``after`` or ``limit`` cannot be.
+    """
+    if not 1 <= limit <= PAGE_AT_MOST:
+        raise InvalidFilter(f"limit must be 1 to {PAGE_AT_MOST}, not {limit!r}")
+    where = spelled_out(session, where)
+    begin = _parse(after) if after is not None else None
+    rows = session.execute(*_page(where, begin, limit + 1)).all()
+    jobs = [FailedJobSummary(**row._mapping) for row in rows[:limit]]
+    return Page(jobs, _key(jobs[-1]) if len(rows) > limit else None)
+
+
+def iterate(session: Session, where: Filter) -> Iterator[FailedJob]:
+    """Give every job that matches, newest first, with few of them in memory at a time.
+
+    Each page is what there is when it is asked for, so a job that changes its status meanwhile may be missing.
+    """
+    after: str | None = None
+    while True:
+        page = find(session, where, after=after, limit=200)
+        in_full = {job.id: job for job in _get_all(session, [job.id for job in page.jobs])}
+        yield from (in_full[job.id] for job in page.jobs if job.id in in_full)
+        after = page.next
+        if after is None:
+            return
+
+
+def count(session: Session, where: Filter) -> int:
+    """Return how many jobs match."""
+    condition, parameters = spelled_out(session, where).where()
+    details = _FROM if where.fingerprint else "worker_failed_jobs job"
+    return int(session.execute(text(f"SELECT count(*) FROM {details} WHERE {condition}"), parameters).scalar_one())
+
+
+def get(session: Session, job_id: UUID) -> FailedJob | None:
+    """Return one job in full; None where there is none that this session sees."""
+    found = _get_all(session, [job_id])
+    return found[0] if found else None
+
+
+def ids_beginning(session: Session, prefix: str, *, limit: int = 2) -> list[UUID]:
+    """Return ids of jobs that begin so, as people copy them from a list.
+
+    Arguments:
+      prefix: Four characters at least, dashes or not.
+      limit: How many to look for; two tell whether it is one.
+
+    Raises:
+      InvalidFilter: When it can be the beginning of no id.
+    """
+    digits = prefix.replace("-", "").lower()
+    if not 4 <= len(digits) <= 32 or any(digit not in "0123456789abcdef" for digit in digits):
+        raise InvalidFilter(f"id must be a UUID, or the first four characters of one or more, not {prefix!r}")
+    return list(
+        session.execute(
+            text("SELECT id FROM worker_failed_jobs WHERE id BETWEEN :first AND :last ORDER BY id LIMIT :limit"),
+            {"first": UUID(digits.ljust(32, "0")), "last": UUID(digits.ljust(32, "f")), "limit": limit},
+        ).scalars()
+    )
+
+
+def chain(session: Session, correlation_id: UUID, *, limit: int = 50) -> list[FailedJobSummary]:
+    """Return the failed jobs of one piece of work, in the order in which they failed."""
+    rows = session.execute(
+        text(
+            f"SELECT {_SUMMARY} FROM {_FROM} WHERE job.correlation_id = :correlation_id"
+            " ORDER BY job.failed_at, job.id LIMIT :limit"
+        ),
+        {"correlation_id": correlation_id, "limit": limit},
+    )
+    return [FailedJobSummary(**row._mapping) for row in rows]
+
+
+def _get_all(session: Session, ids: list[UUID]) -> list[FailedJob]:
+    # Who is bound to a tenant may not look at originals.
+    may_look = session.execute(text("SELECT has_table_privilege('worker_failed_job_originals', 'SELECT')")).scalar_one()
+    original = (
+        "EXISTS (SELECT FROM worker_failed_job_originals kept WHERE kept.failed_job_id = job.id)"
+        if may_look
+        else "NULL"
+    )
+    rows = session.execute(
+        text(
+            f"""
+            SELECT {_SUMMARY.replace(f"left(job.error_message, {MESSAGE_IN_LIST})", "job.error_message")},
+                job.last_retry_at, job.resolved_at, job.remediation_notes, job.task_args, job.task_kwargs,
+                job.traceback, details.attempts, details.forgotten_at, {original} AS has_original
+            FROM {_FROM} WHERE job.id = ANY(:ids)
+            """
+        ),
+        {"ids": ids},
+    )
+    return [FailedJob(**row._mapping) for row in rows]
+
+
+def _page(where: Filter, begin: tuple[datetime, UUID] | None, limit: int) -> tuple[Any, dict[str, Any]]:
+    """Return the statement and its parameters.
+
+    One branch for each status, and each fingerprint, because an index has those of one in order: each takes as many as
+    a page has, and the newest of all are the page.
+    """
+    condition, parameters = where.where()
+    parameters |= {"limit": limit}
+    statuses: tuple[str | None, ...] = where.status or STATUSES
+    fingerprints: tuple[str | None, ...] = where.fingerprint or (None,)
+    if where.ids or len(statuses) * len(fingerprints) > _BRANCHES:
+        statuses = fingerprints = (None,)
+    # The index of details has their order as well.
+    table, key = ("details", "failed_job_id") if where.fingerprint else ("job", "id")
+    joined = _FROM.replace("LEFT JOIN", "JOIN") if where.fingerprint else "worker_failed_jobs job"
+    branches = []
+    for status in statuses:
+        for n, fingerprint in enumerate(fingerprints):
+            one = [condition]
+            if status is not None:
+                # A word of ours.
+                one.append(f"{table}.status = '{status}'")
+            if fingerprint is not None:
+                one.append(f"details.fingerprint = :fingerprint_{n}")
+                parameters[f"fingerprint_{n}"] = fingerprint
+            if begin is not None:
+                one.append(f"{table}.failed_at <= :at AND ({table}.failed_at, {table}.{key}) < (:at, :before)")
+                parameters |= {"at": begin[0], "before": begin[1]}
+            branches.append(
+                f"(SELECT {table}.{key} AS id, {table}.failed_at FROM {joined} WHERE {' AND '.join(one)}"
+                f" ORDER BY {table}.failed_at DESC, {table}.{key} DESC LIMIT :limit)"
+            )
+    statement = f"""
+        SELECT {_SUMMARY}
+        FROM ({" UNION ALL ".join(branches)} ORDER BY failed_at DESC, id DESC LIMIT :limit) found
+        JOIN worker_failed_jobs job USING (id)
+        LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+        ORDER BY found.failed_at DESC, found.id DESC
+    """
+    return text(statement), parameters
+
+
+def _key(job: FailedJobSummary) -> str:
+    return f"{job.failed_at.isoformat()}~{job.id}"
+
+
+def _parse(after: str) -> tuple[datetime, UUID]:
+    at, _, job_id = after.partition("~")
+    try:
+        return datetime.fromisoformat(at), UUID(job_id)
+    except ValueError:
+        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}") from None
