@@ -127,7 +127,9 @@ def _take_away(admin: psycopg.Connection) -> None:
 
 def _show(title: str, figures: dict[str, Figures]) -> None:
     everything = next(iter(figures.values()))
-    table = Table("variant", "per second", "lowest", "highest", "ratio", "WAL each, kB", "slowest batch, ms", title=title)
+    table = Table(
+        "variant", "per second", "lowest", "highest", "ratio", "WAL each, kB", "slowest batch, ms", title=title
+    )
     for name, each in figures.items():
         per_second = median(each.per_second)
         table.add_row(

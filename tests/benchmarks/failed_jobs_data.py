@@ -44,18 +44,25 @@ _KINDS = (
     (
         "database_error",
         "sqlalchemy.exc.OperationalError",
-        "(psycopg.OperationalError) connection to server at \"10.4.{byte}.17\", port 5432 failed: Connection refused"
+        '(psycopg.OperationalError) connection to server at "10.4.{byte}.17", port 5432 failed: Connection refused'
         " while reading campaign {campaign} of order {order}",
     ),
     ("validation_error", "ValueError", "window of campaign {campaign} ends before it begins: {uuid}"),
     ("validation_error", "KeyError", "'revenue_cents' of order {order}"),
-    ("upstream_error", "httpx.HTTPStatusError", "Server error '502 Bad Gateway' for url 'https://api.example.com/"
-     "v2/orders/{uuid}?campaign={campaign}'"),
+    (
+        "upstream_error",
+        "httpx.HTTPStatusError",
+        "Server error '502 Bad Gateway' for url 'https://api.example.com/v2/orders/{uuid}?campaign={campaign}'",
+    ),
     ("rate_limited", "openai.RateLimitError", "Error code: 429 - request {uuid} of campaign {campaign} was throttled"),
     ("timeout", "dramatiq.middleware.time_limit.TimeLimitExceeded", ""),
     ("application_error", "shop.errors.NotReconciled", "order {order} differs by {byte} cents from what was booked"),
-    ("database_error", "sqlalchemy.exc.IntegrityError", "(psycopg.errors.UniqueViolation) duplicate key value violates"
-     " unique constraint \"orders_pkey\" DETAIL: Key (id)=({uuid}) already exists."),
+    (
+        "database_error",
+        "sqlalchemy.exc.IntegrityError",
+        "(psycopg.errors.UniqueViolation) duplicate key value violates"
+        ' unique constraint "orders_pkey" DETAIL: Key (id)=({uuid}) already exists.',
+    ),
     ("unknown", "RuntimeError", "unexpected state of {uuid}"),
     ("expired", "middleware.errors.MessageExpired", "message {uuid} is older than its max_age"),
     ("configuration_error", "db.errors.ConfigurationError", "no model is configured for campaign {campaign}"),
@@ -153,7 +160,9 @@ def failures(count: int, tenant_id: UUID) -> list[Failure]:
                 last_retry_at=now,
                 correlation_id=message_id,
                 failed_at=now,
-                original=b'{"queue_name":"%s","message_id":"%s"}' % (shape.queue.encode(), str(message_id).encode()) * 5,
+                original=b'{"queue_name":"%s","message_id":"%s"}'
+                % (shape.queue.encode(), str(message_id).encode())
+                * 5,
                 fingerprint=shape.fingerprint,
                 title=shape.title,
                 place=shape.place,
