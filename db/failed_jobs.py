@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from loguru import logger
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from db.errors import RowLocked
+from db.failed.originals import as_kept
 from db.failures import Failure
 from db.session import rebind, transaction
 from db.tenancy import tenant_context
@@ -42,18 +44,14 @@ _COLUMNS: Final = tuple(_TYPES)
 # json, because a jsonb holds no more than 256 MiB.
 _GIVEN: Final = (
     "json_to_recordset(CAST(:failures AS json)) AS given (id uuid, delivery_id varchar, original text,"
-    " original_key text, fingerprint varchar, title text, place text, attempts jsonb, "
+    " fingerprint varchar, title text, place text, attempts jsonb, "
     + ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
     + ")"
 )
 
 _KEPT: Final = """
     INSERT INTO worker_failed_job_originals (failed_job_id, tenant_id, original)
-    SELECT id, tenant_id, CASE
-        WHEN original_key IS NULL THEN decode(original, 'base64')
-        ELSE convert_to('dramaturg-sealed:' || original_key || ':', 'UTF8') || decode(original, 'base64')
-    END
-    FROM new WHERE original IS NOT NULL
+    SELECT id, tenant_id, decode(original, 'base64') FROM new WHERE original IS NOT NULL
     ON CONFLICT DO NOTHING
 """
 
@@ -236,6 +234,9 @@ def _bare(failure: Failure) -> Failure:
         task_kwargs=None,
         error_message="(not recordable; see the worker's log)",
         traceback=None,
+        title=None,
+        place=None,
+        attempts=None,
     )
 
 
@@ -257,7 +258,7 @@ def _write_locked(failures: Sequence[Failure], before_commit: Callable[[], objec
         return []
     ids: dict[int, UUID] = {}
     # In one order, whoever writes: two that held what the other waits for would wait for ever.
-    in_order = sorted(range(len(failures)), key=lambda n: (str(failures[n].tenant_id), failures[n].task_id))
+    in_order = sorted(range(len(failures)), key=lambda n: _lock_order(failures[n]))
     bound = failures[in_order[0]].tenant_id
     correlation_id = failures[0].correlation_id if len(failures) == 1 else None
     with tenant_context(bound, correlation_id), transaction(lock_timeout_ms=WAIT_FOR_ROW) as session:
@@ -270,6 +271,11 @@ def _write_locked(failures: Sequence[Failure], before_commit: Callable[[], objec
             ids.update(zip(of_tenant, _of_one_tenant(session, [failures[n] for n in of_tenant]), strict=True))
         before_commit()
     return [ids[n] for n in range(len(failures))]
+
+
+def _lock_order(failure: Failure) -> tuple[bool, str, str]:
+    # As Postgres sorts tenants: null last.
+    return failure.tenant_id is None, str(failure.tenant_id), failure.task_id
 
 
 def _of_one_tenant(session: Session, failures: list[Failure]) -> list[UUID]:
@@ -289,7 +295,14 @@ def _insert(session: Session, failures: Iterable[tuple[UUID, Failure]]) -> set[U
 
 
 def _json(failures: Iterable[tuple[UUID, Failure]]) -> str:
-    return json.dumps([{"id": str(row_id), **failure.as_json()} for row_id, failure in failures])
+    return json.dumps([_given(row_id, failure) for row_id, failure in failures])
+
+
+def _given(row_id: UUID, failure: Failure) -> dict[str, Any]:
+    given = {**failure.as_json(), "id": str(row_id)}
+    if failure.original is not None:
+        given["original"] = b64encode(as_kept(failure.original, failure.original_key)).decode("ascii")
+    return given
 
 
 def _settle(session: Session, failure: Failure) -> UUID:

@@ -207,7 +207,7 @@ class FailedJobEvent(Base):
         _OURS,
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     #: None where it concerns no single row.
     failed_job_id: Mapped[UUID | None]
     tenant_id: Mapped[UUID | None]
