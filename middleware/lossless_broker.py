@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from middleware.deliveries import Delivery, Entry, NotToRun
 from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
+from middleware.keeper import kept, why_not_kept
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Scripts
 from middleware.process_facts import process_facts
@@ -80,6 +81,7 @@ class LosslessBroker(RedisBroker):
       spool_limit: Failures that may wait in Redis while Postgres is away, before workers wait.
       max_starts: Starts of a message that end with the loss of its worker, after which it is not started again.
       worker_name: Names this process to whoever finds it gone.
+      keeper: Whether a process that ``dramatiq`` starts gets a parent that says how it ends: :mod:`middleware.keeper`.
 
     Attributes:
       spool: Those failures.
@@ -99,17 +101,20 @@ class LosslessBroker(RedisBroker):
         spool_limit: int = SPOOL_LIMIT,
         max_starts: int = MAX_STARTS,
         worker_name: str | None = None,
+        keeper: bool = True,
     ) -> None:
         super().__init__(client=client, middleware=middleware, namespace=namespace)
         self.waiting_client = waiting_client
         self._lease_client = lease_client
         self._stopping = False
+        self._keeper = keeper
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
         self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
+        self._run_in_time = Scripts(lease_client or client, namespace)
         self._heartbeat = Heartbeat(
-            Scripts(lease_client or client, namespace),
+            self._run_in_time,
             self.broker_id,
             lease=lease,
             grace=GRACE,
@@ -295,10 +300,21 @@ class LosslessBroker(RedisBroker):
             return
         elif signal == "ack" and args[0].failed:
             super().emit_after("nack", *args, **kwargs)
+        elif signal == "process_boot" and self._keeper:
+            self._boot_kept()
         else:
             super().emit_after(signal, *args, **kwargs)
             if signal == "worker_thread_boot":
                 catch_what_escapes(args[0], partial(self._caught, args[0]))
+
+    def _boot_kept(self) -> None:
+        """Boot in a child of this process, which stays behind as its keeper, where that can be."""
+        why_not = why_not_kept()
+        with nullcontext() if why_not else kept(partial(self._run_in_time, "obituary", self.broker_id)):
+            super().emit_after("process_boot")
+        if why_not:
+            # Only now is it known where to log.
+            logger.warning("how this process ends will be seen by nobody of ours: {}", why_not)
 
     def _after_process(self, message: Delivery, **kwargs: Any) -> None:
         # Retries, callbacks, pipelines and groups enqueue here.
