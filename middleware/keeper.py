@@ -54,8 +54,8 @@ def kept(tell: Callable[[str], object]) -> Iterator[None]:
     """Fork: the child goes on into the ``with`` block as the worker process, the parent stays behind as its keeper.
 
     The keeper passes on the signals that it gets, and ends as the worker has ended: with the same status, or by the
-    same signal. If it is killed itself, or its own parent is, the worker is told to stop. Signals that come before the
-    end of the block wait for it, so that those who handle them can be installed in there.
+    same signal. If it is killed itself, or its own parent is, the worker is told to stop. Signals to stop that come
+    before the end of the block wait for it, so that those who handle them can be installed in there.
 
     Arguments:
       tell: Called in the keeper when the worker ended by itself, and not well; with JSON: its ``status``, or minus the
@@ -70,6 +70,7 @@ def kept(tell: Callable[[str], object]) -> Iterator[None]:
     worker = os.fork()
     if worker:
         _keep(worker, parent, tell)
+    signal.pthread_sigmask(signal.SIG_SETMASK, {*before, *STOPS})
     _end_with(keeper)
     try:
         yield
