@@ -44,6 +44,9 @@ def why_not_kept() -> str | None:
         return "gevent is in use"
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         return "what was imported has started threads, with which a process cannot be forked safely"
+    with suppress(OSError):
+        if Path(f"/proc/self/task/{os.getpid()}/children").read_text().strip():
+            return "what was imported has started processes, which would lose their parent"
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         return "SIGCHLD is ignored"
     return None

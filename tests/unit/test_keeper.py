@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 #: What Dramatiq's main process does: start a child of multiprocessing, which becomes the keeper, and see how it ends.
 PROGRAM = """
-import ctypes, multiprocessing, os, signal, sys, threading, time
+import multiprocessing, os, signal, subprocess, sys, threading, time
 from middleware.keeper import kept, why_not_kept
 
 def tell(said):
@@ -47,6 +48,11 @@ if sys.argv[1] == "threads":
     def child(work, child=child):
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         child(work)
+if sys.argv[1] == "processes":
+    def child(work, child=child):
+        with subprocess.Popen(["sleep", "60"]) as other:
+            child(work)
+            other.kill()
 if sys.argv[1] == "SIGCHLD":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 process = multiprocessing.Process(target=child, args=(sys.argv[1],))
@@ -64,7 +70,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="keepers are for
 def run(*arguments: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
-        env={"PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -96,6 +102,10 @@ def test_signals_wait_until_the_worker_has_booted() -> None:
 
 def test_a_process_with_threads_is_not_forked() -> None:
     assert "has started threads" in run("threads")[0]
+
+
+def test_nor_one_with_children() -> None:
+    assert "has started processes" in run("processes")[0]
 
 
 def test_nor_one_whose_children_nobody_may_wait_for() -> None:
