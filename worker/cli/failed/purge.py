@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from db.failed import Filter, InvalidFilter
+from db.failed.batches import Swept
 from db.failed.expiry import expire
-from db.failed.removal import Swept
 from db.failed.removal import forget as forget_payloads
 from db.failed.removal import purge as purge_jobs
 from worker.cli.common import fail
