@@ -18,6 +18,7 @@ from dramatiq.brokers.redis import RedisBroker
 from tests.servers import Cluster, Database, running_redis
 from worker.broker import make_broker
 from worker.check import Finding, Status, check_deployment
+from worker.queue_admin import pause, resume
 from worker.queues import Queue
 from worker.settings import Settings
 
@@ -78,6 +79,7 @@ def test_a_good_deployment_is_green(environment: dict[str, str]) -> None:
         "clock",
         "dramatiq",
         "postgres.connections",
+        "postgres.history",
         "postgres.migrations",
         "postgres.rights",
         "postgres.role",
@@ -102,6 +104,24 @@ def test_it_leaves_nothing_behind(environment: dict[str, str], good_redis: str, 
         before = set(client.keys())
         check(environment, tmp_path)
         assert set(client.keys()) == before
+
+
+# --- Postgres: history ------------------------------------------------------------------------------
+
+
+def test_a_trigger_that_is_disabled_is_an_error(
+    environment: dict[str, str], database: Database, tmp_path: Path
+) -> None:
+    run(database.owner_url, "ALTER TABLE worker_failed_jobs DISABLE TRIGGER worker_failed_jobs_changed")
+    found = only(environment, tmp_path)
+    assert (found.name, found.status) == ("postgres.history", Status.ERROR)
+    assert "worker_failed_jobs_changed" in found.found
+
+
+def test_text_without_an_index_is_a_warning(environment: dict[str, str], database: Database, tmp_path: Path) -> None:
+    run(database.owner_url, "DROP INDEX idx_worker_failed_jobs_text")
+    found = only(environment, tmp_path)
+    assert (found.name, found.status) == ("postgres.text-index", Status.WARNING)
 
 
 # --- Postgres: who ----------------------------------------------------------------------------------
@@ -421,6 +441,22 @@ def test_messages_that_nobody_consumes(
     with closing(make_broker(settings)) as broker:
         broker.consume("emails")
         assert "emails" not in only({**environment, "EXTRA_QUEUES": "emails"}, tmp_path).found
+
+
+def test_a_queue_that_is_paused(environment: dict[str, str], durable_redis: str, tmp_path: Path) -> None:
+    send(durable_redis, "llm")
+    with closing(redis.Redis.from_url(durable_redis)) as client:
+        pause(client, "llm", by="ann", reason="broken")
+        found = only(environment, tmp_path)
+        assert (found.name, found.status, found.advice) == (
+            "queues.paused",
+            Status.WARNING,
+            "worker queues resume llm",
+        )
+        assert found.found.startswith("llm has been paused since ")
+        assert found.found.endswith(" UTC by ann (broken), messages in it: 1")
+        resume(client, "llm", by="ann")
+        assert wrong(environment, tmp_path) == []
 
 
 def test_no_worker_at_all(environment: dict[str, str], durable_redis: str, tmp_path: Path) -> None:
