@@ -1,7 +1,7 @@
 """Rows removed per second, by rules and by hand, the longest that a batch holds its groups, and the memory it takes;
 and what failures that are recorded meanwhile, into the same groups, feel of it.
 
-Run with a number of rows: ``python -m tests.benchmarks.retention 1000000``.
+With a number of rows, and what to do, if not all: ``python -m tests.benchmarks.retention 1000000 expire``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from db.session import operator_transaction
 from tests.servers import Database, running_cluster
 
 ROWS = 100_000
+ALL = ("expire", "purge", "forget", "off-board", "expire while 4 threads record")
 TENANTS, ACTORS = 200, 500
 
 FILL = """
@@ -155,15 +156,15 @@ def child(what: str) -> None:
     )
 
 
-def main(rows: int) -> None:
-    """Run all and print the table."""
+def main(rows: int, *chosen: str) -> None:
+    """Run those that are chosen, or all, and print the table."""
     from worker import migrate
 
     durable = {"fsync": "on", "synchronous_commit": "on"}
     figures: dict[str, dict[str, float | None]] = {}
     with running_cluster(durable) as cluster, cluster.database() as database:
         migrate.upgrade(database.owner_url)
-        for what in ("expire", "purge", "forget", "off-board", "expire while 4 threads record"):
+        for what in chosen or ALL:
             fill(database, rows)
             command = [sys.executable, "-m", "tests.benchmarks.retention", "child", what]
             environment = {**os.environ, **database.environment()}
@@ -181,4 +182,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
         child(sys.argv[2])
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else ROWS)
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else ROWS, *sys.argv[2:])
