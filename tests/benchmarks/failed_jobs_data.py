@@ -71,11 +71,8 @@ _KINDS = (
     ("undecodable", "middleware.errors.Undecodable", "Expecting value: line 1 column {byte} (char {byte})"),
     ("worker_lost", "middleware.errors.WorkerLost", "the process that ran order {order} was killed"),
 )
-_WORDS = (
-    "load apply merge share allocate fetch parse convert reconcile book split collect notify enrich score render "
-    "sync import export price ship refund settle rank dedupe"
-).split()
-_NOUNS = "window order campaign invoice touch visitor ledger feed report batch payment customer channel budget".split()
+_WORDS = ["load", "apply", "merge", "share", "allocate", "fetch", "parse", "convert", "reconcile", "book", "split", "collect", "notify", "enrich", "score", "render", "sync", "import", "export", "price", "ship", "refund", "settle", "rank", "dedupe"]
+_NOUNS = ["window", "order", "campaign", "invoice", "touch", "visitor", "ledger", "feed", "report", "batch", "payment", "customer", "channel", "budget"]
 
 
 @dataclass(frozen=True, slots=True)

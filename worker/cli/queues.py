@@ -1,4 +1,4 @@
-"""``worker queues list | pause | resume | purge``, which ask Redis alone."""
+"""``worker queues list | pause | resume | purge``, which ask Redis alone, but for the history of what they do."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from dramatiq.errors import ConnectionClosed
 from rich.table import Table
 from rich.text import Text
 
+from worker.cli.audit import keep_event, keep_event_if_possible
 from worker.cli.common import console, explained, fail, tenant_argument
 from worker.cli.operator import By, operator_name
 from worker.cli.text import counted
-from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, log_event, pause, purge, resume
+from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, pause, purge, resume
 from worker.redis_client import make_redis
 from worker.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
 
-#: Who is told of what operators do here.
-audit: Audit = log_event
+#: Who is told of what operators do here, and of what cannot be undone.
+audit: Audit = keep_event_if_possible
+strict_audit: Audit = keep_event
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; others are shown it.")]
@@ -113,7 +115,7 @@ def purge_(
             actor=actor,
             namespace=settings.redis_namespace,
             before_removal=lambda found: None if yes else _confirm(found[0], tenant_id, actor),
-            audit=audit,
+            audit=strict_audit,
         )
     if as_json:
         typer.echo(json.dumps(_counts(removed)))
