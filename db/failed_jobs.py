@@ -149,7 +149,8 @@ _REOPEN = text(
     ),
     left_behind AS (
         UPDATE worker_failed_job_groups old SET {", ".join(f"{s} = old.{s} - CAST(:{s} AS int)" for s in _OPEN)}
-        FROM new WHERE old.fingerprint = :leaves AND old.tenant_id IS NOT DISTINCT FROM new.tenant_id
+        FROM new WHERE old.fingerprint = :leaves
+          AND (old.tenant_id = new.tenant_id OR (old.tenant_id IS NULL AND new.tenant_id IS NULL))
     ),
     grouped AS ({_GROUPED.format(**{s: f"CAST(:{s} AS int)" for s in _OPEN})}),
     kept AS ({_KEPT}),

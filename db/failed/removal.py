@@ -17,6 +17,8 @@ from db.failed.batches import (
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked
 from db.failed.filters import Filter, InvalidFilter, spelled_out
 
+__all__ = ["Swept", "forget", "purge"]
+
 
 def purge(
     begin: Begin,
