@@ -50,7 +50,7 @@ class FailedJob(Base):
         ),
         CheckConstraint("retry_count >= 0", name="ck_worker_failed_jobs_retry_count_positive"),
         Index("idx_worker_failed_jobs_status", "status", "failed_at"),
-        Index("idx_worker_failed_jobs_task_name", "task_name"),
+        Index("idx_worker_failed_jobs_task_name", "task_name", "failed_at"),
         Index("idx_worker_failed_jobs_task_id", "task_id"),
         Index("idx_worker_failed_jobs_tenant_id", "tenant_id", "failed_at"),
         Index("idx_worker_failed_jobs_correlation_id", "correlation_id"),
@@ -204,6 +204,11 @@ class FailedJobEvent(Base):
         Index("idx_worker_failed_job_events_failed_job_id", "failed_job_id"),
         Index("idx_worker_failed_job_events_tenant_id", "tenant_id", "happened_at"),
         Index("idx_worker_failed_job_events_happened_at", "happened_at"),
+        Index(
+            "idx_worker_failed_job_events_audit",
+            "id",
+            postgresql_where=text("event NOT IN ('captured', 'failed_again')"),
+        ),
         _OURS,
     )
 

@@ -7,17 +7,18 @@ what fails meanwhile moves no row to another page.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from db.failed.filters import Filter, InvalidFilter, spelled_out
+from db.failed.filters import SEARCHED, Filter, InvalidFilter, contains, spelled_out
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
+from db.models import TEXT_INDEX
 
 #: Jobs of a page, at most.
 PAGE_AT_MOST: Final = 1_000
@@ -25,6 +26,9 @@ PAGE_AT_MOST: Final = 1_000
 MESSAGE_IN_LIST: Final = 500
 #: Statuses times fingerprints that are looked for one by one, each in order; beyond, all are sorted.
 _BRANCHES: Final = 64
+#: Newest jobs in which a text is looked for before its index is asked; without one, how many at once at most.
+LOOKED_AT: Final = 5_000
+LOOKED_AT_MOST: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,10 @@ def find(session: Session, where: Filter, *, after: str | None = None, limit: in
         raise InvalidFilter(f"limit must be 1 to {PAGE_AT_MOST}, not {limit!r}")
     where = spelled_out(session, where)
     begin = _parse(after) if after is not None else None
-    rows = session.execute(*_page(where, begin, limit + 1)).all()
+    if where.text is None:
+        rows = list(session.execute(*_summaries(*_newest(where, begin, limit + 1))))
+    else:
+        rows = _containing(session, where, begin, limit + 1)
     jobs = [FailedJobSummary(**row._mapping) for row in rows[:limit]]
     return Page(jobs, _key(jobs[-1]) if len(rows) > limit else None)
 
@@ -193,11 +200,82 @@ def _get_all(session: Session, ids: list[UUID]) -> list[FailedJob]:
     return [FailedJob(**row._mapping) for row in rows]
 
 
-def _page(where: Filter, begin: tuple[datetime, UUID] | None, limit: int) -> tuple[Any, dict[str, Any]]:
-    """Return the statement and its parameters.
+#: Where a page begins: what it comes after.
+_Begin = tuple[datetime, UUID] | None
+
+
+def _containing(session: Session, where: Filter, begin: _Begin, limit: int) -> list[Row[Any]]:
+    """Return the newest jobs with a text.
+
+    Postgres cannot know in how many rows a text is, and takes each for rare: one that is in a third of a million rows
+    it would gather from all of them. So the text is looked for in the newest jobs first. If those do not suffice it is
+    not in every hundredth, and its index gives the rest, unless there is none or this role may not use it: the index
+    would look at other tenants' rows. Then it is looked for further back.
+    """
+    others, found, looked_at = replace(where, text=None), list[Row[Any]](), LOOKED_AT
+    while True:
+        newest, parameters = _newest(others, begin, looked_at)
+        # OFFSET 0: otherwise Postgres would take its index here as well.
+        statement = f"""
+            WITH newest AS MATERIALIZED ({newest})
+            SELECT newest.id, newest.failed_at
+            FROM newest CROSS JOIN LATERAL (
+                SELECT {SEARCHED} AS searched FROM worker_failed_jobs job WHERE job.id = newest.id OFFSET 0
+            ) one
+            WHERE one.searched ILIKE :text ORDER BY newest.failed_at DESC, newest.id DESC LIMIT :wanted
+        """
+        parameters |= {"text": contains(where.text or ""), "wanted": limit - len(found)}
+        found += session.execute(*_summaries(statement, parameters))
+        if len(found) == limit:
+            return found
+        last = session.execute(
+            text(f"SELECT failed_at, id, count(*) OVER () AS jobs FROM ({newest}) each ORDER BY failed_at, id LIMIT 1"),
+            {name: value for name, value in parameters.items() if name not in {"text", "wanted"}},
+        ).first()
+        if last is None or last.jobs < looked_at:
+            return found
+        begin = last.failed_at, last.id
+        if session.execute(_TEXT_IS_INDEXED).scalar_one():
+            session.execute(_REMEMBER_ROWS)
+            return found + list(session.execute(*_summaries(*_indexed(where, begin, limit - len(found)))))
+        looked_at = min(2 * looked_at, LOOKED_AT_MOST)
+
+
+_TEXT_IS_INDEXED: Final = text(
+    f"""
+    SELECT to_regclass('{TEXT_INDEX}') IS NOT NULL AND EXISTS (
+        SELECT FROM pg_roles WHERE rolname = 'app_operator' AND pg_has_role(oid, 'USAGE')
+    )
+    """
+)
+# With less it remembers pages instead of rows, and looks at each row of those. Until the transaction ends.
+_REMEMBER_ROWS: Final = text(
+    "SELECT set_config('work_mem', '64MB', true)"
+    " WHERE pg_size_bytes(current_setting('work_mem')) < pg_size_bytes('64MB')"
+)
+
+
+def _indexed(where: Filter, begin: tuple[datetime, UUID], limit: int) -> tuple[str, dict[str, Any]]:
+    """Return what gives the keys of the newest jobs with a text from its index, all in one, and its parameters."""
+    condition, parameters = where.where()
+    # OFFSET 0: otherwise Postgres might go through them in order until it has a page, and that may be all there are.
+    return (
+        f"""
+        SELECT id, failed_at FROM (
+            SELECT job.id, job.failed_at FROM {_FROM if where.fingerprint else "worker_failed_jobs job"}
+            WHERE {condition} AND job.failed_at <= :at AND (job.failed_at, job.id) < (:at, :before) OFFSET 0
+        ) matching
+        ORDER BY failed_at DESC, id DESC LIMIT :limit
+        """,
+        {**parameters, "at": begin[0], "before": begin[1], "limit": limit},
+    )
+
+
+def _newest(where: Filter, begin: _Begin, limit: int) -> tuple[str, dict[str, Any]]:
+    """Return what gives the keys of the newest jobs, and its parameters.
 
     One branch for each status, and each fingerprint, because an index has those of one in order: each takes as many as
-    a page has, and the newest of all are the page.
+    are wanted, of which the newest are.
     """
     condition, parameters = where.where()
     parameters |= {"limit": limit}
@@ -226,12 +304,17 @@ def _page(where: Filter, begin: tuple[datetime, UUID] | None, limit: int) -> tup
                 f"SELECT * FROM (SELECT {table}.{key} AS id, {table}.failed_at FROM {joined} WHERE {' AND '.join(one)}"
                 f" ORDER BY {table}.failed_at DESC, {table}.{key} DESC LIMIT :limit) branch_{len(branches)}"
             )
+    return (
+        f"SELECT id, failed_at FROM ({' UNION ALL '.join(branches)}) branches"
+        " ORDER BY failed_at DESC, id DESC LIMIT :limit"
+    ), parameters
+
+
+def _summaries(keys: str, parameters: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the statement that shows the jobs whose keys a statement gives, and its parameters."""
     statement = f"""
         SELECT {_SUMMARY}
-        FROM (
-            SELECT id, failed_at FROM ({" UNION ALL ".join(branches)}) newest
-            ORDER BY failed_at DESC, id DESC LIMIT :limit
-        ) found
+        FROM ({keys}) found
         JOIN worker_failed_jobs job USING (id)
         LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
         ORDER BY found.failed_at DESC, found.id DESC

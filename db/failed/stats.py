@@ -56,6 +56,9 @@ class Stats:
 
 
 _OPEN: Final = "pending + in_progress"
+#: Kinds of lines: GROUPING has a bit for each name that a line is not for.
+_TOTAL: Final = 0b11111
+_GROUPS: Final = 0b11110
 _NAMES: Final = {"by_queue": "queue", "by_error_type": "error_type", "by_actor": "task_name", "by_tenant": "tenant_id"}
 
 
@@ -75,21 +78,31 @@ def stats(session: Session, where: Filter, *, now: datetime) -> Stats:
     rows = session.execute(
         text(
             f"""
-            WITH counted AS MATERIALIZED ({source})
-            SELECT
-                GROUPING(queue, error_type, task_name, tenant_id) AS kind, queue, error_type, task_name, tenant_id,
-                {", ".join(f"CAST(coalesce(sum({s}), 0) AS bigint) AS {s}" for s in STATUSES)},
-                count(DISTINCT fingerprint) FILTER (WHERE {_OPEN} > 0) AS open_groups,
-                count(DISTINCT fingerprint) FILTER (WHERE {_OPEN} > 0 AND regressed) AS regressed_groups
-            FROM counted
-            GROUP BY GROUPING SETS ((), (queue), (error_type), (task_name), (tenant_id))
+            WITH summed AS (
+                -- Nothing of it is DISTINCT, so all of it is hashed and nothing sorted.
+                SELECT
+                    GROUPING(queue, error_type, task_name, tenant_id, fingerprint) AS kind,
+                    queue, error_type, task_name, tenant_id, fingerprint,
+                    {", ".join(f"CAST(coalesce(sum({s}), 0) AS bigint) AS {s}" for s in STATUSES)},
+                    bool_or(regressed AND {_OPEN} > 0) AS regressed
+                FROM ({source}) counted
+                GROUP BY GROUPING SETS ((), (queue), (error_type), (task_name), (tenant_id), (fingerprint))
+            )
+            SELECT kind, queue, error_type, task_name, tenant_id, {", ".join(STATUSES)},
+                0 AS open_groups, 0 AS regressed_groups
+            FROM summed WHERE kind NOT IN ({_TOTAL}, {_GROUPS})
+            UNION ALL
+            SELECT {_TOTAL}, NULL, NULL, NULL, NULL,
+                {", ".join(f"max({s}) FILTER (WHERE kind = {_TOTAL})" for s in STATUSES)},
+                count(fingerprint) FILTER (WHERE kind = {_GROUPS} AND {_OPEN} > 0),
+                count(fingerprint) FILTER (WHERE kind = {_GROUPS} AND regressed)
+            FROM summed WHERE kind IN ({_TOTAL}, {_GROUPS})
             """
         ),
         parameters,
     ).all()
-    # GROUPING has a bit for each name that a line is not for.
-    total = next(row for row in rows if row.kind == 0b1111)
-    kinds = {"by_queue": 0b0111, "by_error_type": 0b1011, "by_actor": 0b1101, "by_tenant": 0b1110}
+    total = next(row for row in rows if row.kind == _TOTAL)
+    kinds = {"by_queue": 0b01111, "by_error_type": 0b10111, "by_actor": 0b11011, "by_tenant": 0b11101}
     wanted = where.status or STATUSES
     return Stats(
         by_status={s: getattr(total, s) if s in wanted else 0 for s in STATUSES},
@@ -129,18 +142,20 @@ def _from_groups(where: Filter) -> tuple[str, dict[str, Any]]:
 
 def _from_rows(where: Filter) -> tuple[str, dict[str, Any]]:
     condition, parameters = where.where()
+    # Which are back is asked once they are counted, and by equality of both, which alone can be hashed.
     return (
         f"""
-        SELECT job.queue, job.error_type, job.task_name, job.tenant_id, details.fingerprint,
-            {", ".join(f"count(*) FILTER (WHERE job.status = '{s}') AS {s}" for s in STATUSES)},
-            EXISTS (
-                SELECT FROM worker_failed_job_groups own
-                WHERE own.fingerprint = details.fingerprint AND own.tenant_id IS NOT DISTINCT FROM job.tenant_id
-                  AND own.regressed_at IS NOT NULL
-            ) AS regressed
-        FROM worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
-        WHERE {condition}
-        GROUP BY job.queue, job.error_type, job.task_name, job.tenant_id, details.fingerprint
+        SELECT per_group.*, own.id IS NOT NULL AS regressed
+        FROM (
+            SELECT job.queue, job.error_type, job.task_name, job.tenant_id, details.fingerprint,
+                {", ".join(f"count(*) FILTER (WHERE job.status = '{s}') AS {s}" for s in STATUSES)}
+            FROM worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+            WHERE {condition}
+            GROUP BY job.queue, job.error_type, job.task_name, job.tenant_id, details.fingerprint
+        ) per_group
+        LEFT JOIN worker_failed_job_groups own
+          ON own.regressed_at IS NOT NULL AND own.fingerprint = per_group.fingerprint
+         AND coalesce(CAST(own.tenant_id AS text), '') = coalesce(CAST(per_group.tenant_id AS text), '')
         """
     ), parameters
 

@@ -30,7 +30,7 @@ COUNTS = {1: 300, 8: 800, 100: 2_000}
 ROUNDS = 5
 
 _TEXT = "idx_worker_failed_jobs_text"
-_JOBS = ("correlation_id", "error_type", "exception_class")
+_JOBS = ("correlation_id", "error_type", "exception_class", "task_name", "tenant_id")
 #: What is switched off: indexes by name, or the triggers.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "all": (),
@@ -38,7 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     **{f"no index on {name}": (f"idx_worker_failed_jobs_{name}",) for name in _JOBS},
     "no index on details": ("idx_worker_failed_job_details_group",),
     "no indexes on events": tuple(
-        f"idx_worker_failed_job_events_{name}" for name in ("failed_job_id", "tenant_id", "happened_at")
+        f"idx_worker_failed_job_events_{name}" for name in ("failed_job_id", "tenant_id", "happened_at", "audit")
     ),
     "no index on groups": ("idx_worker_failed_job_groups_tenant_id",),
     "no triggers": ("triggers",),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,7 +39,8 @@ PAGE, DEEP = 50, 1_000
 #: Milliseconds, by the first word of a case.
 TARGETS = {"page": 50.0, "text": 500.0, "groups": 300.0, "stats": 300.0}
 
-Search = Callable[[Session], object]
+#: Does it, and returns what it found.
+Search = Callable[[Session], Sized]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,10 @@ def _uuid(text: str) -> UUID:
 def cases(session_: Session, now: datetime, deep: bool) -> Iterator[tuple[str, Search]]:
     """Give each case's name and what it does. Keys of later pages are found before it is timed."""
     for name, where in filters(now).items():
-        yield f"page 1, {name}", lambda s, where=where: find(s, where, limit=PAGE).jobs
+        yield f"page 1, {name}", _page(where)
         after, page = _key_of(session_, where) if deep else (None, 0)
         if after is not None:
-            yield (
-                f"page {page:,}, {name}",
-                lambda s, where=where, after=after: find(s, where, after=after, limit=PAGE).jobs,
-            )
+            yield f"page {page:,}, {name}", _page(where, after)
     day, month = now - timedelta(days=1), now - timedelta(days=30)
     texts = {name: str(_uuid(f"customer {t[4:]}")) if t.startswith("md5:") else t for name, t in TEXTS.items()}
     asked: dict[str, Filter] = {name: Filter(text=text) for name, text in texts.items() if len(text) > 2}
@@ -134,7 +132,7 @@ def cases(session_: Session, now: datetime, deep: bool) -> Iterator[tuple[str, S
         "middling + since 1 day": Filter(text=texts["middling, 0.1 %"], since=day),
     }
     for name, where in asked.items():
-        yield f"text, {name}", lambda s, where=where: find(s, where, limit=PAGE).jobs
+        yield f"text, {name}", _page(where)
     for name, where in {
         "everything": Filter(),
         "pending": Filter(status=("pending",)),
@@ -146,7 +144,7 @@ def cases(session_: Session, now: datetime, deep: bool) -> Iterator[tuple[str, S
         "text, common": Filter(text=common),
         "correlation id": Filter(correlation_id=_uuid("work 777")),
     }.items():
-        yield f"groups, {name}", lambda s, where=where: find_groups(s, where)[0]
+        yield f"groups, {name}", _groups(where)
     for name, where in {
         "everything": Filter(),
         "pending": Filter(status=("pending",)),
@@ -156,7 +154,7 @@ def cases(session_: Session, now: datetime, deep: bool) -> Iterator[tuple[str, S
         "since 30 days": Filter(since=month),
         "text, rare": Filter(text=rare),
     }.items():
-        yield f"stats, {name}", lambda s, where=where: stats(s, where, now=now).by_actor
+        yield f"stats, {name}", _stats(where, now)
     for name, where in {
         "everything": Filter(),
         "pending": Filter(status=("pending",)),
@@ -164,13 +162,29 @@ def cases(session_: Session, now: datetime, deep: bool) -> Iterator[tuple[str, S
         "pending + error type": Filter(status=("pending",), error_type=("database_error",)),
         "text, rare": Filter(text=rare),
     }.items():
-        yield f"count, {name}", lambda s, where=where: [None] * count(s, where)
+        yield f"count, {name}", _count(where)
     one = _uuid("row 100")
     yield "chain", lambda s: chain(s, _uuid("work 777"))
     yield "get", lambda s: [get(s, one)]
     yield "ids_beginning", lambda s: ids_beginning(s, str(one)[:8])
     yield "history", lambda s: history(s, one)
     yield "audit", audit
+
+
+def _page(where: Filter, after: str | None = None) -> Search:
+    return lambda s: find(s, where, after=after, limit=PAGE).jobs
+
+
+def _groups(where: Filter) -> Search:
+    return lambda s: find_groups(s, where)[0]
+
+
+def _stats(where: Filter, now: datetime) -> Search:
+    return lambda s: stats(s, where, now=now).by_actor
+
+
+def _count(where: Filter) -> Search:
+    return lambda s: range(count(s, where))
 
 
 def _key_of(session_: Session, where: Filter) -> tuple[str | None, int]:
@@ -193,7 +207,7 @@ def measure(begin: Callable[[], Any], now: datetime, *, deep: bool, explain: boo
             if only not in name:
                 continue
             milliseconds: list[float] = []
-            found: Any = []
+            found: Sized = ()
             while len(milliseconds) < ROUNDS and (len(milliseconds) < 3 or sum(milliseconds) < SECONDS * 1000):
                 with begin() as s:
                     start = time.perf_counter()
@@ -214,7 +228,7 @@ def _buffers(s: Session, search: Search, title: str | None) -> int:
     pages = 0
     for statement, parameters in statements:
         options = "ANALYZE, BUFFERS, SUMMARY OFF"
-        plan = s.connection().exec_driver_sql(f"EXPLAIN ({options}, FORMAT JSON) {statement}", parameters).scalar()
+        plan = s.connection().exec_driver_sql(f"EXPLAIN ({options}, FORMAT JSON) {statement}", parameters).scalar_one()
         pages += plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
         if title:
             for line in s.connection().exec_driver_sql(f"EXPLAIN ({options}) {statement}", parameters).scalars():

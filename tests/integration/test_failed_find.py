@@ -30,6 +30,7 @@ from db.failed import (
     iterate,
     largest_groups,
     moment,
+    search,
     stats,
 )
 from db.session import operator_transaction, transaction
@@ -185,6 +186,29 @@ def test_a_tenants_session_finds_its_own_alone_by_every_filter(database: Databas
     with tenant_context(None), transaction() as session:
         nobodys = [row["id"] for row in rows if row["tenant_id"] is None]
         assert [job.id for job in every_page(session, Filter(), 50)] == nobodys
+
+
+@pytest.mark.parametrize("looked_at", [1, 7, 40])
+def test_a_text_is_found_in_the_newest_jobs_and_in_all_before_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch, looked_at: int
+) -> None:
+    monkeypatch.setattr(search, "LOOKED_AT", looked_at)
+    monkeypatch.setattr(search, "LOOKED_AT_MOST", 2 * looked_at)
+    rows = record_at_random(database, 6, 80)
+    # The operator's role may use the index, a tenant's not; where there is none, neither.
+    for index in (True, False):
+        if not index:
+            with psycopg.connect(database.admin_url) as connection:
+                connection.execute("DROP INDEX idx_worker_failed_jobs_text")
+        for text in choices(rows)["text"]:
+            for more in (Filter(), Filter(status=("pending",)), Filter(fingerprint=("abcd0", "abcd1"))):
+                where = replace(more, text=text)
+                with operator_transaction() as session:
+                    wanted = [row["id"] for row in expected(rows, where)]
+                    assert [job.id for job in every_page(session, where, 4)] == wanted, (where, index)
+                with tenant_context(A), transaction() as session:
+                    own = [row["id"] for row in expected(rows, where) if row["tenant_id"] == A]
+                    assert [job.id for job in every_page(session, where, 4)] == own, (where, index)
 
 
 def test_pages_show_each_row_once_while_others_are_added_and_closed(database: Database) -> None:
