@@ -448,8 +448,12 @@ class TestTakenAway:
         first.actor(late, actor_name="test.shared")
         job = second.actor(done.set, actor_name="test.shared")
         sent = second.send(job)
-        with first.working():
+        with first.working() as worker:
             assert started.wait(15)
+            for consumer in worker.consumers.values():
+                # Else it might be the one to take the message again.
+                consumer.pause()
+                assert consumer.paused_event.wait(15)
             # Its maintenance takes the silent for dead, here at once.
             RedisBroker(client=client, maintenance_chance=1_000_000, heartbeat_timeout=0).do_qsize(QUEUE)
             with second.working():
