@@ -12,7 +12,21 @@ _send = ctypes.PyDLL(None).send
 _send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
 _send.restype = ctypes.c_ssize_t
 
+_recv = ctypes.PyDLL(None).recv
+_recv.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+_recv.restype = ctypes.c_ssize_t
+_peeked = ctypes.create_string_buffer(1)
+
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+def is_quiet(to: Any) -> bool:
+    """Tell whether there is nothing to be read, not even the end; of a socket that is not the kernel's, not known.
+
+    Arguments:
+      to: A socket on which nothing is ever to be read.
+    """
+    return type(to) is not socket.socket or _recv(to.fileno(), _peeked, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) < 0
 
 
 def send_at_once(to: Any, data: bytes) -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 import redis
 from loguru import logger
 
-from middleware.sending import send_at_once
+from middleware.sending import is_quiet, send_at_once
 
-#: Seconds between two looks whether a connection still stands, after which Redis is tried again, and between two
-#: complaints that starts cannot be noted.
-LOOK_EVERY, AGAIN_AFTER, COMPLAIN_EVERY = 1.0, 5.0, 60.0
+#: Seconds between two looks whether an encrypted connection still stands, after which Redis is tried again at the
+#: earliest, or as long as the last try took, and between two complaints that starts cannot be noted.
+LOOK_EVERY, AGAIN_AFTER, COMPLAIN_EVERY = 1.0, 0.5, 60.0
 
 #: Seconds after which a note should have arrived.
 ON_ITS_WAY = 0.5
@@ -59,24 +59,36 @@ class StartMarks:
         if now < self._not_before:
             # Whoever starts a job should not wait for Redis each time.
             return
+        command = self._head + _bulk(name) + _bulk(b"%d" % milliseconds)
         try:
-            command = self._head + _bulk(name) + _bulk(b"%d" % milliseconds)
-            connection = self._connection()
-            if not send_at_once(getattr(connection, "_sock", None), command):
-                connection.send_packed_command([command], check_health=False)
+            try:
+                self._send(command)
+            except (redis.RedisError, OSError):
+                # It may be this connection alone: a crash should not go uncounted for that.
+                self._drop()
+                self._send(command)
         except (redis.RedisError, OSError) as e:
             self._drop()
-            self._not_before = now + AGAIN_AFTER
+            took = time.time() - now
+            self._not_before = now + took + max(AGAIN_AFTER, took)
             if now - self._complained > COMPLAIN_EVERY:
                 self._complained = now
                 logger.warning("starts of messages cannot be noted, so crashes are not counted: {}", e)
 
+    def _send(self, command: bytes) -> None:
+        connection = self._connection()
+        if not send_at_once(getattr(connection, "_sock", None), command):
+            connection.send_packed_command([command], check_health=False)
+
     def _connection(self) -> Any:
         local, now = self._local, time.monotonic()
-        if local.connection is not None and now - local.looked > LOOK_EVERY:
-            local.looked = now
+        if local.connection is not None:
             # Nothing is ever to be read, so what can be is the end.
-            if local.connection.can_read(0):
+            ended = not is_quiet(getattr(local.connection, "_sock", None))
+            if not ended and now - local.looked > LOOK_EVERY:
+                local.looked = now
+                ended = local.connection.can_read(0)
+            if ended:
                 self._drop()
         if local.connection is None:
             # Not of the pool: it never answers again.

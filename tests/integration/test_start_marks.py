@@ -1,0 +1,54 @@
+"""A start is noted though the connection for it has been lost meanwhile: else the crash that follows is not counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from middleware.start_marks import StartMarks
+from tests.waiting import eventually
+
+KEY = "dramatiq:__dramaturg__.started.me"
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def noted(client: redis.Redis) -> set[bytes]:
+    found: Any = client.hkeys(KEY)
+    return set(found)
+
+
+def test_a_start_right_after_the_connection_was_cut_is_noted(client: redis.Redis) -> None:
+    marks = StartMarks(client, KEY)
+    marks.mark(b"q:1")
+    eventually(lambda: noted(client) == {b"q:1"})
+    for n in range(2, 12):
+        # All but the one that asks.
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        marks.mark(f"q:{n}".encode())
+        eventually(lambda n=n: f"q:{n}".encode() in noted(client))  # type: ignore[misc]
+    marks.close()
+
+
+def test_nobody_waits_for_a_redis_that_is_away_each_time(client: redis.Redis) -> None:
+    tried: list[int] = []
+
+    class Away(redis.Connection):
+        def connect(self) -> None:
+            tried.append(1)
+            raise redis.ConnectionError("away")
+
+    away = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=Away))
+    marks = StartMarks(away, KEY)
+    for n in range(100):
+        marks.mark(f"q:{n}".encode())
+    # Twice at first; the others come within the pause.
+    assert len(tried) == 2
+    assert len(marks._running) == 100
