@@ -23,5 +23,13 @@ class OnceError(DramaturgError):
     """Raised when ``once()`` is called where its answer would be wrong: an effect would be skipped, or happen again."""
 
 
+class KeyMissing(DramaturgError):
+    """Raised when what was sealed names a key that is not among ``FAILED_JOB_KEYS``; names the key's id."""
+
+
+class SealBroken(DramaturgError):
+    """Raised when what was sealed is not what its key sealed: it was changed, or cut; names the key's id."""
+
+
 class RowLocked(DramaturgError):
     """Raised when a failure's row is held by somebody else; others can be written meanwhile."""

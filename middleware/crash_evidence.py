@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from db.failures import Attempt
 from middleware.errors import WorkerLost
+from middleware.text import name_of
 
 
 def worker_lost(evidence: Sequence[dict[str, Any]]) -> WorkerLost:
@@ -18,7 +20,16 @@ def worker_lost(evidence: Sequence[dict[str, Any]]) -> WorkerLost:
     """
     lines = [f"its worker was lost {len(evidence)} times while it ran, so it is not started again"]
     lines += [f"{n}. {_line(loss)}" for n, loss in enumerate(evidence, 1)]
-    return WorkerLost("\n".join(lines), len(evidence), int(evidence[-1]["started"]))
+    attempts = [_attempt(loss) for loss in evidence]
+    return WorkerLost("\n".join(lines), len(evidence), int(evidence[-1]["started"]), attempts)
+
+
+def _attempt(loss: dict[str, Any]) -> Attempt:
+    facts = loss.get("facts") or {}
+    said = f"its worker was lost: nothing was heard of it after {_time(loss['silent'])}"
+    if "peak" in facts:
+        said += f"; {_peak(facts)}"
+    return Attempt(_moment(loss["started"]), facts.get("worker"), name_of(WorkerLost), said)
 
 
 def _line(loss: dict[str, Any]) -> str:
@@ -29,9 +40,17 @@ def _line(loss: dict[str, Any]) -> str:
         "its exit code or signal stands in the log of its main process, unless it was only frozen or deaf in C code",
     ]
     if "peak" in facts:
-        said.append(f"peak memory {facts['peak']} MiB as of its last sign of life")
+        said.append(_peak(facts))
     return "; ".join(said)
 
 
+def _peak(facts: dict[str, Any]) -> str:
+    return f"peak memory {facts['peak']} MiB as of its last sign of life"
+
+
+def _moment(milliseconds: float | str) -> datetime:
+    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
+
+
 def _time(milliseconds: float | str) -> str:
-    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC).isoformat(timespec="milliseconds")
+    return _moment(milliseconds).isoformat(timespec="milliseconds")

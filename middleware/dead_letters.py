@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +17,18 @@ from loguru import logger
 
 from db.failures import Failure
 from db.tenancy import current_tenant
+from middleware import attempts
 from middleware.classification import UNKNOWN, Classifier
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import exception_of
 from middleware.errors import NotRecorded, WorkerLost
+from middleware.fingerprint import MESSAGE_KEPT, fingerprint, normalise, place
+from middleware.message_checks import InvalidMessage
+from middleware.process_facts import process_name
 from middleware.redaction import Redactor
 from middleware.signatures import positional_names
 from middleware.tenant_context import correlation_of
-from middleware.text import clean, cut, message_of, name_of
+from middleware.text import class_of, clean, message_of
 from middleware.traceback_text import traceback_text
 
 #: Characters kept of an exception's message, and of its traceback.
@@ -45,6 +47,7 @@ class _Execution:
     message: MessageProxy
     retries: int
     started_at: datetime
+    earlier: list[dict[str, Any]]
 
 
 class DeadLetters(Middleware):
@@ -57,6 +60,8 @@ class DeadLetters(Middleware):
       record: Writes a failure, or raises soon; :meth:`db.failure_writer.FailureWriter.record`, or what a test looks at.
       classify: Gives an exception its error type.
       redact: Takes secrets out of arguments and text.
+      seal: Encrypts the message as it was fetched, and names the key; :meth:`db.sealing.Keys.seal`. By default it is
+        kept as it is.
       worker_name: Of this process; the host's name by default. The process id is added.
       clock: Returns the time, with a time zone.
     """
@@ -67,18 +72,22 @@ class DeadLetters(Middleware):
         *,
         classify: Callable[[BaseException | None], str] | None = None,
         redact: Redactor | None = None,
+        seal: Callable[[bytes], tuple[bytes, str]] | None = None,
         worker_name: str | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._record = record
         self._classify = classify or Classifier()
         self._redact = redact or Redactor()
-        self._worker_name = worker_name or socket.gethostname()
+        self._seal = seal
+        self._worker_name = worker_name
         self._clock = clock
         self._local = threading.local()
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._local.execution = _Execution(message, _retries(message), self._clock())
+        retries = _retries(message)
+        earlier = attempts.travelled(message.options, retries)
+        self._local.execution = _Execution(message, retries, self._clock(), earlier)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         self._local.execution = None
@@ -137,28 +146,72 @@ class DeadLetters(Middleware):
             last_retry_at = datetime.fromtimestamp(error.last_start / 1000, UTC) if retry_count else None
         task_name = message.actor_name if isinstance(message.actor_name, str) else UNDECODABLE_NAME
         task_id = task_id_of(message)
+        task_name = clean(task_name)[:255] or UNDECODABLE_NAME
         names = positional_names(broker, message.actor_name, len(message.args))
+        error_message = (
+            self._redact.text(message_of(error), MESSAGE_LIMIT)
+            if error is not None
+            else "the message was rejected without an exception"
+        )
+        original, original_key = self._original(message)
         return Failure(
             delivery_id=_delivery_id(message, task_id),
             task_id=task_id,
-            task_name=clean(task_name)[:255] or UNDECODABLE_NAME,
+            task_name=task_name,
             queue=clean(q_name(str(message.queue_name)))[:100],
-            worker=f"{clean(self._worker_name)[:240]}/{os.getpid()}",
+            worker=process_name(self._worker_name),
             task_args=_or(None, self._redact.arguments, message.args, names),
             task_kwargs=_or(None, self._redact.value, dict(message.kwargs)),
             tenant_id=current_tenant(),
             error_type=_or(UNKNOWN, self._classify, error),
-            exception_class=cut(clean(name_of(type(error))), 200) if error is not None else "(none)",
-            error_message=self._redact.text(message_of(error), MESSAGE_LIMIT)
-            if error is not None
-            else "the message was rejected without an exception",
+            exception_class=class_of(error) if error is not None else "(none)",
+            error_message=error_message,
             traceback=self._traceback(error),
             retry_count=retry_count,
             last_retry_at=last_retry_at,
             correlation_id=correlation_of(message.options, message.message_id),
             failed_at=self._clock(),
-            original=message.raw if isinstance(message, Delivery) else None,
+            original=original,
+            original_key=original_key,
+            fingerprint=_or(None, fingerprint, task_name, error),
+            title=_or(None, self._title, error, error_message),
+            place=_or(None, place, task_name, error),
+            attempts=_or(None, self._attempts, message, task_name, error, execution),
         )
+
+    def _original(self, message: MessageProxy) -> tuple[bytes | None, str | None]:
+        """Return what was fetched and what it is encrypted with; nothing rather than what should be and is not."""
+        if not isinstance(message, Delivery):
+            return None, None
+        if self._seal is None:
+            return message.raw, None
+        try:
+            return self._seal(message.raw)
+        except Exception as e:  # noqa: BLE001 - its text may quote what it was given
+            logger.critical(
+                "the failure of message {} is recorded without its original, which cannot be encrypted: {}",
+                message.message_id,
+                type(e).__name__,
+            )
+            return None, None
+
+    def _title(self, error: BaseException | None, message: str) -> str | None:
+        # Redacted before, too: without its values a secret may not look like one any more.
+        text = normalise(error.kind if isinstance(error, InvalidMessage) else message)
+        return self._redact.text(text)[:MESSAGE_KEPT] or None
+
+    def _attempts(
+        self, message: MessageProxy, task_name: str, error: BaseException | None, execution: _Execution | None
+    ) -> list[dict[str, Any]]:
+        """Return the last executions. What was skipped adds none; where workers were lost, it is each start."""
+        if execution is not None:
+            worker = process_name(self._worker_name)
+            now = attempts.attempt(task_name, error, execution.started_at, worker, self._redact)
+            return attempts.last([*attempts.redacted(execution.earlier, self._redact), now])
+        found = attempts.travelled(message.options, _retries(message))
+        if isinstance(error, WorkerLost):
+            found = attempts.last([*found, *(one.as_json() for one in error.attempts)])
+        return attempts.redacted(found, self._redact)
 
     def _traceback(self, error: BaseException | None) -> str | None:
         if error is None:

@@ -5,10 +5,13 @@ Dramatiq swallows what a hook raises unless it is a ``MiddlewareError`` from a *
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dramatiq.errors import BrokerConnectionError, QueueNotFound
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from db.errors import DramaturgError, InvalidTenant, TenantRequired
+from db.failures import Attempt
 
 
 class SendRefused(MiddlewareError, DramaturgError):
@@ -73,12 +76,14 @@ class WorkerLost(DramaturgError):
     Attributes:
       starts: How often it was started by a worker that was lost.
       last_start: When it was last, in milliseconds since 1970.
+      attempts: Each of those starts.
     """
 
-    def __init__(self, message: str, starts: int, last_start: int) -> None:
+    def __init__(self, message: str, starts: int, last_start: int, attempts: Sequence[Attempt] = ()) -> None:
         super().__init__(message)
         self.starts = starts
         self.last_start = last_start
+        self.attempts = attempts
 
 
 class NotRecorded(MiddlewareError, BrokerConnectionError):

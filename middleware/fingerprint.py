@@ -15,7 +15,7 @@ no local variables, no code of libraries. The parts, in this order:
   is written in C and did), or where there is no frame of the application's own. Two messages from one validation helper
   are two failures. What a library raises is known by class and place: its words change from release to release and
   quote whatever a server answered. What carries a SQLSTATE has no message, except P0001, which is the words of a
-  function of the application's own in the database.
+  function of the application's own in the database. Of what is no message to run it is the kind of its problem.
 - The same of what caused it, as far as ``raise ... from`` says so. What was merely being handled counts where the very
   function that handled it raised, directly: a translation that forgot its ``from``. Where code called by a handler
   fails, what it was called for would tear one failure into several.
@@ -41,6 +41,7 @@ from typing import Final, NamedTuple
 
 from dramatiq.middleware import Interrupt
 
+from middleware.message_checks import InvalidMessage
 from middleware.text import clean, cut, message_of, name_of
 
 #: Part of what is hashed: another number, and every group begins anew.
@@ -118,8 +119,27 @@ class _Frame(NamedTuple):
 
 def fingerprint(actor_name: str, error: BaseException | None) -> str:
     """Return what failures of one cause have in common, as 32 hexadecimal characters. Never raises."""
-    text = "\0".join([f"dramaturg.fingerprint.{VERSION}", *_parts(actor_name, error)])
-    return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+    return _digest(_parts(actor_name, error))
+
+
+def fingerprint_of_text(actor_name: str, exception_class: str, message: str) -> str:
+    """Return what :func:`fingerprint` returns for an exception that was never raised, of which only this is known."""
+    parts = [f"actor: {actor_name[:NAME_KEPT]}", f"exception: {cut(exception_class, NAME_KEPT)}"]
+    text = normalise(message)
+    return _digest([*parts, f"message: {text}"] if text else parts)
+
+
+def place(actor_name: str, error: BaseException | None) -> str | None:
+    """Return the innermost function of the application's own code that ``error`` came through, as ``module:function``.
+
+    ``None`` where it came through none. Never raises.
+    """
+    try:
+        package = actor_name.partition(".")[0]
+        frames = reversed(_frames(error.__traceback__)) if error is not None else ()
+        return next((clean(frame.text) for frame in frames if _is_own(frame, package)), None)
+    except BaseException:  # noqa: BLE001 - a user's exception may raise anything
+        return None
 
 
 def explain(actor_name: str, error: BaseException | None) -> list[str]:
@@ -137,6 +157,11 @@ def normalise(text: str) -> str:
     line = next((line for line in head.splitlines() if line and not line.isspace()), "")
     line = _VALUES.sub(VALUE, _VALUE.sub(VALUE, line))
     return " ".join(line.split())[:MESSAGE_KEPT]
+
+
+def _digest(parts: list[str]) -> str:
+    text = "\0".join([f"dramaturg.fingerprint.{VERSION}", *parts])
+    return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
 
 def _parts(actor_name: str, error: BaseException | None) -> list[str]:
@@ -229,12 +254,17 @@ def _one(error: BaseException, package: str, *, outermost: bool) -> list[str]:
         return parts
     parts += [f"frame: {text}" for text in _ends(_without_loops(texts))]
     if sqlstate == "P0001" or (raised_by_own and sqlstate is None):
-        # A group's own text counts its members.
-        text = error.message if isinstance(error, BaseExceptionGroup) else message_of(error)
-        text = normalise(text)
+        text = normalise(_said(error))
         if text:
             parts.append(f"message: {text}")
     return parts
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        # Its own text counts its members.
+        return error.message
+    return error.kind if isinstance(error, InvalidMessage) else message_of(error)
 
 
 def _codes(error: BaseException) -> tuple[str | None, list[str]]:

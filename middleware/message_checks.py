@@ -20,11 +20,13 @@ class InvalidMessage(ValueError):
     """Says what is wrong with a message, naming the field and its value.
 
     Attributes:
+      kind: The same without anything that the message says: what it has in common with its like.
       fields: What of the message could be read.
     """
 
-    def __init__(self, message: str, fields: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, message: str, kind: str, fields: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
+        self.kind = kind
         self.fields: Mapping[str, Any] = fields or {}
 
 
@@ -96,10 +98,12 @@ def check_options(options: Mapping[str, Any]) -> None:
         if value is None and name not in _NOT_NULL:
             continue
         if name in _ACTORS_ONLY:
-            raise InvalidMessage(f"option {name!r} can be given to the actor only, not to a message: {_cut(value)}")
+            said = f"option {name!r} can be given to the actor only, not to a message: {_cut(value)}"
+            raise InvalidMessage(said, f"option {name} can be given to the actor only")
         rule = _OPTIONS.get(name)
         if rule is not None and not rule[0](value):
-            raise InvalidMessage(f"option {name!r} must be {rule[1]}, not {_cut(value)}")
+            said = f"option {name!r} must be {rule[1]}, not {_cut(value)}"
+            raise InvalidMessage(said, f"option {name} must be {rule[1]}")
     for _, target in follow_ups(options):
         check_options(target["options"])
 
@@ -120,7 +124,7 @@ def _cut(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _problem_with_fields(fields: Mapping[str, Any]) -> str | None:
+def _problem_with_fields(fields: Mapping[str, Any]) -> InvalidMessage | None:
     expected = {
         "queue_name": str,
         "actor_name": str,
@@ -132,13 +136,14 @@ def _problem_with_fields(fields: Mapping[str, Any]) -> str | None:
     }
     missing = [name for name in expected if name not in fields]
     if missing:
-        return f"field {missing[0]!r} is missing"
+        return InvalidMessage(f"field {missing[0]!r} is missing", f"field {missing[0]} is missing")
     unknown = [name for name in fields if name not in expected]
     if unknown:
-        return f"field {_cut(unknown[0])} is unknown"
+        return InvalidMessage(f"field {_cut(unknown[0])} is unknown", "a field is unknown")
     for name, kind in expected.items():
         if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
-            return f"field {name!r} must not be {_cut(fields[name])}"
+            said = f"field {name!r} must not be {_cut(fields[name])}"
+            return InvalidMessage(said, f"field {name} is of the wrong type")
     return None
 
 
@@ -151,15 +156,15 @@ def decode(data: bytes, queue_name: str, redis_id: str) -> Message[Any]:
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as e:
-        raise InvalidMessage(f"not JSON: {e}") from None
+        raise InvalidMessage(f"not JSON: {e}", "not JSON") from None
     if not isinstance(fields, dict):
-        raise InvalidMessage(f"not a message but {type(fields).__name__}")
+        raise InvalidMessage(f"not a message but {type(fields).__name__}", "not a message")
     try:
         _check(fields, queue_name, redis_id)
     except InvalidMessage as e:
-        raise InvalidMessage(str(e), fields) from None
+        raise InvalidMessage(str(e), e.kind, fields) from None
     except Exception as e:  # noqa: BLE001 - nested so deep that it cannot be looked at
-        raise InvalidMessage(f"cannot be checked: {type(e).__name__}", fields) from None
+        raise InvalidMessage(f"cannot be checked: {type(e).__name__}", "cannot be checked", fields) from None
     fields["args"] = tuple(fields["args"])
     return Message(**fields)
 
@@ -167,14 +172,17 @@ def decode(data: bytes, queue_name: str, redis_id: str) -> Message[Any]:
 def _check(fields: dict[str, Any], queue_name: str, redis_id: str) -> None:
     problem = _problem_with_fields(fields)
     if problem is not None:
-        raise InvalidMessage(problem)
+        raise problem
     check_options(fields["options"])
     # Dramatiq ends a delivery on the queue that the message names.
     if fields["queue_name"] != queue_name:
-        raise InvalidMessage(f"field 'queue_name' is {_cut(fields['queue_name'])} in queue {queue_name!r}")
+        said = f"field 'queue_name' is {_cut(fields['queue_name'])} in queue {queue_name!r}"
+        raise InvalidMessage(said, "field queue_name is not its queue")
     if fields["options"].get("redis_message_id") != redis_id:
         said = _cut(fields["options"].get("redis_message_id"))
-        raise InvalidMessage(f"option 'redis_message_id' is {said}, kept under {redis_id!r}")
+        said = f"option 'redis_message_id' is {said}, kept under {redis_id!r}"
+        raise InvalidMessage(said, "option redis_message_id is not what it is kept under")
     # Dramatiq would run it off the delay queue. One that is delayed though its queue is another is moved there.
     if queue_name.endswith(".DQ") and fields["options"].get("eta") is None:
-        raise InvalidMessage(f"option 'eta' is {_cut(fields['options'].get('eta'))} in queue {queue_name!r}")
+        said = f"option 'eta' is {_cut(fields['options'].get('eta'))} in queue {queue_name!r}"
+        raise InvalidMessage(said, "option eta is missing in a delay queue")

@@ -9,6 +9,13 @@ import socket
 import sys
 import time
 
+from middleware.text import clean
+
+
+def process_name(worker_name: str | None = None) -> str:
+    """Return what failure rows call this process: ``worker_name``, by default the host's name, and the process id."""
+    return f"{clean(worker_name or socket.gethostname())[:240]}/{os.getpid()}"
+
 
 def process_facts(worker_name: str | None = None, *, stopping: bool = False) -> str:
     """Return, as JSON, who this process is, its peak memory in MiB, and when it said so (seconds since 1970).
@@ -22,7 +29,7 @@ def process_facts(worker_name: str | None = None, *, stopping: bool = False) -> 
     mebibytes = peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
     return json.dumps(
         {
-            "worker": f"{worker_name or socket.gethostname()}/{os.getpid()}",
+            "worker": process_name(worker_name),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "peak": round(mebibytes),

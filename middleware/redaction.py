@@ -77,6 +77,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(
             rf"(?i)({_KEYWORD}s?(?:[_-](?:key|base|id|hash|value)){{0,3}}\\{{0,4}}[\"']?\s{{0,5}}(?:=>|[=:])\s{{0,5}}b?)"
+            # Not what was redacted before.
+            r"(?!b?\[redacted\](?:[\s\"',;&)\]}]|$))"
             r"(?:\\{0,4}\"(?:\\.|[^\"\\\n])*(?:\"|$)?|\\{0,4}'(?:\\.|[^'\\\n])*(?:'|$)?|[^\s\"',;&)\]}]+)"
         ),
         rf"\1{REDACTED}",

@@ -25,6 +25,14 @@ def name_of(kind: type[BaseException]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def class_of(error: BaseException) -> str:
+    """Return the name of an exception's class for a column, also where its metaclass does not tell it."""
+    try:
+        return cut(clean(name_of(type(error))), 200)
+    except Exception:  # noqa: BLE001 - a user's metaclass may raise anything; a row with half a name beats no row
+        return cut(clean(type.__dict__["__name__"].__get__(type(error))), 200)
+
+
 def message_of(error: BaseException) -> str:
     """Return ``str(error)``, also where that raises, be it ``SystemExit``: it is a user's code, on the way to a row."""
     try:

@@ -85,6 +85,7 @@ def make_middleware(
             record,
             classify=classifier,
             redact=redactor,
+            seal=None if settings.keys is None else settings.keys.seal,
             worker_name=settings.worker_name,
         ),
         CrashGuard(failed_jobs.is_recorded if record_all else lambda _: False),
@@ -94,6 +95,8 @@ def make_middleware(
         SafeCallbacks(),
         SafePipelines(),
         SafeRetries(
+            redact=redactor,
+            worker_name=settings.worker_name,
             max_retries=settings.max_retries,
             min_backoff=settings.min_backoff,
             max_backoff=settings.max_backoff,

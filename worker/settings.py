@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from db.errors import ConfigurationError
+from db.sealing import Keys
 from db.session import normalise_url
 from worker.queues import check_queue_name
 
@@ -91,6 +92,12 @@ class Settings(BaseSettings):
         3, description="starts of a message that end with the loss of its worker, after which it is a `worker_lost` row"
     )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
+    failed_job_keys: str | None = Field(
+        None,
+        repr=False,
+        description="Fernet keys that failures' original messages are encrypted with, separated by commas: the first "
+        "encrypts, all decrypt; default none, so they are not",
+    )
     worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
@@ -142,6 +149,16 @@ class Settings(BaseSettings):
                 raise ValueError(str(e)) from None
         return value
 
+    @field_validator("failed_job_keys")
+    @classmethod
+    def _check_keys(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                Keys.from_setting(value)
+            except ConfigurationError as e:
+                raise ValueError(str(e).removeprefix("FAILED_JOB_KEYS: ")) from None
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str) -> str:
@@ -170,6 +187,11 @@ class Settings(BaseSettings):
     def stub(self) -> bool:
         """Whether messages go to Dramatiq's StubBroker."""
         return self.redis_url == STUB
+
+    @property
+    def keys(self) -> Keys | None:
+        """The keys of ``failed_job_keys``, if there are any."""
+        return None if self.failed_job_keys is None else Keys.from_setting(self.failed_job_keys)
 
     @property
     def operator_url(self) -> str | None:

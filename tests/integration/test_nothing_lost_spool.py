@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 from db import failed_jobs, session
 from db.failure_writer import FailureWriter
 from db.failures import Failure
+from db.sealing import Keys, generate
 from middleware.heartbeat import Heartbeat
 from middleware.lua_scripts import Scripts
 from middleware.spool import Spool
@@ -115,6 +116,34 @@ def test_jobs_go_on_and_failures_are_written_once_postgres_is_back(
     assert len(originals) == 21
     assert b"\x00{" in originals
     assert client.exists(f"{SPOOL}.since", f"{SPOOL}.drainer") == 0
+
+
+def test_with_keys_neither_the_spool_nor_the_table_holds_an_original_as_it_was(
+    make: Callable[..., Side], redis_url: str, client: redis.Redis, postgres: CutWire, database: Database
+) -> None:
+    old, new = generate(), generate()
+    one = make(redis_url, FAILED_JOB_KEYS=f"{new},{old}")
+    # What people are shown is redacted; what was fetched is not.
+    bad = one.actor(lambda password: fail(1), max_retries=0)
+    postgres.down()
+    with one.working():
+        one.send(bad, "correct horse battery staple")
+        eventually(lambda: client.hlen(SPOOL) == 1)
+        entry: Any = client.hvals(SPOOL)[0]
+        spooled = Failure.from_json(entry)
+        postgres.up()
+        eventually(lambda: client.exists(SPOOL) == 0)
+    assert spooled.original is not None
+    assert b"horse" not in entry
+    assert b"horse" not in spooled.original
+    assert spooled.task_args == ["[redacted]"]
+    assert (spooled.title, [a["message"] for a in spooled.attempts or []]) == ("number *", ["number 1"])
+    assert spooled.original_key == Keys.from_setting(new).current
+    with psycopg.connect(database.admin_url) as admin:
+        ((kept_original,),) = admin.execute("SELECT original FROM worker_failed_job_originals").fetchall()
+    assert kept_original == spooled.original
+    opened = Keys.from_setting(f"{old},{new}").open(kept_original, spooled.original_key)
+    assert json.loads(opened)["args"] == ["correct horse battery staple"]
 
 
 def test_the_spool_outlives_the_process(

@@ -29,7 +29,9 @@ from middleware.fingerprint import (
     VALUE,
     explain,
     fingerprint,
+    fingerprint_of_text,
     normalise,
+    place,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -631,11 +633,63 @@ def test_ours_are_the_same_with_a_traceback_and_without() -> None:
     assert of(hook.failure("before", TenantError("no tenant_id"))) == of(TenantError("no tenant_id"))
 
 
+def test_of_a_text_it_is_that_of_an_exception_that_was_never_raised() -> None:
+    assert fingerprint_of_text(ACTOR, "ValueError", "order 7 is closed\nsince noon") == of(
+        ValueError("order 8 is closed")
+    )
+    assert fingerprint_of_text(ACTOR, "ValueError", "") == of(ValueError())
+    said = [
+        fingerprint_of_text(ACTOR, "ValueError", "order 7 is closed"),
+        fingerprint_of_text("shop.orders.open", "ValueError", "order 7 is closed"),
+        fingerprint_of_text(ACTOR, "KeyError", "order 7 is closed"),
+        fingerprint_of_text(ACTOR, "ValueError", "order 7 is open"),
+    ]
+    assert len(set(said)) == len(said)
+    # Rows are grouped by it: a change of it tears groups apart, and takes another VERSION.
+    assert said[0] == "c1a06ac92b1645e8f8103b50376a4800"
+
+
 def test_lost_workers_are_one_failure_whichever_they_were() -> None:
     def lost(host: str, extra: str) -> WorkerLost:
         return WorkerLost(f"3 workers were lost while they ran it\n1. started on {host}{extra}", 3, 0)
 
     assert of(lost("a", "")) == of(lost("b", "; peak memory 93 MiB"))
+
+
+# Where.
+
+
+def test_the_place_is_the_innermost_function_of_the_applications_own() -> None:
+    code = Code(ORDERS)
+    assert place(ACTOR, code.failure("close", -1)) == "shop.orders:check"
+    # int() is C, and json is the standard library's.
+    assert place(ACTOR, code.failure("close", 5)) == "shop.orders:check"
+    parse = Code("import json\ndef close(text): json.loads(text)")
+    assert place(ACTOR, parse.failure("close", "{")) == "shop.orders:close"
+
+
+def test_the_place_of_the_outermost_exception() -> None:
+    code = Code(
+        "def close():\n try: inner()\n except ValueError as e: raise KeyError('x') from e\ndef inner(): int('x')"
+    )
+    assert place(ACTOR, code.failure("close")) == "shop.orders:close"
+
+
+def test_the_place_where_a_time_limit_struck() -> None:
+    assert place(ACTOR, Code("def close(e): raise e").failure("close", TimeLimitExceeded())) == "shop.orders:close"
+
+
+def test_no_place() -> None:
+    library = Code("def call(): int('x')", "lib.client", f"{SITE}/lib/client.py")
+    for error in (None, ValueError(), library.failure("call"), Disguised()):
+        assert place(ACTOR, error) is None
+    assert place(None, ValueError()) is None  # type: ignore[arg-type]
+
+
+def test_the_place_is_text_for_a_column() -> None:
+    odd: dict[str, Any] = {"__name__": "shop.\ud800\x00", "__file__": "/app/x.py"}
+    execute("def close(): int('x')", "/app/x.py", odd)
+    assert place(ACTOR, caught(odd["close"])) == "shop.\\ud800\\x00:close"
 
 
 # Hostile.

@@ -101,6 +101,8 @@ def test_secrets_are_found_in_text(text: str) -> None:
     assert "aHVudGVy" not in shown
     assert REDACTED in shown
     assert redactor.value({"note": text}) == {"note": shown}
+    # What is redacted already stays as it is.
+    assert redactor.text(shown) == shown
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 from db.errors import ConfigurationError
 from worker.settings import Settings
 
+KEY = "aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMiEhISE="
 URL = "postgres://app:hunter2@db.example.com:5432/app?sslmode=require"
 
 
@@ -53,6 +54,8 @@ def test_empty_means_unset() -> None:
         ({"DATABASE_URL": URL, "TIME_LIMIT": "0"}, "TIME_LIMIT: "),
         ({"DATABASE_URL": URL, "EXTRA_QUEUES": "emails,bad name"}, "EXTRA_QUEUES: 'bad name' is not a queue name"),
         ({"DATABASE_URL": URL, "EXTRA_QUEUES": "emails.DQ"}, "EXTRA_QUEUES: 'emails.DQ' is not a queue name"),
+        ({"DATABASE_URL": URL, "FAILED_JOB_KEYS": "hunter2"}, "FAILED_JOB_KEYS: key 1 of 1 is not 32 bytes in base64"),
+        ({"DATABASE_URL": URL, "FAILED_JOB_KEYS": f"{KEY},hunter2"}, "FAILED_JOB_KEYS: key 2 of 2 is not 32 bytes"),
         ({"DATABASE_URL": URL, "MIN_BACKOFF": "10", "MAX_BACKOFF": "5"}, "MIN_BACKOFF: 10 is more than MAX_BACKOFF"),
     ],
 )
@@ -61,6 +64,8 @@ def test_an_error_names_the_variable_and_never_a_secret(environ: dict[str, str],
         Settings.load(environ)
     assert problem in str(e.value)
     assert "hunter2" not in str(e.value)
+    assert KEY not in str(e.value)
+    assert str(e.value).count("FAILED_JOB_KEYS") <= 1
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -71,8 +76,16 @@ def test_every_problem_is_named_at_once() -> None:
 
 
 def test_a_representation_shows_no_secret() -> None:
-    settings = Settings.load({"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@h:6379"})
+    settings = Settings.load({"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@h:6379", "FAILED_JOB_KEYS": KEY})
     assert "hunter2" not in f"{settings!r} {settings}"
+    assert KEY not in f"{settings!r} {settings} {settings.keys!r}"
+
+
+def test_keys_are_optional() -> None:
+    assert Settings.load({"DATABASE_URL": URL}).keys is None
+    keys = Settings.load({"DATABASE_URL": URL, "FAILED_JOB_KEYS": f"{KEY},"}).keys
+    assert keys is not None
+    assert keys.open(*keys.seal(b"x")) == b"x"
 
 
 def test_heroku_names_its_processes_and_signs_its_own_certificates() -> None:
