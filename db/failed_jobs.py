@@ -16,7 +16,8 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from db.errors import RowLocked
-from db.failures import Failure
+from db.failures import Ending, Failure, Success
+from db.replays.outcomes import close_all
 from db.session import rebind, transaction
 from db.tenancy import tenant_context
 
@@ -25,6 +26,22 @@ def failed_job_id(task_id: str, task_name: str, *more: str) -> UUID:
     """Return a row's id: the same for the same message, so that recording twice is one row."""
     return uuid5(NAMESPACE_URL, ":".join((task_id, task_name, *more)))
 
+
+# What was replayed is told from another failure of the same message by the id that it carries: the message may have
+# another actor, or another tenant, by now.
+_REPLAYED = text(
+    """
+    SELECT job.status, details.fingerprint, job.retry_count
+    FROM worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+    WHERE job.id = :id FOR UPDATE OF job
+    """
+)
+_ITEM_FAILED = text(
+    """
+    UPDATE worker_replay_items SET state = 'failed', why = left(:why, 500), ended_at = clock_timestamp()
+    WHERE id = :item AND state IN ('claimed', 'sent')
+    """
+)
 
 _TYPES: Final = {
     **dict.fromkeys(("task_id", "task_name", "queue", "worker"), "varchar"),
@@ -219,6 +236,17 @@ def record_all(failures: Sequence[Failure], before_commit: Callable[[], object] 
             _write_one(failure, before_commit)
 
 
+def end_all(endings: Sequence[Ending], before_commit: Callable[[], object] = lambda: None) -> None:
+    """Write failures, and what the success of replays closes, of any tenants. Otherwise as :func:`record_all`, for
+    either."""
+    failures = [ending for ending in endings if isinstance(ending, Failure)]
+    successes = [ending for ending in endings if isinstance(ending, Success)]
+    if failures:
+        record_all(failures, before_commit)
+    if successes:
+        close_all(successes, before_commit)
+
+
 def is_recorded(delivery_id: str) -> bool:
     """Tell whether the failure of a delivery is recorded for the current tenant.
 
@@ -278,6 +306,37 @@ def _lock_order(failure: Failure) -> tuple[bool, str, str]:
 
 
 def _of_one_tenant(session: Session, failures: list[Failure]) -> list[UUID]:
+    replayed = {n: row_id for n, f in enumerate(failures) if (row_id := _fail_again(session, f)) is not None}
+    if replayed:
+        others = [f for n, f in enumerate(failures) if n not in replayed]
+        found = iter(_of_one_tenant_anew(session, others) if others else ())
+        return [replayed[n] if n in replayed else next(found) for n in range(len(failures))]
+    return _of_one_tenant_anew(session, failures)
+
+
+def _fail_again(session: Session, failure: Failure) -> UUID | None:
+    """Return the row of a replay that has failed to ``pending``; None where it was none, or the row is none to return
+    to any more: purged, resolved meanwhile, or hidden from this tenant."""
+    if failure.replayed_row is None:
+        return None
+    session.execute(_ITEM_FAILED, {"item": failure.replay_item, "why": failure.exception_class})
+    delivered = session.execute(_DELIVERED, {"delivery_id": failure.delivery_id}).scalar()
+    if delivered is not None:
+        return UUID(str(delivered))
+    known = session.execute(_REPLAYED, {"id": failure.replayed_row}).first()
+    if known is None or known.status not in _OPEN:
+        return None
+    counted = replace(
+        failure,
+        # Every execution after the first of all: those of the replay, too.
+        retry_count=min(known.retry_count + failure.retry_count + 1, 2**31 - 1),
+        last_retry_at=failure.last_retry_at or failure.failed_at,
+    )
+    _reopen(session, failure.replayed_row, counted, known.status, known.fingerprint)
+    return failure.replayed_row
+
+
+def _of_one_tenant_anew(session: Session, failures: list[Failure]) -> list[UUID]:
     row_ids = [failed_job_id(f.task_id, f.task_name) for f in failures]
     # Of two deliveries of one message the second finds the row of the first.
     first = dict(zip(reversed(row_ids), reversed(failures), strict=True))

@@ -52,6 +52,7 @@ class Delivery(MessageProxy):
       group: The part in a group of one that has succeeded, if it has any.
       lost: Whether the lease on it is lost: it is somebody else's.
       unsettled: Whether it is being processed, and the hooks that say how it ends have not all been called.
+      succeeded: Whether it ran and succeeded, so that its end is for good: not a retry, nor a move of what is due.
       interrupted: Whether a shutdown interrupted it.
       give_back: Whether it goes back to its queue as it was, instead of ending, because of that.
     """
@@ -67,6 +68,7 @@ class Delivery(MessageProxy):
         self.to_spool: bytes | None = None
         self.group: GroupChild | None = None
         self.unsettled = False
+        self.succeeded = False
         self.interrupted = False
         self.give_back = False
 

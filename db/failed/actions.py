@@ -96,9 +96,8 @@ _SET: Final[dict[Status | None, str]] = {
     "resolved": "status = 'resolved', resolved_at = now(), ",
 }
 
-# Whoever changes rows locks their groups first, in one order, as those who record failures do.
-_LOCK_GROUPS: Final = text(
-    """
+#: Whoever changes rows locks their groups first, in one order, as those who record failures do.
+LOCK_GROUPS: Final = """
     SELECT FROM worker_failed_job_groups own
     WHERE (own.fingerprint, own.id) IN (
         SELECT known.fingerprint, known.id
@@ -108,8 +107,7 @@ _LOCK_GROUPS: Final = text(
         WHERE details.failed_job_id = ANY(:ids)
     )
     ORDER BY own.tenant_id, own.fingerprint FOR UPDATE
-    """
-)
+"""
 
 
 def _move(
@@ -130,7 +128,7 @@ def _move(
             say(session, by=by, reason=reason)
             ids = _pick(session, where, to, after)
             if ids:
-                session.execute(_LOCK_GROUPS, {"ids": ids})
+                session.execute(text(LOCK_GROUPS), {"ids": ids})
                 result.add(_change(session, ids, to, reason))
         if progress is not None:
             progress(result.count)
