@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from loguru import logger
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from db.errors import RowLocked
+from db.failed.originals import as_kept
 from db.failures import Ending, Failure, Success
 from db.replays.outcomes import close_all
 from db.session import rebind, transaction
@@ -59,18 +61,14 @@ _COLUMNS: Final = tuple(_TYPES)
 # json, because a jsonb holds no more than 256 MiB.
 _GIVEN: Final = (
     "json_to_recordset(CAST(:failures AS json)) AS given (id uuid, delivery_id varchar, original text,"
-    " original_key text, fingerprint varchar, title text, place text, attempts jsonb, "
+    " fingerprint varchar, title text, place text, attempts jsonb, "
     + ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
     + ")"
 )
 
 _KEPT: Final = """
     INSERT INTO worker_failed_job_originals (failed_job_id, tenant_id, original)
-    SELECT id, tenant_id, CASE
-        WHEN original_key IS NULL THEN decode(original, 'base64')
-        ELSE convert_to('dramaturg-sealed:' || original_key || ':', 'UTF8') || decode(original, 'base64')
-    END
-    FROM new WHERE original IS NOT NULL
+    SELECT id, tenant_id, decode(original, 'base64') FROM new WHERE original IS NOT NULL
     ON CONFLICT DO NOTHING
 """
 
@@ -264,6 +262,9 @@ def _bare(failure: Failure) -> Failure:
         task_kwargs=None,
         error_message="(not recordable; see the worker's log)",
         traceback=None,
+        title=None,
+        place=None,
+        attempts=None,
     )
 
 
@@ -353,7 +354,14 @@ def _insert(session: Session, failures: Iterable[tuple[UUID, Failure]]) -> set[U
 
 
 def _json(failures: Iterable[tuple[UUID, Failure]]) -> str:
-    return json.dumps([{"id": str(row_id), **failure.as_json()} for row_id, failure in failures])
+    return json.dumps([_given(row_id, failure) for row_id, failure in failures])
+
+
+def _given(row_id: UUID, failure: Failure) -> dict[str, Any]:
+    given = {**failure.as_json(), "id": str(row_id)}
+    if failure.original is not None:
+        given["original"] = b64encode(as_kept(failure.original, failure.original_key)).decode("ascii")
+    return given
 
 
 def _settle(session: Session, failure: Failure) -> UUID:

@@ -100,6 +100,7 @@ class Attempt:
 #: Executions that are remembered of a message.
 ATTEMPTS_KEPT = 10
 
+
 @dataclass(frozen=True, slots=True)
 class Success:
     """A message that was sent again because it was dead, and has succeeded."""

@@ -67,7 +67,7 @@ _BESIDE: Final = """
 def replayable(replay: Replay) -> tuple[Status, ...]:
     """Return the statuses that a replay takes jobs from: abandoned ones only where it asks for them."""
     if replay.filter.status:
-        return tuple(s for s in ("pending", "abandoned") if s in replay.filter.status)  # type: ignore[return-value]
+        return tuple(s for s in ("pending", "abandoned") if s in replay.filter.status)
     return ("pending", "abandoned") if replay.filter.ids else ("pending",)
 
 
@@ -105,13 +105,38 @@ def matching(session: Session, replay: Replay, come_to: tuple[datetime, UUID] | 
     rows = session.execute(
         text(
             f"""
-            SELECT {_COLUMNS} FROM ({branches} ORDER BY failed_at, id LIMIT :limit) found
+            SELECT {_COLUMNS} FROM (
+                SELECT id, failed_at FROM ({branches}) branch ORDER BY failed_at, id LIMIT :limit
+            ) found
             JOIN worker_failed_jobs job USING (id) {_BESIDE} ORDER BY found.failed_at, found.id
             """
         ),
         parameters,
     )
     return [Candidate(**row._mapping) for row in rows]
+
+
+def count_matching(session: Session, replay: Replay) -> int:
+    """Count the jobs that a replay is for, and keep the count with it."""
+    where = spelled_out(session, replay.filter)
+    condition, parameters = where.where()
+    if replay.tenant_id is not None:
+        condition += " AND job.tenant_id = :bound"
+        parameters["bound"] = replay.tenant_id
+    matched: int = session.execute(
+        text(
+            f"""
+            UPDATE worker_replays SET matched = (
+                SELECT count(*) FROM worker_failed_jobs job
+                LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+                WHERE {condition} AND job.status = ANY(:replayable) AND job.failed_at < :made
+            )
+            WHERE id = :replay RETURNING matched
+            """
+        ),
+        {**parameters, "replay": replay.id, "replayable": list(replayable(replay)), "made": replay.created_at},
+    ).scalar_one()
+    return matched
 
 
 def come_to(session: Session, replay_id: UUID) -> tuple[datetime, UUID] | None:
@@ -148,14 +173,17 @@ _CLAIM: Final = text(
     ),
     noted AS (
         INSERT INTO worker_replay_items (replay_id, failed_job_id, tenant_id, edit)
-        SELECT :replay, id, tenant_id, (SELECT settings -> 'edit' FROM worker_replays WHERE id = :replay AND settings ->> 'edit' IS NOT NULL)
+        SELECT :replay, id, tenant_id, (
+            SELECT settings -> 'edit' FROM worker_replays WHERE id = :replay AND settings ->> 'edit' IS NOT NULL
+        )
         FROM claimed
         RETURNING id, failed_job_id
     ),
     refused AS (
         INSERT INTO worker_replay_items (replay_id, failed_job_id, tenant_id, state, why, ended_at)
         SELECT :replay, given.id, given.tenant_id, 'refused', given.why, now()
-        FROM unnest(CAST(:refused AS uuid[]), CAST(:tenants AS uuid[]), CAST(:whys AS text[])) given (id, tenant_id, why)
+        FROM unnest(CAST(:refused AS uuid[]), CAST(:tenants AS uuid[]), CAST(:whys AS text[]))
+            AS given (id, tenant_id, why)
         WHERE EXISTS (SELECT FROM held)
     )
     SELECT (SELECT count(*) FROM held) AS held, noted.id, noted.failed_job_id FROM (SELECT) one LEFT JOIN noted ON true

@@ -22,8 +22,9 @@ _CLOSE: Final = text(
     f"""
     WITH given AS MATERIALIZED (
         SELECT *, set_config('app.changed_by', worker, true), set_config('app.change_event', 'replayed', true)
-        FROM unnest(CAST(:items AS uuid[]), CAST(:rows AS uuid[]), CAST(:deliveries AS text[]), CAST(:workers AS text[]))
-            AS given (item, id, delivery_id, worker)
+        FROM unnest(
+            CAST(:items AS uuid[]), CAST(:rows AS uuid[]), CAST(:deliveries AS text[]), CAST(:workers AS text[])
+        ) AS given (item, id, delivery_id, worker)
     ),
     ended AS (
         UPDATE worker_replay_items item SET state = 'succeeded', ended_at = clock_timestamp()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import Row, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -40,7 +40,6 @@ class ReplaySettings:
       threshold: The share of the last ``window`` that may fail again; beyond it the replay stops by itself.
       window: See there.
       actor: The name of the actor that is to run them, where theirs has another today.
-      modules: Which the runner imports, to know the actors.
       edit: Arguments to send instead, ``args`` and ``kwargs``; of a single job.
 
     Raises:
@@ -72,7 +71,8 @@ class ReplaySettings:
     def from_json(cls, values: Mapping[str, Any]) -> ReplaySettings:
         """Return what was kept; what another version added is left out."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if k == "ramp" else v for k, v in values.items() if k in known})
+        kept: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        return cls(**{**kept, "ramp": tuple(kept.get("ramp", RAMP))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +158,12 @@ _SELECT: Final = """
 def get(session: Session, replay_id: UUID) -> Replay | None:
     """Return a replay; None where there is none that this session sees."""
     row = session.execute(text(f"{_SELECT} WHERE id = :id"), {"id": replay_id}).first()
-    return None if row is None else _replay(row._mapping)
+    return None if row is None else _replay(row)
 
 
-def find(session: Session, *, states: Sequence[State] = (), before: datetime | None = None, limit: int = 50) -> list[Replay]:
+def find(
+    session: Session, *, states: Sequence[State] = (), before: datetime | None = None, limit: int = 50
+) -> list[Replay]:
     """Return replays, newest first.
 
     Arguments:
@@ -176,11 +178,11 @@ def find(session: Session, *, states: Sequence[State] = (), before: datetime | N
         ),
         {"states": list(states) or None, "before": before, "limit": limit},
     )
-    return [_replay(row._mapping) for row in rows]
+    return [_replay(row) for row in rows]
 
 
-def _replay(row: Mapping[str, Any]) -> Replay:
-    values = dict(row)
+def _replay(row: Row[Any]) -> Replay:
+    values = dict(row._mapping)
     values["filter"] = filter_from_json(values["filter"])
     values["settings"] = ReplaySettings.from_json(values["settings"])
     return Replay(**values)
@@ -218,8 +220,7 @@ def finish(session: Session, replay_id: UUID, *, runner: str) -> None:
 
 _CHANGE: Final = text(
     """
-    UPDATE worker_replays SET
-        state = :to, why = :why, finished_at = CASE WHEN :to IN ('finished', 'cancelled') THEN now() END
+    UPDATE worker_replays SET state = :to, why = :why, finished_at = CASE WHEN :ends THEN now() END
     WHERE id = :id AND state = ANY(:sources) RETURNING tenant_id
     """
 )
@@ -229,7 +230,14 @@ def _change(
     session: Session, replay_id: UUID, sources: tuple[State, ...], to: State, *, by: str, why: str | None
 ) -> None:
     changed = session.execute(
-        _CHANGE, {"id": replay_id, "sources": list(sources), "to": to, "why": why}
+        _CHANGE,
+        {
+            "id": replay_id,
+            "sources": list(sources),
+            "to": to,
+            "why": why,
+            "ends": to in {"finished", "cancelled"},
+        },
     ).first()
     if changed is None:
         state = session.execute(text("SELECT state FROM worker_replays WHERE id = :id"), {"id": replay_id}).scalar()
@@ -302,8 +310,10 @@ def filter_from_json(values: Mapping[str, Any]) -> Filter:
     Raises:
       InvalidFilter: When it is none.
     """
-    kinds = {"ids": UUID, "tenant_id": UUID, "correlation_id": UUID, "since": datetime.fromisoformat}
-    kinds["until"] = datetime.fromisoformat
+    kinds: dict[str, Callable[[Any], Any]] = {
+        **dict.fromkeys(("ids", "tenant_id", "correlation_id"), UUID),
+        **dict.fromkeys(("since", "until"), datetime.fromisoformat),
+    }
 
     def made(name: str, value: Any) -> Any:
         kind = kinds.get(name, lambda same: same)

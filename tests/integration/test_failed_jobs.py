@@ -19,7 +19,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from db import failed_jobs
+from db.errors import KeyMissing
+from db.failed.originals import get_original, sealed_with
 from db.failures import Failure
+from db.sealing import Keys, generate
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
 from tests.servers import Database
@@ -303,3 +306,31 @@ def test_a_recorded_delivery_makes_no_row_again_whatever_became_of_its_own(datab
         connection.execute("DELETE FROM worker_failed_jobs WHERE id = %s", [first])
     assert failed_jobs.record(later) == second
     assert [r["id"] for r in rows(database)] == [second]
+
+
+class TestOriginals:
+    def test_are_kept_sealed_and_opened(self, database: Database) -> None:
+        old, new = Keys.from_setting(generate()), Keys.from_setting(generate())
+        raw = b'{"args": ["secret"]}'
+        sealed, key_id = old.seal(raw)
+        in_clear, encrypted = a_failure(original=raw), a_failure(original=sealed, original_key=key_id)
+        ids = [failed_jobs.record(in_clear), failed_jobs.record(encrypted)]
+        with operator_transaction() as s:
+            assert [get_original(s, job_id, old) for job_id in ids] == [raw, raw]
+            assert get_original(s, ids[0], None) == raw
+            assert sealed_with(s) == {None: 1, key_id: 1}
+            for keys in (None, new):
+                with pytest.raises(KeyMissing, match=key_id):
+                    get_original(s, ids[1], keys)
+        with psycopg.connect(database.admin_url) as connection:
+            kept = connection.execute(
+                "SELECT original FROM worker_failed_job_originals WHERE failed_job_id = %s", [ids[1]]
+            ).fetchone()
+        assert kept is not None
+        assert b"secret" not in kept[0]
+
+    @pytest.mark.parametrize("raw", [b"dramaturg-sealed:0123456789abcdef:x", b"dramaturg-plain:x", b"\x00", b""])
+    def test_that_look_like_something_else_come_back_as_they_were(self, database: Database, raw: bytes) -> None:
+        job_id = failed_jobs.record(a_failure(original=raw))
+        with operator_transaction() as s:
+            assert get_original(s, job_id, None) == raw

@@ -186,7 +186,9 @@ class TestOthers:
 
         def refused(**options: Any) -> Failure:
             message = MessageProxy(Message("attribution", name, (), {}, options))
-            error = caught(TenantContext().before_process_message, stub_broker, message)
+            context = TenantContext()
+            error = caught(context.before_process_message, stub_broker, message)
+            context.after_skip_message(stub_broker, message)
             assert isinstance(error, TenantError)
             return recorder.of(message, error)
 
