@@ -1,8 +1,8 @@
-"""The tenants: add one, list them. For the command line, in an operator's transaction."""
+"""The tenants: add one, list them, name them. For the command line, in an operator's transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID, uuid4
@@ -100,6 +100,62 @@ def list_tenants(session: Session) -> list[TenantRow]:
     name = "CAST(name AS text)" if "name" in _columns(session) else "CAST(NULL AS text)"
     rows = session.execute(text(f"SELECT id, {name} AS name FROM tenants ORDER BY 2, 1"))
     return [TenantRow(id_, name) for id_, name in rows]
+
+
+def tenant_names(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, str]:
+    """Return what those tenants are called that have a name, and that the session may see.
+
+    Arguments:
+      session: An operator's, or one that is bound to a tenant, and then knows that one's alone.
+      ids: Whose; None has no name.
+    """
+    wanted = list({tenant_id for tenant_id in ids if tenant_id is not None})
+    if not wanted or not _have_names(session):
+        return {}
+    rows = session.execute(
+        text("SELECT id, CAST(name AS text) FROM tenants WHERE id = ANY(:ids) AND name IS NOT NULL"), {"ids": wanted}
+    )
+    return {row.id: row.name for row in rows}
+
+
+def tenant_named(session: Session, value: str) -> UUID:
+    """Return the tenant that a person means: a UUID, or the name of exactly one that the session sees.
+
+    Raises:
+      ValueError: When it is neither; the message names the candidates where there are several.
+    """
+    try:
+        return UUID(value)
+    except ValueError:
+        pass
+    found: list[UUID] = []
+    if _have_names(session):
+        rows = session.scalars(text("SELECT id FROM tenants WHERE name = :name ORDER BY id LIMIT 6"), {"name": value})
+        found = list(rows)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"tenant {value!r} is the name of several, so say which by its id: {', '.join(map(str, found))}"
+        )
+    raise ValueError(f"tenant must be a UUID or the name of one that is there, not {value!r}")
+
+
+def _have_names(session: Session) -> bool:
+    """Tell whether there are names that this session may read: ``tenants`` may be the application's own."""
+    return bool(
+        session.execute(
+            text(
+                """
+                SELECT EXISTS (
+                    SELECT FROM pg_attribute
+                    WHERE attrelid = to_regclass('tenants') AND attname = 'name' AND NOT attisdropped
+                      AND has_column_privilege(attrelid, attnum, 'SELECT')
+                )
+                """
+            )
+        ).scalar_one()
+    )
 
 
 def _columns(session: Session) -> dict[str, bool]:

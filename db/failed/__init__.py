@@ -10,10 +10,10 @@ from __future__ import annotations
 from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
 from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
-from db.failed.groups import Group, find_groups, get_group
+from db.failed.groups import Group, Share, find_groups, get_group, largest_groups
 from db.failed.search import FailedJob, FailedJobSummary, Page, chain, count, find, get, ids_beginning, iterate
 from db.failed.stats import Count, Stats, stats
-from db.failed.statuses import MOVES, STATUSES, Status
+from db.failed.statuses import MOVES, STATUSES, Status, sources
 
 __all__ = [
     "MOVES",
@@ -28,6 +28,7 @@ __all__ = [
     "InvalidFilter",
     "Moved",
     "Page",
+    "Share",
     "Stats",
     "Status",
     "abandon",
@@ -41,10 +42,12 @@ __all__ = [
     "history",
     "ids_beginning",
     "iterate",
+    "largest_groups",
     "moment",
     "note",
     "reopen",
     "resolve",
+    "sources",
     "stats",
     "write_event",
 ]

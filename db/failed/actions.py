@@ -122,6 +122,8 @@ def _move(
     if where.is_empty:
         raise InvalidFilter("say which jobs: by id, or by what they have in common")
     result = Moved()
+    # Of those that were named, all that were changed, so that none of them counts as refused.
+    changed: set[UUID] = set()
     after: UUID | None = None
     while True:
         with begin() as session:
@@ -129,7 +131,11 @@ def _move(
             ids = _pick(session, where, to, after)
             if ids:
                 session.execute(text(LOCK_GROUPS), {"ids": ids})
-                result.add(_change(session, ids, to, reason))
+                batch = _change(session, ids, to, reason)
+        if ids:
+            # Committed by now.
+            result.add(batch)
+            changed.update(batch if where.ids else ())
         if progress is not None:
             progress(result.count)
         if len(ids) < AT_ONCE:
@@ -137,7 +143,7 @@ def _move(
         after = ids[-1]
     if where.ids:
         with begin() as session:
-            result.refused = _refused(session, where, to, set(result.moved))
+            result.refused = _refused(session, where, to, changed)
     return result
 
 

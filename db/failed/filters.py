@@ -92,6 +92,9 @@ class Filter:
     text: str | None = None
 
     def __post_init__(self) -> None:
+        for several in ("ids", "status", "queue", "actor", "tenant_id", "error_type", "exception", "fingerprint"):
+            # Twice the same would find the same twice.
+            object.__setattr__(self, several, tuple(dict.fromkeys(getattr(self, several))))
         for status in self.status:
             if status not in STATUSES:
                 raise InvalidFilter(f"status must be one of {', '.join(STATUSES)}, not {status!r}")
@@ -174,6 +177,7 @@ def spelled_out(session: Session, where: Filter) -> Filter:
         where,
         actor=_in_full(session, "task_name", where.actor),
         exception=_in_full(session, "exception_class", where.exception),
+        # Two may begin the same one; Filter takes each once.
         fingerprint=tuple(
             full
             for beginning in where.fingerprint

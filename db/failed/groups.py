@@ -135,6 +135,45 @@ def get_group(session: Session, fingerprint: str) -> Group | None:
     return found[0] if len(found) == 1 else None
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many of the jobs that match are of one group."""
+
+    fingerprint: str
+    exception_class: str
+    title: str | None
+    jobs: int
+
+
+def largest_groups(session: Session, where: Filter, *, limit: int = 3) -> list[Share]:
+    """Return of which groups most of the jobs are that match, the most first.
+
+    Arguments:
+      session: An operator's, or one that is bound to a tenant.
+      where: Which jobs; unlike in :func:`find_groups` only they are counted.
+    """
+    condition, parameters = spelled_out(session, where).where()
+    rows = session.execute(
+        text(
+            f"""
+            SELECT counted.fingerprint, named.exception_class, named.title, counted.jobs FROM (
+                SELECT details.fingerprint, count(*) AS jobs
+                FROM worker_failed_jobs job JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+                WHERE {condition} AND details.fingerprint IS NOT NULL
+                GROUP BY details.fingerprint ORDER BY 2 DESC, 1 LIMIT :limit
+            ) counted
+            CROSS JOIN LATERAL (
+                SELECT exception_class, title FROM worker_failed_job_groups known
+                WHERE known.fingerprint = counted.fingerprint ORDER BY last_seen DESC LIMIT 1
+            ) named
+            ORDER BY counted.jobs DESC, counted.fingerprint
+            """
+        ),
+        {**parameters, "limit": limit},
+    )
+    return [Share(**row._mapping) for row in rows]
+
+
 def group_conditions(where: Filter) -> tuple[list[str], dict[str, Any]]:
     """Return what a filter asks of ``worker_failed_job_groups groups``, status and times left out."""
     conditions, parameters = ["true"], dict[str, Any]()
@@ -173,6 +212,9 @@ def _parse(after: str) -> tuple[bool, datetime, str]:
     back, _, rest = after.partition("~")
     seen, _, fingerprint = rest.partition("~")
     try:
-        return bool(int(back)), datetime.fromisoformat(seen), fingerprint
+        key = bool(int(back)), datetime.fromisoformat(seen), fingerprint
     except ValueError:
-        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}") from None
+        key = None
+    if key is None or key[1].tzinfo is None or "\0" in fingerprint:
+        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}")
+    return key

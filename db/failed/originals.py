@@ -12,7 +12,7 @@ from db.errors import KeyMissing
 from db.sealing import SETTING, Keys
 
 #: What stands before one that is encrypted: this, and the id of the key; and before one that is not and would look so.
-_SEALED: Final = b"dramaturg-sealed:"
+SEALED: Final = b"dramaturg-sealed:"
 _PLAIN: Final = b"dramaturg-plain:"
 
 
@@ -24,8 +24,8 @@ def as_kept(original: bytes, key_id: str | None) -> bytes:
       key_id: Names the key that sealed it; None where it is as it was fetched.
     """
     if key_id is not None:
-        return _SEALED + key_id.encode("ascii") + b":" + original
-    return _PLAIN + original if original.startswith((_SEALED, _PLAIN)) else original
+        return SEALED + key_id.encode("ascii") + b":" + original
+    return _PLAIN + original if original.startswith((SEALED, _PLAIN)) else original
 
 
 def opened(kept: bytes, keys: Keys | None) -> bytes:
@@ -41,9 +41,9 @@ def opened(kept: bytes, keys: Keys | None) -> bytes:
     """
     if kept.startswith(_PLAIN):
         return kept[len(_PLAIN) :]
-    if not kept.startswith(_SEALED):
+    if not kept.startswith(SEALED):
         return kept
-    key_id, _, sealed = kept[len(_SEALED) :].partition(b":")
+    key_id, _, sealed = kept[len(SEALED) :].partition(b":")
     name = key_id.decode("ascii", "replace")
     if keys is None:
         raise KeyMissing(f"{SETTING} is not set, and this was encrypted with the key {name!r}")
@@ -76,6 +76,6 @@ def sealed_with(session: Session) -> dict[str | None, int]:
             ) kept GROUP BY 1
             """
         ),
-        {"from": len(_SEALED) + 1, "length": len(_SEALED), "mark": _SEALED},
+        {"from": len(SEALED) + 1, "length": len(SEALED), "mark": SEALED},
     )
     return {key: int(count) for key, count in rows}

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.failed.filters import Filter, InvalidFilter, spelled_out
+from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
 
 #: Jobs of a page, at most.
@@ -63,7 +64,9 @@ class FailedJob(FailedJobSummary):
     #: The last executions, as :class:`db.failures.Attempt` gives them; None where nobody counted.
     attempts: list[dict[str, Any]] | None
     forgotten_at: datetime | None
+    #: Whether the message is kept as it was fetched, and encrypted; None where the session may not know.
     has_original: bool | None
+    original_sealed: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,20 +171,24 @@ def _get_all(session: Session, ids: list[UUID]) -> list[FailedJob]:
     # Who is bound to a tenant may not look at originals.
     may_look = session.execute(text("SELECT has_table_privilege('worker_failed_job_originals', 'SELECT')")).scalar_one()
     original = (
-        "EXISTS (SELECT FROM worker_failed_job_originals kept WHERE kept.failed_job_id = job.id)"
+        f"(SELECT substring(kept.original FOR {len(SEALED)}) = :sealed"
+        " FROM worker_failed_job_originals kept WHERE kept.failed_job_id = job.id)"
         if may_look
         else "NULL"
     )
+    # Of none it is null, and so it is where nobody may look.
+    has_original = f"{original} IS NOT NULL" if may_look else "NULL"
     rows = session.execute(
         text(
             f"""
             SELECT {_SUMMARY.replace(f"left(job.error_message, {MESSAGE_IN_LIST})", "job.error_message")},
                 job.last_retry_at, job.resolved_at, job.remediation_notes, job.task_args, job.task_kwargs,
-                job.traceback, details.attempts, details.forgotten_at, {original} AS has_original
+                job.traceback, details.attempts, details.forgotten_at, {has_original} AS has_original,
+                {original} AS original_sealed
             FROM {_FROM} WHERE job.id = ANY(:ids)
             """
         ),
-        {"ids": ids},
+        {"ids": ids, **({"sealed": SEALED} if may_look else {})},
     )
     return [FailedJob(**row._mapping) for row in rows]
 
@@ -201,7 +208,7 @@ def _page(where: Filter, begin: tuple[datetime, UUID] | None, limit: int) -> tup
     # The index of details has their order as well.
     table, key = ("details", "failed_job_id") if where.fingerprint else ("job", "id")
     joined = _FROM.replace("LEFT JOIN", "JOIN") if where.fingerprint else "worker_failed_jobs job"
-    branches = []
+    branches: list[str] = []
     for status in statuses:
         for n, fingerprint in enumerate(fingerprints):
             one = [condition]
@@ -214,9 +221,10 @@ def _page(where: Filter, begin: tuple[datetime, UUID] | None, limit: int) -> tup
             if begin is not None:
                 one.append(f"{table}.failed_at <= :at AND ({table}.failed_at, {table}.{key}) < (:at, :before)")
                 parameters |= {"at": begin[0], "before": begin[1]}
+            # Selected from, because one branch by itself may not be put in order twice.
             branches.append(
-                f"(SELECT {table}.{key} AS id, {table}.failed_at FROM {joined} WHERE {' AND '.join(one)}"
-                f" ORDER BY {table}.failed_at DESC, {table}.{key} DESC LIMIT :limit)"
+                f"SELECT * FROM (SELECT {table}.{key} AS id, {table}.failed_at FROM {joined} WHERE {' AND '.join(one)}"
+                f" ORDER BY {table}.failed_at DESC, {table}.{key} DESC LIMIT :limit) branch_{len(branches)}"
             )
     statement = f"""
         SELECT {_SUMMARY}
@@ -235,6 +243,9 @@ def _key(job: FailedJobSummary) -> str:
 def _parse(after: str) -> tuple[datetime, UUID]:
     at, _, job_id = after.partition("~")
     try:
-        return datetime.fromisoformat(at), UUID(job_id)
+        key = datetime.fromisoformat(at), UUID(job_id)
     except ValueError:
-        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}") from None
+        key = None
+    if key is None or key[0].tzinfo is None:
+        raise InvalidFilter(f"after must be what a page gave as its next, not {after!r}")
+    return key

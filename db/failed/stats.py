@@ -119,8 +119,10 @@ def _counts(rows: list[Row[Any]], name: str, wanted: tuple[str, ...]) -> list[Co
 
 def _from_groups(where: Filter) -> tuple[str, dict[str, Any]]:
     conditions, parameters = group_conditions(where)
+    wanted = where.status or STATUSES
     return (
-        f"SELECT queue, error_type, task_name, tenant_id, fingerprint, {', '.join(STATUSES)},"
+        "SELECT queue, error_type, task_name, tenant_id, fingerprint,"
+        f" {', '.join(s if s in wanted else f'0 AS {s}' for s in STATUSES)},"
         f" regressed_at IS NOT NULL AS regressed FROM worker_failed_job_groups groups WHERE {' AND '.join(conditions)}"
     ), parameters
 

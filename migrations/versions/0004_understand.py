@@ -42,6 +42,7 @@ def upgrade() -> None:
     for table in (DETAILS, GROUPS, EVENTS, RETENTION):
         build_companion(table)
     number_events()
+    open_originals()
     build_triggers()
     build_indexes()
     count_again()
@@ -52,6 +53,7 @@ def downgrade() -> None:
     """Drop the triggers and indexes, and the tables that hold no row."""
     drop_triggers()
     drop_indexes()
+    close_originals()
     # Nothing would remove its rows before those that it refers to.
     op.execute(f"ALTER TABLE {DETAILS.name} DROP CONSTRAINT IF EXISTS {_REFERENCE}")
     for table in (DETAILS, GROUPS, EVENTS, RETENTION):
@@ -186,6 +188,21 @@ def number_events() -> None:
         # For pg_dump.
         sequence = scalar("SELECT pg_get_serial_sequence(:t, 'id')", t=EVENTS.name)
         op.execute(f"GRANT SELECT ON SEQUENCE {sequence} TO app_operator")
+
+
+ORIGINALS = "worker_failed_job_originals"
+
+
+def open_originals() -> None:
+    """Let tenants remove originals of theirs, which they still cannot read: only see that there is one."""
+    if role_exists("app_user"):
+        op.execute(f"GRANT DELETE, SELECT (failed_job_id, tenant_id) ON {ORIGINALS} TO app_user")
+
+
+def close_originals() -> None:
+    """Let tenants add originals, and nothing else."""
+    if role_exists("app_user") and exists(ORIGINALS):
+        op.execute(f"REVOKE DELETE, SELECT (failed_job_id, tenant_id) ON {ORIGINALS} FROM app_user")
 
 
 # --- Triggers -------------------------------------------------------------------------------------

@@ -460,7 +460,7 @@ def test_models_equal_migrations_for_postgres(empty_database: Database, head: Da
     assert {table.name for table in Base.metadata.tables.values()} == set(TABLES)
     for table in TABLES:
         # Who may see what stands in the migration alone, as triggers do.
-        alone = ("policies", "security", "grants", "triggers")
+        alone = ("policies", "security", "grants", "column grants", "triggers")
         built, migrated = catalog(empty_database, table, *alone), catalog(head, table, *alone)
         # It needs an extension.
         migrated["indexes"] = [line for line in migrated["indexes"] if TEXT_INDEX not in line]
@@ -487,7 +487,7 @@ def test_who_may_do_what(head: Database) -> None:
         "worker_failed_jobs": everything,
         "worker_failed_job_deliveries": "DELETE INSERT SELECT",
         # Not redacted, so not for tenants to read.
-        "worker_failed_job_originals": "INSERT",
+        "worker_failed_job_originals": "DELETE INSERT",
         "worker_failed_job_details": everything,
         "worker_failed_job_groups": everything,
         # Nobody who is bound to a tenant rewrites history.
@@ -498,6 +498,15 @@ def test_who_may_do_what(head: Database) -> None:
         "attribution_events": "INSERT SELECT",
         "attribution_allocations": "DELETE INSERT SELECT",
         "attribution_recompute_jobs": "INSERT SELECT UPDATE",
+    }
+    by_column: LiteralString = """
+        SELECT attrelid::regclass || '.' || attname, string_agg(privilege_type, ' ' ORDER BY privilege_type)
+        FROM pg_attribute, aclexplode(attacl) WHERE grantee = 'app_user'::regrole GROUP BY 1
+    """
+    # Which there are, so that they can be removed, but not what they are.
+    assert dict(rows(head.admin_url, by_column)) == {
+        "worker_failed_job_originals.failed_job_id": "SELECT",
+        "worker_failed_job_originals.tenant_id": "SELECT",
     }
 
 
@@ -538,19 +547,21 @@ def test_a_tenant_sees_its_own_rows_and_an_operator_all(two_tenants: Database) -
         of_nobody: set[UUID | None] = {None} if table.startswith("worker_") else set()
         # What holds for all, a tenant may know.
         of_one_or_all = {ONE} | (of_nobody if table == "worker_failed_job_retention" else set())
-        may_not_read = table == "worker_failed_job_originals"
-        if may_not_read:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"):
-                visible(two_tenants.worker_url, table, of_one)
-        for url in (two_tenants.owner_url,) if may_not_read else (two_tenants.worker_url, two_tenants.owner_url):
+        for url in (two_tenants.worker_url, two_tenants.owner_url):
             assert visible(url, table, of_one) == of_one_or_all
             assert visible(url, table) == visible(url, table, ("app.current_tenant_id", "")) == of_nobody
         as_operator = ("app.execution_context", "operator")
         # Anyone may say so; only the owner is believed.
-        assert may_not_read or visible(two_tenants.worker_url, table, of_one, as_operator) == of_one_or_all
+        assert visible(two_tenants.worker_url, table, of_one, as_operator) == of_one_or_all
         everybody = {ONE, OTHER} | of_nobody
         assert visible(two_tenants.operator_url, table) == everybody
         assert visible(two_tenants.owner_url, table, as_operator) == everybody
+
+
+def test_an_original_is_not_for_tenants_to_read(two_tenants: Database) -> None:
+    with psycopg.connect(two_tenants.worker_url) as connection:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"):
+            connection.execute("SELECT original FROM worker_failed_job_originals")
 
 
 def test_a_tenant_cannot_write_for_another(two_tenants: Database) -> None:

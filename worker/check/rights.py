@@ -16,7 +16,7 @@ NAME = "postgres.rights"
 OF_APP_USER = {
     "worker_failed_jobs": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "worker_failed_job_deliveries": ("SELECT", "INSERT", "DELETE"),
-    "worker_failed_job_originals": ("INSERT",),
+    "worker_failed_job_originals": ("INSERT", "DELETE"),
     "worker_failed_job_details": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "worker_failed_job_groups": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "worker_failed_job_events": ("SELECT", "INSERT"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli import check, demo, events, migrate, spool, tenants
+from worker.cli import check, demo, events, failed, migrate, spool, tenants
 
 app = typer.Typer(
     name="worker",
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.add_typer(tenants.app, name="tenants", help="Whom work is done for.")
 app.add_typer(events.app, name="events", help="What attribution is computed from.")
+app.add_typer(failed.app, name="failed", help="What failed: find it, understand it, close it.")
 app.command("spool")(spool.show)
 app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)

@@ -57,6 +57,9 @@ def explained() -> Iterator[None]:
         fail(_explain(e.orig), 2)
     except psycopg.Error as e:
         fail(_explain(e), 2)
+    except BrokenPipeError:
+        # Whoever read this has seen enough, as in `| head`.
+        raise
     except (ValueError, OSError) as e:
         fail(str(e))
 

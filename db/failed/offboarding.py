@@ -1,0 +1,189 @@
+"""Removes what there is of a tenant that has left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from db.failed.actions import Begin
+from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
+from db.failed.removal import AT_ONCE, ShouldStop, Where, checked_batch, count, count_in, remove, remove_from
+from db.failed.retention import operators_only
+from db.failed.statuses import STATUSES
+from db.tenancy import parse_uuid
+
+#: Times to look for what came meanwhile, before it is said that more keeps coming.
+ROUNDS_AT_MOST: Final = 20
+
+
+@dataclass(slots=True)
+class Offboarded:
+    """How much of a tenant was removed, or would be.
+
+    Attributes:
+      messages: That waited in Redis, by what the callable calls them: queues, for example.
+      rows: Failed jobs, by status.
+      originals, deliveries, groups, events, rules, once_keys: Of the tables beside them.
+      held: Rows that are there still because somebody else held them.
+      complete: Whether the last look found nothing more.
+    """
+
+    messages: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    originals: int = 0
+    deliveries: int = 0
+    groups: int = 0
+    events: int = 0
+    rules: int = 0
+    once_keys: int = 0
+    held: int = 0
+    complete: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as an event tells it."""
+        return {
+            "messages": dict(self.messages),
+            "rows": dict(self.rows),
+            "originals": self.originals,
+            "deliveries": self.deliveries,
+            "groups": self.groups,
+            "events": self.events,
+            "rules": self.rules,
+            "once_keys": self.once_keys,
+            "complete": self.complete,
+        }
+
+
+def offboard(
+    begin: Begin,
+    tenant_id: UUID | str,
+    *,
+    by: str,
+    reason: str | None,
+    messages: Callable[[UUID], Mapping[str, int]] | None = None,
+    batch: int = AT_ONCE,
+    dry_run: bool = False,
+    should_stop: ShouldStop = lambda: False,
+) -> Offboarded:
+    """Remove a tenant's messages, failed jobs and all that stands beside them; one event remains, for operators.
+
+    That is messages, then rows with their originals, deliveries and details, then history, groups, rules of retention
+    and what :func:`db.once.once` recorded; and again, until nothing is found. Stop what sends for the tenant first.
+    A job of the tenant that runs meanwhile can still enqueue, record what happens once, and fail, so add a row with
+    all that; one that is delayed or spooled where ``messages`` does not look, too. Call it again when the longest time
+    limit has passed: it removes what came, and says so. Without the tenant's once keys, a message of it that is
+    delivered again has its effects again.
+
+    The table ``tenants`` is left alone, because its rows, and what refers to them, may be the application's; so are the
+    application's own tables. Rows of no tenant stay, such as those of messages whose tenant could not be read.
+    Interrupted, it can be called again, and the event tells what that call removed.
+
+    Arguments:
+      begin: :func:`db.session.operator_transaction`.
+      tenant_id: Whose.
+      by: Who.
+      reason: Why.
+      messages: Removes its waiting messages and returns how many of each kind; called once in each round. It must
+        return nothing where there are none left. Without it, messages are left, and each that fails makes a row.
+      batch: Rows in one transaction, at most; fewer where they take long.
+      dry_run: Count, and remove nothing; ``messages`` is not called.
+      should_stop: Asked between batches. What was removed until then is told, by the event, too.
+
+    Raises:
+      ValueError: When one of these cannot be so; the message names it.
+      PermissionError: When ``begin`` is bound to a tenant.
+    """
+    tenant_id = parse_uuid("tenant_id", tenant_id)
+    by, reason = checked("by", by, NAME_AT_MOST), checked("reason", reason, REASON_AT_MOST) if reason else None
+    checked_batch(batch)
+    with begin() as session:
+        operators_only(session, "off-board a tenant")
+    if dry_run:
+        return _count(begin, tenant_id)
+    done = Offboarded()
+    for _ in range(ROUNDS_AT_MOST):
+        if should_stop():
+            break
+        found = Counter(messages(tenant_id)) if messages is not None else Counter[str]()
+        done.messages += found
+        removed = _remove(begin, tenant_id, by, reason, batch, should_stop, done)
+        if not removed and not found.total():
+            done.complete = not done.held and not should_stop()
+            break
+    # Fewer than rows, where it was stopped between them.
+    done.events = max(done.events, 0)
+    with begin() as session:
+        write_event(session, "offboarded", by=by, reason=reason, after={"tenant_id": str(tenant_id), **done.as_json()})
+    return done
+
+
+#: Table and alias, the column by which an index has a tenant's rows in order, and the field that counts them.
+_BESIDE: Final = (
+    ("worker_failed_job_events beside", "happened_at", "events"),
+    ("worker_failed_job_groups beside", "id", "groups"),
+    ("worker_failed_job_retention beside", "id", "rules"),
+    ("worker_once beside", "key", "once_keys"),
+)
+
+# One with rows is of failures that came meanwhile, and goes with them in the next round. Counts that are wrong, because
+# somebody switched triggers off, must not keep it for ever.
+_WITHOUT_ROWS: Final = f"""
+    (({" AND ".join(f"beside.{status} = 0" for status in STATUSES)}) OR NOT EXISTS (
+        SELECT FROM worker_failed_job_details details
+        WHERE details.fingerprint = beside.fingerprint AND details.tenant_id = beside.tenant_id
+    ))
+"""
+
+
+def _of_tenant(table: str, tenant_id: UUID) -> Where:
+    return Where(f"{table}.tenant_id = CAST(:of_tenant AS uuid)", {"of_tenant": tenant_id})
+
+
+def _remove(
+    begin: Begin,
+    tenant_id: UUID,
+    by: str,
+    reason: str | None,
+    batch: int,
+    should_stop: ShouldStop,
+    done: Offboarded,
+) -> int:
+    """Go over the tables once, add to ``done``, and return how many rows of any table were removed."""
+    swept = remove(
+        begin,
+        _of_tenant("job", tenant_id),
+        by=by,
+        reason=reason,
+        batch=batch,
+        oldest_first=True,
+        should_stop=should_stop,
+    )
+    done.rows += swept.rows
+    done.originals += swept.originals
+    done.deliveries += swept.deliveries
+    done.held = swept.held
+    removed = swept.count
+    # Each removal wrote one of its own.
+    done.events -= swept.count
+    for table, key, name in _BESIDE:
+        where = _of_tenant("beside", tenant_id)
+        if name == "groups":
+            where = where.but(_WITHOUT_ROWS)
+        number, _ = remove_from(begin, table, key, where, batch=batch, should_stop=should_stop)
+        setattr(done, name, getattr(done, name) + number)
+        removed += number
+    return removed
+
+
+def _count(begin: Begin, tenant_id: UUID) -> Offboarded:
+    counted = Offboarded(rows=count(begin, _of_tenant("job", tenant_id)))
+    for table, _, name in (
+        ("worker_failed_job_originals beside", "", "originals"),
+        ("worker_failed_job_deliveries beside", "", "deliveries"),
+        *_BESIDE,
+    ):
+        setattr(counted, name, count_in(begin, table, _of_tenant("beside", tenant_id)))
+    return counted
