@@ -86,10 +86,11 @@ _GROUPED: Final = """
     FROM new WHERE fingerprint IS NOT NULL
     GROUP BY tenant_id, fingerprint ORDER BY fingerprint
     ON CONFLICT (fingerprint, tenant_id) DO UPDATE SET
-        -- The newest say best what it is called now.
+        -- The newest say best what it is called now, but for those that came without their details.
         queue = excluded.queue,
         error_type = excluded.error_type,
-        title = excluded.title,
+        title = coalesce(excluded.title, known.title),
+        place = coalesce(excluded.place, known.place),
         first_seen = least(known.first_seen, excluded.first_seen),
         last_seen = greatest(known.last_seen, excluded.last_seen),
         failures = known.failures + excluded.failures,

@@ -37,6 +37,8 @@ DUE_AT_ONCE = 100
 GATHER = 0.02
 #: What the script answers when a message has ended that names a group which was never begun, or is forgotten.
 GROUP_UNKNOWN = 2
+#: What the script answers that fetched nothing because the queue is paused; seconds between two looks whether it is.
+PAUSED, LOOK_EVERY = [0], 1.0
 
 
 def _text(redis_id: bytes) -> str:
@@ -92,6 +94,7 @@ class LosslessConsumer(Consumer):
         self._look_again = float("-inf")
         self._alone_since = float("-inf")
         self._idle = False
+        self._paused = False
         self._next_due: float | None = None
         if self._delayed:
             # Dramatiq drops what it kept in memory for the consumer before this one.
@@ -226,6 +229,10 @@ class LosslessConsumer(Consumer):
 
     def _wait(self) -> bool:
         """Wait in Redis for a message, and tell whether to look."""
+        if self._paused:
+            # Not in Redis, which would take a message out of the queue.
+            time.sleep(min(self._timeout, LOOK_EVERY))
+            return True
         seconds = 2 * self._timeout if self._delayed else self._timeout
         if self._next_due is not None:
             seconds = min(seconds, self._next_due - time.monotonic())
@@ -242,10 +249,19 @@ class LosslessConsumer(Consumer):
             milliseconds = found.pop(0)
             self._next_due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
             found = [part for pair in zip(found[::2], found[1::2], strict=True) for part in (*pair, 0)]
+        else:
+            found = self._unless_paused(found)
         for redis_id, raw, begun_before in zip(found[::3], found[1::3], found[2::3], strict=True):
             self._cache.append((redis_id, raw, begun_before, epoch))
         # Fewer than asked for: there are no more.
         self._idle = len(self._cache) < count
+
+    def _unless_paused(self, found: list[Any]) -> list[Any]:
+        paused = found == PAUSED
+        if paused != self._paused:
+            self._paused = paused
+            logger.warning("queue {} is {}", self._queue_name, "paused" if paused else "resumed")
+        return [] if paused else found
 
     def ack(self, message: MessageProxy) -> None:
         """End a message, with its follow-ups enqueued in the same step.

@@ -7,7 +7,7 @@
 -- in it, as many (queue:id, since when in milliseconds), queues...
 -- Returns 1 if this broker was known to live, 0 if it is new or was given up; which lease it has now, a number that no
 -- other lease of it had, without which it may fetch nothing; how many failures wait in the spool; those of its queues
--- that have suspects; how many starts were not noted; what went wrong with others' leavings; then for each queue of one
+-- that have suspects, unless they are paused; how many starts were not noted; what went wrong with others' leavings; then for each queue of one
 -- that is gone: its facts or broker id, queue, count, how many of them are suspects, ...
 local ns, broker, lease, grace_time = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local own = ns .. ":__dramaturg__."
@@ -53,7 +53,8 @@ end
 local function suspected()
   local queues = {}
   for i = first_queue, #ARGV do
-    if redis.call("exists", own .. "suspects." .. ARGV[i]) == 1 then
+    if redis.call("exists", own .. "suspects." .. ARGV[i]) == 1
+      and redis.call("hexists", own .. "paused", ARGV[i]) == 0 then
       queues[#queues + 1] = ARGV[i]
     end
   end

@@ -5,7 +5,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.integration.command_line import CommandLine
 from tests.integration.nothing_lost import Side
+from tests.servers import Database
 
 
 @pytest.fixture
@@ -21,3 +23,9 @@ def side(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[str], 
             return made
 
         yield make
+
+
+@pytest.fixture
+def worker(database: Database) -> CommandLine:
+    """The command line, on the test's database."""
+    return CommandLine(database)

@@ -18,6 +18,7 @@ from dramatiq.brokers.redis import RedisBroker
 from tests.servers import Cluster, Database, running_redis
 from worker.broker import make_broker
 from worker.check import Finding, Status, check_deployment
+from worker.queue_admin import pause, resume
 from worker.queues import Queue
 from worker.settings import Settings
 
@@ -421,6 +422,22 @@ def test_messages_that_nobody_consumes(
     with closing(make_broker(settings)) as broker:
         broker.consume("emails")
         assert "emails" not in only({**environment, "EXTRA_QUEUES": "emails"}, tmp_path).found
+
+
+def test_a_queue_that_is_paused(environment: dict[str, str], durable_redis: str, tmp_path: Path) -> None:
+    send(durable_redis, "llm")
+    with closing(redis.Redis.from_url(durable_redis)) as client:
+        pause(client, "llm", by="ann", reason="broken")
+        found = only(environment, tmp_path)
+        assert (found.name, found.status, found.advice) == (
+            "queues.paused",
+            Status.WARNING,
+            "worker queues resume llm",
+        )
+        assert found.found.startswith("llm has been paused since ")
+        assert found.found.endswith(" UTC by ann (broken), messages in it: 1")
+        resume(client, "llm", by="ann")
+        assert wrong(environment, tmp_path) == []
 
 
 def test_no_worker_at_all(environment: dict[str, str], durable_redis: str, tmp_path: Path) -> None:

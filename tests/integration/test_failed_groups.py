@@ -80,6 +80,16 @@ def test_what_a_group_says(database: Database) -> None:
     assert (own.failures, own.pending, own.tenants, own.title) == (1, 1, 1, "bad *")
 
 
+def test_a_group_is_called_what_the_newest_says_that_says_something(database: Database) -> None:
+    fail(1, queue="old")
+    fail(2, title="bad *", place="shop:run", queue="old")
+    fail(3, queue="new", error_type="timeout")
+    group = the_group()
+    assert (group.title, group.place, group.queue, group.error_type) == ("bad *", "shop:run", "new", "timeout")
+    fail(4, title="worse *", place="shop:walk")
+    assert (the_group().title, the_group().place) == ("worse *", "shop:walk")
+
+
 def test_a_group_that_was_resolved_and_comes_back_regresses_as_often_as_it_does(database: Database) -> None:
     fail(1)
     assert not the_group().regressed

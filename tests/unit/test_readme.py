@@ -113,7 +113,7 @@ worker.stop()
 
 def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
-    assert words == {"tenants", "events", "migrate", "check", "spool"}
+    assert words == {"tenants", "events", "migrate", "check", "spool", "queues"}
 
 
 def test_the_commands_are_the_ones_that_ci_runs() -> None:

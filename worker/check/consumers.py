@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import redis
 
 from middleware.lossless_broker import LEASE
 from worker.check.findings import Finding, ok, warning
-
-#: Milliseconds of silence after which stock Dramatiq gives a process up.
-STOCK_LEASE = 60_000
-#: Seconds that looking through the keys may take; a database may be shared with many others.
-LOOK_FOR = 2.0
-
-#: Broker ids are UUIDs; what follows in a key is a queue.
-_ACKS = re.compile(r"__acks__\.([0-9a-f-]{36})\.(.+)")
+from worker.queue_admin.keys import LOOK_FOR, answer, read_keys
+from worker.queue_admin.pauses import Pause, pauses
+from worker.queue_admin.states import STOCK_LEASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +32,8 @@ class Seen:
     spooled: int = 0
     #: Messages by queue that were running when a worker was lost, and wait to run alone.
     suspects: Mapping[str, int] = field(default_factory=dict)
+    #: Queues that are paused.
+    paused: Mapping[str, Pause] = field(default_factory=dict)
 
 
 def read_queues(client: redis.Redis, namespace: str, declared: Collection[str]) -> Seen:
@@ -50,11 +44,11 @@ def read_queues(client: redis.Redis, namespace: str, declared: Collection[str]) 
       namespace: Prefix of every key.
       declared: The names of the queues.
     """
-    seconds, micros = _answer(client.time())
+    seconds, micros = answer(client.time())
     now = seconds * 1000 + micros / 1000
     ours = _scores(client, f"{namespace}:__dramaturg__.alive")
     consumed = {
-        broker: {name.decode() for name in _answer(client.smembers(f"{namespace}:__dramaturg__.queues.{broker}"))}
+        broker: {name.decode() for name in answer(client.smembers(f"{namespace}:__dramaturg__.queues.{broker}"))}
         for broker, beat in ours.items()
         if now - beat < LEASE
     }
@@ -62,48 +56,29 @@ def read_queues(client: redis.Redis, namespace: str, declared: Collection[str]) 
     stock_alive = {
         broker for broker, beat in _scores(client, f"{namespace}:__heartbeats__").items() if now - beat < STOCK_LEASE
     }
-    keys, complete = _keys(client, namespace)
-    queues = {*declared, *(key.removesuffix(".msgs").removesuffix(".DQ") for key in keys if key.endswith(".msgs"))}
-    # What stock Dramatiq keeps of its dead.
-    queues = {queue for queue in queues if not queue.endswith(".XQ")}
+    keys = read_keys(client, namespace)
+    queues = {*declared, *keys.queues()}
     messages = {
-        queue: sum(int(_answer(client.hlen(f"{namespace}:{name}.msgs"))) for name in (queue, f"{queue}.DQ"))
+        queue: sum(int(answer(client.hlen(f"{namespace}:{name}.msgs"))) for name in (queue, f"{queue}.DQ"))
         for queue in queues
     }
     stock, left = set[str](), dict[str, int]()
-    for found in filter(None, map(_ACKS.fullmatch, keys)):
-        broker, queue = found[1], found[2].removesuffix(".DQ")
+    for key, broker, name in keys.acks():
+        queue = name.removesuffix(".DQ")
         if broker in ours:
             continue
         if broker in stock_alive:
             stock.add(queue)
         else:
-            left[queue] = left.get(queue, 0) + int(_answer(client.scard(f"{namespace}:{found[0]}")))
-    spooled = int(_answer(client.hlen(f"{namespace}:__dramaturg__.spool")))
-    lengths = {queue: int(_answer(client.llen(f"{namespace}:__dramaturg__.suspects.{queue}"))) for queue in queues}
+            left[queue] = left.get(queue, 0) + int(answer(client.scard(f"{namespace}:{key}")))
+    spooled = int(answer(client.hlen(f"{namespace}:__dramaturg__.spool")))
+    lengths = {queue: int(answer(client.llen(f"{namespace}:__dramaturg__.suspects.{queue}"))) for queue in queues}
     suspects = {queue: length for queue, length in lengths.items() if length}
-    return Seen(messages, consumed, stock, left, complete, spooled, suspects)
-
-
-def _answer(value: Any) -> Any:
-    """Return ``value``: redis-py types every answer as that of its asynchronous client, too."""
-    return value
+    return Seen(messages, consumed, stock, left, keys.complete, spooled, suspects, pauses(client, namespace))
 
 
 def _scores(client: redis.Redis, key: str) -> dict[str, float]:
-    return {broker.decode(): score for broker, score in _answer(client.zrange(key, 0, -1, withscores=True))}
-
-
-def _keys(client: redis.Redis, namespace: str) -> tuple[set[str], bool]:
-    """Return the names of our keys without the namespace, and whether there was the time to find them all."""
-    pattern = re.sub(r"([\\*?\[\]^-])", r"\\\1", namespace) + ":*"
-    found, cursor, end = set[str](), 0, time.monotonic() + LOOK_FOR
-    while time.monotonic() < end:
-        cursor, keys = _answer(client.scan(cursor, match=pattern, count=5_000))
-        found |= {key.decode("utf-8", "replace").removeprefix(f"{namespace}:") for key in keys}
-        if cursor == 0:
-            return found, True
-    return found, False
+    return {broker.decode(): score for broker, score in answer(client.zrange(key, 0, -1, withscores=True))}
 
 
 def judge_queues(seen: Seen, declared: Collection[str]) -> Iterator[Finding]:
@@ -114,6 +89,13 @@ def judge_queues(seen: Seen, declared: Collection[str]) -> Iterator[Finding]:
       declared: The queues that workers may be sent to.
     """
     yield from _judge_consumers(seen, declared)
+    for queue, pause in sorted(seen.paused.items()):
+        yield warning(
+            "queues.paused",
+            f"{queue} has been paused since {pause.since:%Y-%m-%d %H:%M} UTC by {pause.by}"
+            f"{f' ({pause.reason})' if pause.reason else ''}, messages in it: {seen.messages.get(queue, 0):,}",
+            f"worker queues resume {queue}",
+        )
     if seen.spooled:
         yield warning(
             "queues.spool",

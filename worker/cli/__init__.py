@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli import check, demo, events, failed, migrate, spool, tenants
+from worker.cli import check, demo, events, failed, migrate, offboard, queues, spool, tenants
 
 app = typer.Typer(
     name="worker",
@@ -13,8 +13,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(tenants.app, name="tenants", help="Whom work is done for.")
+tenants.app.command("offboard")(offboard.offboard)
 app.add_typer(events.app, name="events", help="What attribution is computed from.")
 app.add_typer(failed.app, name="failed", help="What failed: find it, understand it, close it.")
+app.add_typer(queues.app, name="queues", help="What waits, and who works on it.")
 app.command("spool")(spool.show)
 app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)

@@ -65,7 +65,7 @@ def show_jobs(jobs: Sequence[FailedJobSummary], names: Mapping[UUID, str], now: 
         for job in jobs
     ]
     table = grid(*lines[0])
-    at_most = _NARROW if console.width < 100 else _WIDE
+    at_most = _NARROW if console.width < 120 else _WIDE
     others = 0
     for name, column in zip(lines[0], table.columns, strict=True):
         if name != "message":

@@ -310,14 +310,20 @@ def _show_history(events: list[Event], now: datetime) -> None:
     console.print(lines)
 
 
+#: Columns whose change is no news, or too long; and events whose name says what the status is.
+_SAID: Final = {"status", "remediation_notes", "resolved_at", "failed_at", "last_retry_at", "error_message"}
+_MOVES: Final = {"claimed", "released", "resolved", "abandoned", "reopened", "failed_again"}
+
+
 def _changes(event: Event) -> str:
     """Return what changed, as far as the event's name does not say it."""
     if event.event == "captured" or event.before is None or event.after is None:
         return ""
+    known = _SAID if event.event in _MOVES else _SAID - {"status"}
     told = [
         f"{name} {_value(event.before.get(name))} -> {_value(event.after.get(name))}"
         for name in event.after
-        if name not in {"remediation_notes", "resolved_at", "failed_at", "last_retry_at", "error_message"}
+        if name not in known
     ]
     return printable(", ".join(told))
 

@@ -1,0 +1,226 @@
+"""``worker queues``, as people and scripts call it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+from dramatiq import Message
+from typer.testing import CliRunner, Result
+
+from tests.integration.nothing_lost import put
+from tests.waiting import eventually
+from worker.cli import app, queues
+from worker.queue_admin import pauses
+
+ROOT = Path(__file__).parents[2]
+ACME, GLOBEX = UUID(int=0xA), UUID(int=0xB)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def environment(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    # Redis alone is asked.
+    monkeypatch.setenv("DATABASE_URL", "postgres://nobody:hunter2@127.0.0.1:1/none")
+    monkeypatch.setenv("EXTRA_QUEUES", "emails")
+    monkeypatch.delenv("WORKER_OPERATOR", raising=False)
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What was audited."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(queues, "audit", lambda event, **said: told.append((event, said)))
+    return told
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, ["queues", *words])
+
+
+def fill(client: redis.Redis, queue: str = "llm", count: int = 3, tenant: UUID = ACME, actor: str = "a") -> None:
+    for n in range(count):
+        redis_id = f"{tenant}-{actor}-{n}"
+        options = {"redis_message_id": redis_id, "tenant_id": str(tenant)}
+        put(client, redis_id, Message(queue, actor, (), {}, options).encode(), queue)
+
+
+class TestList:
+    def test_for_people(self, client: redis.Redis) -> None:
+        fill(client, count=1_234)
+        fill(client, "strange", 1)
+        client.lmove("dramatiq:strange", "dramatiq:__dramaturg__.suspects.strange", "LEFT", "RIGHT")
+        run("pause", "emails", "--by", "ann", "--reason", "[red]broken")
+        done = run("list")
+        assert done.exit_code == 0
+        lines = {line.split("│")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("│")}
+        assert set(lines) >= {"attribution", "llm", "maintenance", "housekeeping", "emails", "strange"}
+        assert "1,234" in lines["llm"]
+        assert all("no workers" in lines[name] for name in ("llm", "attribution"))
+        assert "paused" in lines["emails"]
+        # Neither on a pipe, nor by what an operator wrote.
+        assert "\x1b" not in done.stdout
+        paused, suspect = done.stdout.splitlines()[-2:]
+        assert paused.startswith("emails: paused since ")
+        assert paused.endswith(" UTC by ann: [red]broken")
+        assert suspect == "strange: 1 message that ran when a worker was lost, waiting to run alone"
+
+    def test_for_programs(self, client: redis.Redis) -> None:
+        fill(client, count=2)
+        run("pause", "llm", "--by", "ann", "--reason", "broken")
+        states = {state["name"]: state for state in json.loads(run("list", "--json").stdout)}
+        assert list(states) == ["attribution", "llm", "maintenance", "housekeeping", "emails"]
+        pause = states["llm"].pop("pause")
+        assert (pause["by"], pause["reason"], pause["since"][-6:]) == ("ann", "broken", "+00:00")
+        assert 0 <= states["llm"].pop("oldest") < 60
+        assert states["llm"] == {
+            "name": "llm", "waiting": 2, "delayed": 0, "running": 0, "suspects": 0, "consumers": [],
+            "stock_consumers": 0,
+        }  # fmt: skip
+        assert states["emails"]["oldest"] is states["emails"]["pause"] is None
+
+
+class TestPauseAndResume:
+    def test_each_says_what_it_did_and_is_audited(
+        self, client: redis.Redis, events: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(client, count=1)
+        monkeypatch.setenv("WORKER_OPERATOR", "ann")
+        done = run("pause", "llm", "--reason", "broken")
+        assert (done.exit_code, done.stdout) == (0, "llm is paused; 1 message waiting, 0 with workers.\n")
+        again = run("pause", "llm", "--by", "bob")
+        assert again.exit_code == 0
+        assert again.stdout.startswith("llm was paused already since ")
+        assert again.stdout.endswith(" UTC by ann: broken.\n")
+        assert set(pauses(client)) == {"llm"}
+        resumed = run("resume", "llm", "--by", "bob")
+        assert "llm is resumed; it was paused since " in resumed.stdout
+        assert (run("resume", "llm").exit_code, run("resume", "llm").stdout) == (0, "llm was not paused.\n")
+        assert pauses(client) == {}
+        assert [(event, said["changed_by"]) for event, said in events] == [
+            ("queue_paused", "ann"), ("queue_resumed", "bob"),
+        ]  # fmt: skip
+
+    def test_by_default_it_was_this_user(self, client: redis.Redis) -> None:
+        run("pause", "llm")
+        assert pauses(client)["llm"].by == f"{getpass.getuser()}@{socket.gethostname()}"
+
+    def test_a_user_without_a_name_has_a_number(self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        def nobody() -> str:
+            raise KeyError("uid not found")
+
+        monkeypatch.setattr("worker.cli.queues.getpass.getuser", nobody)
+        run("pause", "llm")
+        assert pauses(client)["llm"].by == f"uid{os.getuid()}@{socket.gethostname()}"
+
+
+class TestPurge:
+    def test_nobody_can_be_asked(self, client: redis.Redis, events: list[Any]) -> None:
+        fill(client)
+        done = run("purge", "llm")
+        assert done.exit_code == 1
+        said = "worker: this would remove 3 waiting messages, 0 delayed in queue llm: say --yes"
+        assert done.stderr.startswith(said)
+        assert (client.llen("dramatiq:llm"), events) == (3, [])
+
+    def test_with_yes(self, client: redis.Redis, events: list[tuple[str, dict[str, Any]]]) -> None:
+        fill(client)
+        fill(client, tenant=GLOBEX)
+        fill(client, tenant=GLOBEX, actor="b")
+        done = run("purge", "llm", "--tenant", str(GLOBEX), "--actor", "b", "--yes", "--by", "ann", "--reason", "left")
+        assert (done.exit_code, done.stdout) == (0, "Removed: 3 waiting messages, 0 delayed. 0 with workers, left.\n")
+        ((event, said),) = events
+        assert (event, said["changed_by"], said["reason"], said["tenant_id"]) == (
+            "messages_purged",
+            "ann",
+            "left",
+            GLOBEX,
+        )
+        done = run("purge", "llm", "--yes", "--json")
+        assert json.loads(done.stdout) == {"queue": "llm", "waiting": 6, "delayed": 0, "suspects": 0, "running": 0}
+        assert json.loads(run("purge", "llm", "--json").stdout)["waiting"] == 0
+
+    @pytest.mark.parametrize(("answer", "left"), [("y", 3), ("n", 6), ("", 6)])
+    def test_it_asks_whoever_is_there_with_the_counts(self, client: redis.Redis, answer: str, left: int) -> None:
+        fill(client)
+        fill(client, tenant=GLOBEX)
+        said, status = on_a_terminal("queues", "purge", "llm", "--tenant", str(GLOBEX), answer=answer)
+        assert f"Remove 3 waiting messages, 0 delayed of tenant {GLOBEX} in queue llm, for ever? [y/N]" in said
+        assert (client.llen("dramatiq:llm"), status) == (left, 0 if left == 3 else 1)
+        assert ("nothing was removed" in said) == (left == 6)
+
+
+class TestWhatIsWrong:
+    @pytest.mark.parametrize("command", ["pause", "resume", "purge"])
+    def test_a_queue_that_is_not_there(self, command: str) -> None:
+        done = run(command, "lmm")
+        assert done.exit_code == 1
+        known = "attribution, llm, maintenance, housekeeping, emails"
+        assert done.stderr == f"worker: there is no queue 'lmm', but {known} (EXTRA_QUEUES declares more)\n"
+
+    def test_an_actor_without_a_name(self) -> None:
+        done = run("purge", "llm", "--actor", "", "--yes")
+        assert (done.exit_code, done.stderr) == (1, "worker: actor: must not be empty\n")
+
+    def test_a_redis_that_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1/0")
+        done = run("list")
+        assert done.exit_code == 2
+        assert done.stderr.startswith("worker: Redis cannot be asked: ")
+        assert "hunter2" not in done.stderr
+
+    def test_tests_settings_have_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("REDIS_URL", "stub://")
+        assert run("list").exit_code == 2
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colours_are_for_terminals(client: redis.Redis, no_color: str, coloured: bool) -> None:
+    fill(client)
+    said, status = on_a_terminal("queues", "list", NO_COLOR=no_color)
+    assert status == 0
+    assert ("\x1b[1;31mno workers" in said) == coloured
+
+
+def on_a_terminal(*words: str, answer: str = "", **environment: str) -> tuple[str, int]:
+    """Run a command on a terminal; return what it shows, and its exit status."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", *words],
+        cwd=ROOT,
+        env={**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", "COLUMNS": "120"}
+        | {name: value for name, value in environment.items() if value},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.write(ours, f"{answer}\n".encode())
+    said = b""
+    try:
+        while part := os.read(ours, 4096):
+            said += part
+    except OSError:
+        # How Linux says that nobody writes any more.
+        pass
+    os.close(ours)
+    eventually(lambda: process.poll() is not None, seconds=30)
+    # As wide as it is, or not.
+    return " ".join(said.decode().split()), process.returncode

@@ -1,0 +1,224 @@
+"""``worker queues list | pause | resume | purge``, which ask Redis alone."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+from uuid import UUID
+
+import redis
+import typer
+from dramatiq.errors import ConnectionClosed
+from rich.table import Table
+from rich.text import Text
+
+from worker.cli.common import console, explained, fail, tenant_argument
+from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, log_event, pause, purge, resume
+from worker.redis_client import make_redis
+from worker.settings import Settings
+
+app = typer.Typer(no_args_is_help=True)
+
+#: Who is told of what operators do here.
+audit: Audit = log_event
+
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; others are shown it.")]
+By = Annotated[
+    str | None, typer.Option("--by", envvar="WORKER_OPERATOR", help="Who you are; your user and host by default.")
+]
+Named = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; worker queues list shows them.")]
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """Show what queues hold, and who consumes them."""
+    with _redis() as (client, settings):
+        states = _states(client, settings)
+    if as_json:
+        typer.echo(json.dumps([_as_json(state) for state in states]))
+        return
+    table = Table()
+    table.add_column("queue", overflow="fold", min_width=12)
+    for column in ("waiting", "delayed", "running", "oldest", "consumers"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("state")
+    for state in states:
+        counts = (f"{count:,}" for count in (state.waiting, state.delayed, state.running))
+        table.add_row(Text(state.name), *counts, _age(state.oldest), f"{len(state.consumers):,}", _state(state))
+    console.print(table)
+    for state in states:
+        for note in _notes(state):
+            console.print(Text(f"{state.name}: ", "bold").append(note, "not bold"), soft_wrap=True)
+
+
+@app.command("pause")
+def pause_(queue: Named, reason: Reason = "", by: By = None) -> None:
+    """Let no worker fetch from QUEUE, until it is resumed; what runs or was fetched already finishes."""
+    with _redis() as (client, settings):
+        known = _known(client, settings, queue)
+        if known.pause is None:
+            found = pause(
+                client, queue, by=_operator(by), reason=reason, namespace=settings.redis_namespace, audit=audit
+            )
+            said = f"{queue} is paused; {_counted(known.waiting, 'message')} waiting, {known.running:,} with workers."
+        else:
+            found = known.pause
+            said = f"{queue} was paused already {_since(found)}."
+    console.print(Text(said), soft_wrap=True)
+    if known.stock_consumers:
+        stock = f"{known.stock_consumers:,} of stock Dramatiq's processes do not know of it, and go on."
+        console.print(Text(stock, "yellow"), soft_wrap=True)
+
+
+@app.command("resume")
+def resume_(queue: Named, reason: Reason = "", by: By = None) -> None:
+    """Let workers fetch from QUEUE again."""
+    with _redis() as (client, settings):
+        known = _known(client, settings, queue)
+        ended = resume(client, queue, by=_operator(by), reason=reason, namespace=settings.redis_namespace, audit=audit)
+    said = (
+        f"{queue} was not paused."
+        if ended is None
+        else f"{queue} is resumed; it was paused {_since(ended)}. {_counted(known.waiting, 'message')} waiting."
+    )
+    console.print(Text(said), soft_wrap=True)
+
+
+@app.command("purge")
+def purge_(
+    queue: Named,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="This tenant's messages only; its UUID.")] = None,
+    actor: Annotated[str | None, typer.Option("--actor", help="This actor's messages only.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    reason: Reason = "",
+    by: By = None,
+) -> None:
+    """Remove what waits in QUEUE and what is delayed, for ever; what runs or was fetched already finishes."""
+    tenant_id = tenant_argument(tenant) if tenant else None
+    with _redis() as (client, settings):
+        _known(client, settings, queue)
+        removed = purge(
+            client,
+            queue,
+            by=_operator(by),
+            reason=reason,
+            tenant_id=tenant_id,
+            actor=actor,
+            namespace=settings.redis_namespace,
+            before_removal=lambda found: None if yes else _confirm(found[0], tenant_id, actor),
+            audit=audit,
+        )
+    if as_json:
+        typer.echo(json.dumps(_counts(removed)))
+        return
+    console.print(Text(f"Removed: {_described(removed)}. {removed.running:,} with workers, left."), soft_wrap=True)
+
+
+def _confirm(found: Found, tenant_id: UUID | None, actor: str | None) -> None:
+    """Ask whether to go on; it ends the command where the answer is no, or nobody is there to give one."""
+    whose = "".join(
+        f" of {what} {value}" for what, value in (("tenant", tenant_id), ("actor", actor)) if value is not None
+    )
+    what = f"{_described(found)}{whose} in queue {found.queue}"
+    if not sys.stdin.isatty():
+        fail(f"this would remove {what}: say --yes, because nobody can be asked")
+    if not typer.confirm(f"Remove {what}, for ever?", err=True):
+        fail("nothing was removed")
+
+
+def _described(found: Found) -> str:
+    parts = [f"{_counted(found.waiting, 'waiting message')}", f"{found.delayed:,} delayed"]
+    if found.suspects:
+        parts.append(f"{found.suspects:,} waiting to run alone")
+    return ", ".join(parts)
+
+
+def _counts(found: Found) -> dict[str, Any]:
+    counts = asdict(found)
+    # A purge leaves the spool.
+    del counts["spooled"]
+    return counts
+
+
+@contextmanager
+def _redis() -> Iterator[tuple[redis.Redis, Settings]]:
+    with explained():
+        settings = Settings.load()
+        if settings.stub:
+            fail("REDIS_URL: stub:// has no queues to look at", 2)
+        try:
+            with make_redis(settings) as client:
+                yield client, settings
+        except ConnectionClosed as e:
+            fail(f"Redis cannot be asked: {str(e).removeprefix('Redis: ')}", 2)
+
+
+def _states(client: redis.Redis, settings: Settings) -> list[QueueState]:
+    return list_queues(client, settings.extra_queues, namespace=settings.redis_namespace)
+
+
+def _known(client: redis.Redis, settings: Settings, queue: str) -> QueueState:
+    states = {state.name: state for state in _states(client, settings)}
+    if queue not in states:
+        fail(f"there is no queue {queue!r}, but {', '.join(states)} (EXTRA_QUEUES declares more)")
+    return states[queue]
+
+
+def _operator(by: str | None) -> str:
+    if by:
+        return by
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user need not have a name.
+        user = f"uid{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _as_json(state: QueueState) -> dict[str, Any]:
+    paused = None if state.pause is None else state.pause.as_json()
+    return {**asdict(replace(state, pause=None)), "pause": paused}
+
+
+def _state(state: QueueState) -> Text:
+    if state.pause is not None:
+        return Text("paused", "yellow")
+    if state.consumers or state.stock_consumers:
+        return Text("ok", "green")
+    return Text("no workers", "dim" if state.empty else "bold red")
+
+
+def _notes(state: QueueState) -> Iterator[str]:
+    """Say what is out of the ordinary about a queue."""
+    if state.pause is not None:
+        yield f"paused {_since(state.pause)}"
+    if state.suspects:
+        yield f"{_counted(state.suspects, 'message')} that ran when a worker was lost, waiting to run alone"
+    if state.stock_consumers:
+        yield f"consumed by {_counted(state.stock_consumers, 'worker')} of stock Dramatiq, too"
+
+
+def _since(found: Pause) -> str:
+    return f"since {found.since:%Y-%m-%d %H:%M} UTC by {found.by}{f': {found.reason}' if found.reason else ''}"
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

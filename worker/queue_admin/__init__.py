@@ -1,0 +1,25 @@
+"""What an operator sees of queues and does with them, asking Redis alone: ``worker queues``, as functions.
+
+They take a client that decodes nothing and the namespace, and need no broker. Every one of them raises
+:class:`dramatiq.errors.ConnectionClosed` for any error of Redis.
+"""
+
+from worker.queue_admin.audit import Audit, log_event
+from worker.queue_admin.pauses import Pause, pause, pauses, resume
+from worker.queue_admin.removal import Found, count_messages, purge, remove_messages
+from worker.queue_admin.states import QueueState, list_queues
+
+__all__ = [
+    "Audit",
+    "Found",
+    "Pause",
+    "QueueState",
+    "count_messages",
+    "list_queues",
+    "log_event",
+    "pause",
+    "pauses",
+    "purge",
+    "remove_messages",
+    "resume",
+]
