@@ -271,6 +271,7 @@ class Replay(Base):
     filter: Mapped[dict[str, Any]] = mapped_column(JSONB)
     settings: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_by: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     finished_at: Mapped[datetime | None]
     matched: Mapped[int | None] = mapped_column(BigInteger)
@@ -307,11 +308,31 @@ class ReplayItem(Base):
     tenant_id: Mapped[UUID | None]
     state: Mapped[str] = mapped_column(String(20), server_default=text("'claimed'"))
     why: Mapped[str | None] = mapped_column(Text)
-    #: The arguments that were sent instead, where they were edited.
+    #: Where arguments were edited, the id of the edit, and the names of those that it changed.
     edit: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     claimed_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     sent_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+
+
+class ReplayEdit(Base):
+    """The arguments that a replay sends instead of a job's own; operators only."""
+
+    __tablename__ = "worker_replay_edits"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["failed_job_id"], ["worker_failed_jobs.id"], name="fk_worker_replay_edits_failed_job", ondelete="CASCADE"
+        ),
+        Index("idx_worker_replay_edits_failed_job_id", "failed_job_id"),
+        _OURS,
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    failed_job_id: Mapped[UUID]
+    tenant_id: Mapped[UUID | None]
+    #: JSON, kept as originals are.
+    edit: Mapped[bytes]
+    recorded_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
 class Once(Base):

@@ -116,6 +116,14 @@ def matching(session: Session, replay: Replay, come_to: tuple[datetime, UUID] | 
     return [Candidate(**row._mapping) for row in rows]
 
 
+def candidate(session: Session, failed_job_id: UUID) -> Candidate | None:
+    """Return a failed job as a replay sees it, whatever its status; None where there is none. An operator's session."""
+    row = session.execute(
+        text(f"SELECT {_COLUMNS} FROM worker_failed_jobs job {_BESIDE} WHERE job.id = :id"), {"id": failed_job_id}
+    ).first()
+    return None if row is None else Candidate(**row._mapping)
+
+
 def count_matching(session: Session, replay: Replay) -> int:
     """Count the jobs that a replay is for, and keep the count with it."""
     where = spelled_out(session, replay.filter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -13,7 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from db.errors import DramaturgError
-from db.failed.events import NAME_AT_MOST, checked, write_event
+from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.filters import Filter
 from db.session import tenant_of
 
@@ -40,7 +41,8 @@ class ReplaySettings:
       threshold: The share of the last ``window`` that may fail again; beyond it the replay stops by itself.
       window: See there.
       actor: The name of the actor that is to run them, where theirs has another today.
-      edit: Arguments to send instead, ``args`` and ``kwargs``; of a single job.
+      edit: Of a single job, the ``id`` of the arguments to send instead (see :mod:`db.replays.edits`), and the names
+        of those that it ``changed``.
 
     Raises:
       ValueError: Naming the field that cannot be so.
@@ -87,6 +89,8 @@ class Replay:
     filter: Filter
     settings: ReplaySettings
     created_by: str
+    #: Why, as its author said.
+    reason: str | None
     created_at: datetime
     finished_at: datetime | None
     #: Jobs that matched when it began; None before that.
@@ -111,17 +115,20 @@ def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str
         ``ids`` say so.
 
     Raises:
-      ValueError: When ``by`` is empty, or ``where`` is: that is every job there is.
+      ValueError: When ``by`` is empty, or ``where`` is: that is every job there is; or ``reason`` is too long.
     """
+    reason = checked("reason", reason, REASON_AT_MOST) if reason else None
     if where.is_empty:
         raise ValueError("say which jobs: by id, or by what they have in common")
     if settings.edit is not None and len(where.ids) != 1:
         raise ValueError("edit is for one job, named by its id")
+    if settings.edit is not None and tenant_of(session) is not None:
+        raise ValueError("edit is for operators: whoever is bound to a tenant cannot read what a job was called with")
     replay_id: UUID = session.execute(
         text(
             """
-            INSERT INTO worker_replays (tenant_id, filter, settings, created_by)
-            VALUES (:tenant_id, :filter, :settings, :by) RETURNING id
+            INSERT INTO worker_replays (tenant_id, filter, settings, created_by, reason)
+            VALUES (:tenant_id, :filter, :settings, :by, :reason) RETURNING id
             """
         ).bindparams(bindparam("filter", type_=JSONB), bindparam("settings", type_=JSONB)),
         {
@@ -129,6 +136,7 @@ def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str
             "filter": filter_as_json(where),
             "settings": settings.as_json(),
             "by": checked("by", by, NAME_AT_MOST),
+            "reason": reason,
         },
     ).scalar_one()
     write_event(
@@ -144,7 +152,7 @@ def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str
 
 _SELECT: Final = """
     SELECT
-        id, tenant_id, state, why, filter, settings, created_by, created_at, finished_at, matched,
+        id, tenant_id, state, why, filter, settings, created_by, reason, created_at, finished_at, matched,
         CASE WHEN runner_until > now() THEN runner END AS runner,
         (
             SELECT coalesce(jsonb_object_agg(state, jobs), '{}') FROM (
@@ -179,6 +187,21 @@ def find(
         {"states": list(states) or None, "before": before, "limit": limit},
     )
     return [_replay(row) for row in rows]
+
+
+def ids_beginning(session: Session, beginning: str, *, limit: int) -> list[UUID]:
+    """Return the ids of replays that begin so.
+
+    Raises:
+      ValueError: When it can be the beginning of none, or is shorter than four characters.
+    """
+    if not re.fullmatch("[0-9a-f-]{4,36}", beginning.lower()):
+        raise ValueError(f"a replay's id is a UUID, or what it begins with, four characters at least, not {beginning!r}")
+    found = session.scalars(
+        text("SELECT id FROM worker_replays WHERE CAST(id AS text) LIKE :beginning ORDER BY id LIMIT :limit"),
+        {"beginning": f"{beginning.lower()}%", "limit": limit},
+    )
+    return list(found)
 
 
 def _replay(row: Row[Any]) -> Replay:
@@ -311,7 +334,7 @@ def filter_from_json(values: Mapping[str, Any]) -> Filter:
       InvalidFilter: When it is none.
     """
     kinds: dict[str, Callable[[Any], Any]] = {
-        **dict.fromkeys(("ids", "tenant_id", "correlation_id"), UUID),
+        **dict.fromkeys(("ids", "tenant_id", "correlation_id", "replay"), UUID),
         **dict.fromkeys(("since", "until"), datetime.fromisoformat),
     }
 

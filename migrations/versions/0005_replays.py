@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from alembic import op
+
 from db.table_building import (
     BIGINT,
     JSONB,
@@ -14,6 +16,7 @@ from db.table_building import (
     Table,
     build_companion,
     drop_if_empty,
+    role_exists,
     varchar,
 )
 
@@ -25,13 +28,16 @@ depends_on = None
 
 def upgrade() -> None:
     """Build the tables."""
-    for table in (REPLAYS, ITEMS):
+    for table in (REPLAYS, ITEMS, EDITS):
         build_companion(table)
+    # So that a tenant can remove what it cannot read.
+    if role_exists("app_user"):
+        op.execute(f"GRANT SELECT (failed_job_id, tenant_id) ON {EDITS.name} TO app_user")
 
 
 def downgrade() -> None:
     """Drop them, unless they hold a row."""
-    for table in (ITEMS, REPLAYS):
+    for table in (EDITS, ITEMS, REPLAYS):
         drop_if_empty(table)
 
 
@@ -46,6 +52,7 @@ REPLAYS = Table(
         "filter": Column(JSONB),
         "settings": Column(JSONB),
         "created_by": Column(TEXT),
+        "reason": Column(TEXT, null=True),
         "created_at": NOW,
         "finished_at": Column(TIMESTAMPTZ, null=True),
         "matched": Column(BIGINT, null=True),
@@ -93,5 +100,26 @@ ITEMS = Table(
         "idx_worker_replay_items_tenant_id": "(tenant_id)",
     },
     app_user="SELECT, INSERT, UPDATE",
+    tenant=OF_TENANT_OR_NOBODY,
+)
+
+# The arguments that were edited, as they are: as with originals, tenants remove them, and only operators look.
+EDITS = Table(
+    "worker_replay_edits",
+    columns={
+        "id": Column(UUID, default="gen_random_uuid()"),
+        "failed_job_id": Column(UUID),
+        "tenant_id": Column(UUID, null=True),
+        "edit": Column("bytea"),
+        "recorded_at": NOW,
+    },
+    primary_key="(id)",
+    constraints={
+        "fk_worker_replay_edits_failed_job": (
+            "FOREIGN KEY (failed_job_id) REFERENCES worker_failed_jobs (id) ON DELETE CASCADE"
+        ),
+    },
+    indexes={"idx_worker_replay_edits_failed_job_id": "(failed_job_id)"},
+    app_user="DELETE",
     tenant=OF_TENANT_OR_NOBODY,
 )

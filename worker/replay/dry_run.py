@@ -78,6 +78,7 @@ def dry_run(
         filter=where,
         settings=settings,
         created_by="",
+        reason=None,
         created_at=now,
         finished_at=None,
         matched=None,
@@ -89,7 +90,7 @@ def dry_run(
         for job in jobs:
             found.matched += 1
             try:
-                content = content_of(job, keys=keys, actor=settings.actor, edit=settings.edit, renamed=renamed)
+                content = content_of(job, keys=keys, actor=settings.actor, renamed=renamed)
                 today.check(content, job.tenant_id)
             except NotReplayable as e:
                 found.add(job.id, str(e))

@@ -13,6 +13,7 @@ from dramatiq.common import current_millis, q_name
 from db.errors import DramaturgError, KeyMissing, SealBroken
 from db.failed.originals import opened
 from db.replays.claims import Candidate
+from db.replays.edits import Arguments
 from db.sealing import Keys
 from middleware.attempts import OPTION as ATTEMPTS
 from middleware.redaction import REDACTED
@@ -66,7 +67,7 @@ def content_of(
     *,
     keys: Keys | None,
     actor: str | None = None,
-    edit: Mapping[str, Any] | None = None,
+    edit: Arguments | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> Content:
     """Return what the replay of a job is to say.
@@ -75,7 +76,7 @@ def content_of(
       job: Which.
       keys: Of ``FAILED_JOB_KEYS``.
       actor: The actor that is to run it, where it is another than then.
-      edit: ``args`` and ``kwargs`` instead of its own, either or both.
+      edit: Arguments instead of its own.
       renamed: Today's names of actors that had others, the Celery system's for example.
 
     Raises:
@@ -85,8 +86,7 @@ def content_of(
     name = actor or (renamed or {}).get(content.actor_name, content.actor_name)
     args, kwargs = content.args, content.kwargs
     if edit is not None:
-        args = tuple(edit["args"]) if edit.get("args") is not None else args
-        kwargs = dict(edit["kwargs"]) if edit.get("kwargs") is not None else kwargs
+        args, kwargs = tuple(edit.args), dict(edit.kwargs)
     options = dict(content.options)
     # The row says whose it is: it may have been handed to another tenant since.
     if job.tenant_id is None:

@@ -13,9 +13,11 @@ from uuid import UUID
 
 from loguru import logger
 
+from db.errors import KeyMissing, SealBroken
 from db.failed.actions import Begin
-from db.replays import claims, runs
+from db.replays import claims, edits, runs
 from db.replays.claims import Candidate, Claim, LeaseTaken
+from db.replays.edits import Arguments
 from db.replays.runs import Replay
 from db.sealing import Keys
 from middleware.lua_scripts import Scripts
@@ -163,8 +165,19 @@ class Runner:
         return ready, refused
 
     def _content(self, job: Candidate, actor: str | None, edit: Mapping[str, object] | None, today: Today) -> Content:
-        content = content_of(job, keys=self._keys, actor=actor, edit=edit, renamed=self._renamed)
+        after = None if edit is None else self._edited(job, edit)
+        content = content_of(job, keys=self._keys, actor=actor, edit=after, renamed=self._renamed)
         return today.check(content, job.tenant_id)
+
+    def _edited(self, job: Candidate, edit: Mapping[str, object]) -> Arguments:
+        with self._begin() as session:
+            try:
+                found = edits.get(session, UUID(str(edit.get("id"))), job.id, self._keys)
+            except (ValueError, KeyMissing, SealBroken) as e:
+                raise NotReplayable(f"what it was edited to cannot be read: {e}") from e
+        if found is None:
+            raise NotReplayable("what it was edited to was forgotten")
+        return found.after
 
     def _send(self, claimed: Collection[Claim], ready: Mapping[UUID, Content]) -> None:
         if not claimed:
