@@ -8,7 +8,7 @@ purged, with its job.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +33,8 @@ class Edit:
 
     before: Arguments
     after: Arguments
+    #: What differs, for the eye: of each argument its name, and what it was and is, redacted.
+    shown: list[dict[str, Any]] = field(default_factory=list)
 
 
 def keep(session: Session, failed_job_id: UUID, edit: Edit, keys: Keys | None) -> UUID:
@@ -48,6 +50,7 @@ def keep(session: Session, failed_job_id: UUID, edit: Edit, keys: Keys | None) -
         {
             "before": {"args": edit.before.args, "kwargs": edit.before.kwargs},
             "after": {"args": edit.after.args, "kwargs": edit.after.kwargs},
+            "shown": edit.shown,
         }
     ).encode()
     kept = as_kept(data, None) if keys is None else as_kept(*keys.seal(data))
@@ -78,4 +81,4 @@ def get(session: Session, edit_id: UUID, failed_job_id: UUID, keys: Keys | None)
     if kept is None:
         return None
     found = json.loads(opened(kept, keys))
-    return Edit(Arguments(**found["before"]), Arguments(**found["after"]))
+    return Edit(Arguments(**found["before"]), Arguments(**found["after"]), found["shown"])

@@ -196,7 +196,9 @@ def ids_beginning(session: Session, beginning: str, *, limit: int) -> list[UUID]
       ValueError: When it can be the beginning of none, or is shorter than four characters.
     """
     if not re.fullmatch("[0-9a-f-]{4,36}", beginning.lower()):
-        raise ValueError(f"a replay's id is a UUID, or what it begins with, four characters at least, not {beginning!r}")
+        raise ValueError(
+            f"a replay's id is a UUID, or what it begins with, four characters at least, not {beginning!r}"
+        )
     found = session.scalars(
         text("SELECT id FROM worker_replays WHERE CAST(id AS text) LIKE :beginning ORDER BY id LIMIT :limit"),
         {"beginning": f"{beginning.lower()}%", "limit": limit},

@@ -83,7 +83,7 @@ def _import(module: str) -> None:
     except ConfigurationError:
         # It names the setting, and no secret.
         raise
-    except BaseException as e:  # noqa: BLE001 - whatever ends a worker at its start
+    except BaseException as e:
         # A module's text may quote a URL, with its password.
         said = Redactor().text(message_of(e), 1_000)
         raise ModuleFailed(f"module {module} cannot be imported: {type(e).__name__}: {said}") from e

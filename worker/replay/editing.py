@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -23,11 +24,11 @@ from middleware.signatures import positional_names
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """An argument that an edit changes, for the eye: redacted. None where there is none."""
+    """An argument that an edit changes, for the eye: as JSON, redacted. None where there is none."""
 
     name: str
-    before: Any
-    after: Any
+    before: str | None
+    after: str | None
 
 
 def with_values(arguments: Arguments, values: Mapping[str, Any], broker: Broker, actor_name: str) -> Arguments:
@@ -57,7 +58,7 @@ def start_edited(
     job: Candidate,
     edit: Edit,
     settings: ReplaySettings,
-    changed: list[str],
+    changed: list[Changed],
     *,
     keys: Keys | None,
     by: str,
@@ -72,7 +73,7 @@ def start_edited(
       job: Which.
       edit: Its arguments, before and after.
       settings: Otherwise how it goes.
-      changed: Names of the arguments that are changed.
+      changed: What differs; see :func:`changes`.
       keys: Of ``FAILED_JOB_KEYS``.
       by: Who.
       reason: Why.
@@ -80,8 +81,9 @@ def start_edited(
     Raises:
       ValueError: When ``by`` or ``reason`` cannot be so, or the session is bound to a tenant.
     """
-    edit_id = edits.keep(session, job.id, edit, keys)
-    said = replace(settings, edit={"id": str(edit_id), "changed": changed})
+    edit_id = edits.keep(session, job.id, replace(edit, shown=[asdict(one) for one in changed]), keys)
+    names = [one.name for one in changed]
+    said = replace(settings, edit={"id": str(edit_id), "changed": names})
     write_event(
         session,
         "edited",
@@ -89,7 +91,7 @@ def start_edited(
         reason=reason,
         failed_job_id=job.id,
         tenant_id=job.tenant_id,
-        after={"arguments": changed, "edit_id": str(edit_id)},
+        after={"arguments": names, "edit_id": str(edit_id)},
     )
     return runs.create(session, Filter(ids=(job.id,)), said, by=by, reason=reason)
 
@@ -104,5 +106,9 @@ def _by_name(arguments: Arguments, broker: Broker, actor_name: str) -> dict[str,
     return {**named, **arguments.kwargs}
 
 
-def _shown(redact: Redactor, name: str, values: Mapping[str, Any]) -> Any:
-    return redact.value({name: values[name]})[redact.text(name, 255)] if name in values else None
+def _shown(redact: Redactor, name: str, values: Mapping[str, Any]) -> str | None:
+    if name not in values:
+        return None
+    # By its name, too.
+    (value,) = redact.value({name: values[name]}).values()
+    return json.dumps(value, ensure_ascii=False)

@@ -164,7 +164,12 @@ class Access:
 
     def command(self, words: str) -> str:
         """Return a command of ours as it must be typed by whoever typed this one."""
-        return f"worker failed {words}" + (f" --as-tenant {self.tenant_id}" if self.tenant_id else "")
+        return f"worker failed {words}{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        """What each command ends with, so that it is on the same behalf."""
+        return f" --as-tenant {self.tenant_id}" if self.tenant_id else ""
 
 
 @contextmanager
@@ -256,7 +261,9 @@ def find_replay(session: Session, given: str) -> UUID:
     """
     found = runs.ids_beginning(session, given, limit=_CANDIDATES + 1)
     if not found:
-        raise NoSuchReplay(f"no replay's id begins with {given!r}" if len(given) < 36 else f"there is no replay {given}")
+        raise NoSuchReplay(
+            f"no replay's id begins with {given!r}" if len(given) < 36 else f"there is no replay {given}"
+        )
     if len(found) > 1:
         named = ", ".join(map(str, found[:_CANDIDATES])) + (", …" if len(found) > _CANDIDATES else "")
         raise ValueError(f"id {given!r} is the beginning of several: {named}")
