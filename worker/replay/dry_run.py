@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from db.failed.filters import Filter
+from db.failed.filters import Filter, spelled_out
 from db.replays import claims
 from db.replays.runs import Replay, ReplaySettings
 from db.sealing import Keys
@@ -82,10 +82,12 @@ def dry_run(
         finished_at=None,
         matched=None,
         runner=None,
+        until_at=datetime.max.replace(tzinfo=UTC),
     )
     found, come_to = DryRun(), None
-    while True:
-        jobs = claims.matching(session, replay, come_to, AT_ONCE)
+    spelled = spelled_out(session, where)
+    while jobs := claims.matching(session, replay, come_to, AT_ONCE, spelled):
+        today.look_up(job.tenant_id for job in jobs)
         for job in jobs:
             found.matched += 1
             try:
@@ -96,6 +98,5 @@ def dry_run(
             else:
                 found.would_go += 1
         progress(found)
-        if len(jobs) < AT_ONCE:
-            return found
         come_to = (jobs[-1].failed_at, jobs[-1].id)
+    return found
