@@ -6,6 +6,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.integration.nothing_lost import Side
+from tests.integration.replaying import Deployment, deployed
+from tests.servers import Database
 
 
 @pytest.fixture
@@ -21,3 +23,10 @@ def side(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[str], 
             return made
 
         yield make
+
+
+@pytest.fixture
+def deployment(database: Database, redis_url: str) -> Iterator[Deployment]:
+    """Workers, runners of replays, and an actor that fails when it is told to."""
+    with deployed(database, redis_url) as deployment:
+        yield deployment
