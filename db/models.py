@@ -275,6 +275,8 @@ class Replay(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     finished_at: Mapped[datetime | None]
     matched: Mapped[int | None] = mapped_column(BigInteger)
+    until_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    counted_from: Mapped[datetime] = mapped_column(server_default=_NOW)
     come_to_at: Mapped[datetime | None]
     come_to_id: Mapped[UUID | None]
     #: The process that runs it, and until when it is its to run.
@@ -291,12 +293,11 @@ class ReplayItem(Base):
             "state IN ('claimed', 'sent', 'succeeded', 'failed', 'refused', 'released')",
             name="ck_worker_replay_items_state",
         ),
+        UniqueConstraint("failed_job_id", "replay_id", name="uq_worker_replay_items_failed_job"),
         ForeignKeyConstraint(
             ["replay_id"], ["worker_replays.id"], name="fk_worker_replay_items_replay", ondelete="CASCADE"
         ),
-        Index("idx_worker_replay_items_state", "replay_id", "state"),
-        Index("idx_worker_replay_items_ended_at", "replay_id", "ended_at"),
-        Index("idx_worker_replay_items_failed_job_id", "failed_job_id"),
+        Index("idx_worker_replay_items_state", "replay_id", "state", "ended_at"),
         Index("idx_worker_replay_items_tenant_id", "tenant_id"),
         _OURS,
     )

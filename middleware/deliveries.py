@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from dramatiq import Message, MessageProxy
 from dramatiq.common import current_millis
 
 from middleware.errors import WorkerLost
 from middleware.message_checks import InvalidMessage, decode
+
+#: The option by which a message names the row that it is a replay of.
+REPLAY: Final = "dramaturg_replay"
 
 #: (queue, Redis id, encoded message): what is to be put on a queue.
 Entry = tuple[str, str, bytes]
@@ -117,6 +120,8 @@ def _stand_in(raw: bytes, queue_name: str, redis_id: str, problem: InvalidMessag
     given = of_type("options", dict, {})
     # Only what the row needs; the others are what may be wrong.
     options = {name: given[name] for name in ("tenant_id", "correlation_id") if isinstance(given.get(name), str)}
+    if isinstance(given.get(REPLAY), dict):
+        options[REPLAY] = given[REPLAY]
     message_id = of_type("message_id", str, "")
     return Message(
         queue_name=queue_name,

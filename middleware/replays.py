@@ -18,10 +18,10 @@ from loguru import logger
 
 from db.failures import Success
 from db.tenancy import current_tenant
-from middleware.deliveries import Delivery
+from middleware.deliveries import REPLAY, Delivery
 from middleware.process_facts import process_name
 
-OPTION: Final = "dramaturg_replay"
+OPTION: Final = REPLAY
 
 
 def option(row: UUID, item: UUID) -> dict[str, str]:

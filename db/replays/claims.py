@@ -17,9 +17,12 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.failed.actions import LOCK_GROUPS
-from db.failed.filters import spelled_out
+from db.failed.filters import Filter, spelled_out
 from db.failed.statuses import Status
 from db.replays.runs import LEASE, Replay
+
+#: Why a job that matched could not be claimed.
+ELSEWHERE: Final = "somebody else had it, or it was closed, when it was to be claimed"
 
 
 class LeaseTaken(Exception):
@@ -71,44 +74,64 @@ def replayable(replay: Replay) -> tuple[Status, ...]:
     return ("pending", "abandoned") if replay.filter.ids else ("pending",)
 
 
-def matching(session: Session, replay: Replay, come_to: tuple[datetime, UUID] | None, limit: int) -> list[Candidate]:
-    """Return the next jobs that it may send, in the order in which they failed.
+#: Bytes of originals that are in memory at a time, but for a single one that is larger.
+BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 
-    Arguments:
-      session: An operator's: it reads originals.
-      replay: Jobs that have failed since it was made are not its own; so one that fails again is not sent again.
-      come_to: When the last one failed, and its id.
-      limit: How many at most.
-    """
-    where = spelled_out(session, replay.filter)
+
+def _condition(replay: Replay, where: Filter) -> tuple[str, dict[str, Any]]:
     condition, parameters = where.where()
     if replay.tenant_id is not None:
         # It was made by somebody bound to a tenant: the session that runs it is not.
         condition += " AND job.tenant_id = :bound"
         parameters["bound"] = replay.tenant_id
+    return f"{condition} AND job.failed_at <= :until", {**parameters, "until": replay.until_at}
+
+
+def matching(
+    session: Session, replay: Replay, come_to: tuple[datetime, UUID] | None, limit: int, where: Filter | None = None
+) -> list[Candidate]:
+    """Return the next jobs that it may send, in the order in which they failed; none when there are no more.
+
+    Arguments:
+      session: An operator's: it reads originals.
+      replay: Jobs that have failed since it was made are not its own.
+      come_to: When the last one failed, and its id.
+      limit: How many at most; fewer where their originals are large.
+      where: Its filter, where it is spelled out already.
+    """
+    condition, parameters = _condition(replay, where or spelled_out(session, replay.filter))
     if come_to is not None:
         condition += " AND job.failed_at >= :at AND (job.failed_at, job.id) > (:at, :last)"
         parameters |= {"at": come_to[0], "last": come_to[1]}
-    parameters |= {"limit": limit, "made": replay.created_at}
+    parameters |= {"limit": limit, "most": BYTES_AT_ONCE}
     # Words of ours.
     branches = " UNION ALL ".join(
         f"""
         (SELECT job.id, job.failed_at FROM worker_failed_jobs job
          LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
-         WHERE {condition} AND job.status = '{status}' AND job.failed_at < :made
+         WHERE {condition} AND job.status = '{status}'
          ORDER BY job.failed_at, job.id LIMIT :limit)
         """
         for status in replayable(replay)
     )
     if not branches:
         return []
+    # The length of what is stored apart is known without reading it.
     rows = session.execute(
         text(
             f"""
-            SELECT {_COLUMNS} FROM (
+            WITH found AS MATERIALIZED (
                 SELECT id, failed_at FROM ({branches}) branch ORDER BY failed_at, id LIMIT :limit
-            ) found
-            JOIN worker_failed_jobs job USING (id) {_BESIDE} ORDER BY found.failed_at, found.id
+            ),
+            fit AS MATERIALIZED (
+                SELECT
+                    id, sum(coalesce(octet_length(kept.original), 0)) OVER sofar AS bytes,
+                    row_number() OVER sofar AS n
+                FROM found LEFT JOIN worker_failed_job_originals kept ON kept.failed_job_id = found.id
+                WINDOW sofar AS (ORDER BY found.failed_at, found.id ROWS UNBOUNDED PRECEDING)
+            )
+            SELECT {_COLUMNS} FROM fit JOIN worker_failed_jobs job USING (id) {_BESIDE}
+            WHERE fit.n = 1 OR fit.bytes <= :most ORDER BY fit.n
             """
         ),
         parameters,
@@ -124,35 +147,23 @@ def candidate(session: Session, failed_job_id: UUID) -> Candidate | None:
     return None if row is None else Candidate(**row._mapping)
 
 
-def count_matching(session: Session, replay: Replay) -> int:
-    """Count the jobs that a replay is for, and keep the count with it."""
-    where = spelled_out(session, replay.filter)
-    condition, parameters = where.where()
-    if replay.tenant_id is not None:
-        condition += " AND job.tenant_id = :bound"
-        parameters["bound"] = replay.tenant_id
+def count_matching(session: Session, replay: Replay, where: Filter | None = None) -> int:
+    """Count the jobs that a replay is for, and keep the count with it. Otherwise as :func:`matching`."""
+    condition, parameters = _condition(replay, where or spelled_out(session, replay.filter))
     matched: int = session.execute(
         text(
             f"""
             UPDATE worker_replays SET matched = (
                 SELECT count(*) FROM worker_failed_jobs job
                 LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
-                WHERE {condition} AND job.status = ANY(:replayable) AND job.failed_at < :made
+                WHERE {condition} AND job.status = ANY(:replayable)
             )
             WHERE id = :replay RETURNING matched
             """
         ),
-        {**parameters, "replay": replay.id, "replayable": list(replayable(replay)), "made": replay.created_at},
+        {**parameters, "replay": replay.id, "replayable": list(replayable(replay))},
     ).scalar_one()
     return matched
-
-
-def come_to(session: Session, replay_id: UUID) -> tuple[datetime, UUID] | None:
-    """Return up to which job a replay has come."""
-    row = session.execute(
-        text("SELECT come_to_at, come_to_id FROM worker_replays WHERE id = :id"), {"id": replay_id}
-    ).one()
-    return None if row.come_to_id is None else (row.come_to_at, row.come_to_id)
 
 
 _HELD: Final = f"""
@@ -170,7 +181,11 @@ _CLAIM: Final = text(
     WITH {_HELD},
     picked AS MATERIALIZED (
         SELECT id FROM worker_failed_jobs
-        WHERE id = ANY(:ids) AND status IN ('pending', 'abandoned') AND EXISTS (SELECT FROM held)
+        WHERE id = ANY(:ids) AND status = ANY(:replayable) AND EXISTS (SELECT FROM held)
+          AND NOT EXISTS (
+            SELECT FROM worker_replay_items item WHERE item.failed_job_id = worker_failed_jobs.id
+              AND item.replay_id = :replay
+          )
         ORDER BY id FOR UPDATE SKIP LOCKED
     ),
     locked AS MATERIALIZED ({LOCK_GROUPS.replace(":ids", "ARRAY(SELECT id FROM picked)")}),
@@ -189,10 +204,11 @@ _CLAIM: Final = text(
     ),
     refused AS (
         INSERT INTO worker_replay_items (replay_id, failed_job_id, tenant_id, state, why, ended_at)
-        SELECT :replay, given.id, given.tenant_id, 'refused', given.why, now()
-        FROM unnest(CAST(:refused AS uuid[]), CAST(:tenants AS uuid[]), CAST(:whys AS text[]))
-            AS given (id, tenant_id, why)
-        WHERE EXISTS (SELECT FROM held)
+        SELECT :replay, given.id, given.tenant_id, 'refused', coalesce(given.why, :elsewhere), clock_timestamp()
+        FROM unnest(CAST(:all AS uuid[]), CAST(:tenants AS uuid[]), CAST(:whys AS text[])) AS given (id, tenant_id, why)
+        WHERE EXISTS (SELECT FROM held) AND given.id NOT IN (SELECT id FROM picked)
+        -- One that has failed again since this replay sent it.
+        ON CONFLICT DO NOTHING
     )
     SELECT (SELECT count(*) FROM held) AS held, noted.id, noted.failed_job_id FROM (SELECT) one LEFT JOIN noted ON true
     """
@@ -212,7 +228,8 @@ def claim(
     Arguments:
       session: An operator's.
       replay: Whose.
-      jobs: At least one, as :func:`matching` gave them. Those that somebody else has by now are left out.
+      jobs: At least one, as :func:`matching` gave them. Those that somebody else has by now are refused, and those
+        that this replay has sent before left out.
       refused: By id, why a job cannot be sent; such a job stays as it is.
       runner: This process, which must hold the replay.
 
@@ -220,6 +237,7 @@ def claim(
       LeaseTaken: When it does not, or the replay was paused or cancelled.
     """
     by_id = {job.id: job for job in jobs}
+    ready = [job.id for job in jobs if job.id not in refused]
     rows = session.execute(
         _CLAIM,
         {
@@ -227,10 +245,12 @@ def claim(
             "runner": runner,
             "at": jobs[-1].failed_at,
             "last": jobs[-1].id,
-            "ids": [job.id for job in jobs if job.id not in refused],
-            "refused": list(refused),
-            "tenants": [by_id[job_id].tenant_id for job_id in refused],
-            "whys": list(refused.values()),
+            "ids": ready,
+            "replayable": list(replayable(replay)),
+            "all": list(by_id),
+            "tenants": [job.tenant_id for job in by_id.values()],
+            "whys": [refused.get(job_id) for job_id in by_id],
+            "elsewhere": ELSEWHERE,
         },
     ).all()
     if not rows[0].held:
@@ -243,12 +263,21 @@ def unsent(session: Session, replay_id: UUID, limit: int) -> list[Claim]:
     rows = session.execute(
         text(
             f"""
-            SELECT item.id AS item, item.edit, {_COLUMNS}
-            FROM worker_replay_items item JOIN worker_failed_jobs job ON job.id = item.failed_job_id {_BESIDE}
-            WHERE item.replay_id = :id AND item.state = 'claimed' ORDER BY item.id LIMIT :limit
+            WITH open AS MATERIALIZED (
+                SELECT item.id AS item, item.edit, job.id,
+                    sum(coalesce(octet_length(kept.original), 0)) OVER sofar AS bytes, row_number() OVER sofar AS n
+                FROM worker_replay_items item
+                JOIN worker_failed_jobs job ON job.id = item.failed_job_id
+                    AND job.tenant_id IS NOT DISTINCT FROM item.tenant_id AND job.status = 'in_progress'
+                LEFT JOIN worker_failed_job_originals kept ON kept.failed_job_id = job.id
+                WHERE item.replay_id = :id AND item.state = 'claimed'
+                WINDOW sofar AS (ORDER BY item.id ROWS UNBOUNDED PRECEDING)
+            )
+            SELECT open.item, open.edit, {_COLUMNS} FROM open JOIN worker_failed_jobs job USING (id) {_BESIDE}
+            WHERE open.n = 1 OR (open.n <= :limit AND open.bytes <= :most) ORDER BY open.n
             """
         ),
-        {"id": replay_id, "limit": limit},
+        {"id": replay_id, "limit": limit, "most": BYTES_AT_ONCE},
     )
     claims = []
     for row in rows:
@@ -256,6 +285,53 @@ def unsent(session: Session, replay_id: UUID, limit: int) -> list[Claim]:
         item, edit = values.pop("item"), values.pop("edit")
         claims.append(Claim(item, Candidate(**values), edit))
     return claims
+
+
+def astray(session: Session, replay_id: UUID) -> list[UUID]:
+    """Return items that were claimed and must not be sent: their jobs are another tenant's by now, or closed."""
+    return list(
+        session.scalars(
+            text(
+                """
+                SELECT item.id FROM worker_replay_items item
+                LEFT JOIN worker_failed_jobs job ON job.id = item.failed_job_id
+                WHERE item.replay_id = :id AND item.state = 'claimed'
+                  AND (job.status IS DISTINCT FROM 'in_progress' OR job.tenant_id IS DISTINCT FROM item.tenant_id)
+                """
+            ),
+            {"id": replay_id},
+        )
+    )
+
+
+def follow_the_moved(session: Session, replay_id: UUID) -> int:
+    """Close, or return, jobs that were handed to another tenant while they were under way: the worker that ended them,
+    bound to the tenant before, does not see them any more. Return how many."""
+    moved = session.execute(_MOVED, {"id": replay_id})
+    return len(moved.all())
+
+
+_MOVED: Final = text(
+    f"""
+    WITH picked AS MATERIALIZED (
+        SELECT job.id, item.state, set_config('app.changed_by', 'replay ' || item.replay_id, true)
+        FROM worker_failed_jobs job JOIN worker_replay_items item ON item.failed_job_id = job.id
+        WHERE job.status = 'in_progress' AND item.replay_id = :id AND item.state IN ('succeeded', 'failed')
+          AND item.tenant_id IS DISTINCT FROM job.tenant_id
+          AND NOT EXISTS (
+            SELECT FROM worker_replay_items other
+            WHERE other.failed_job_id = job.id AND other.claimed_at > item.claimed_at
+          )
+        ORDER BY job.id FOR UPDATE OF job
+    ),
+    locked AS MATERIALIZED ({LOCK_GROUPS.replace(":ids", "ARRAY(SELECT id FROM picked)")})
+    UPDATE worker_failed_jobs job SET
+        status = CASE picked.state WHEN 'succeeded' THEN 'resolved' ELSE 'pending' END,
+        resolved_at = CASE picked.state WHEN 'succeeded' THEN now() ELSE job.resolved_at END
+    FROM picked WHERE job.id = picked.id AND (SELECT count(*) FROM locked) >= 0
+    RETURNING job.id
+    """
+)
 
 
 def sent(session: Session, items: Iterable[UUID]) -> None:
@@ -268,19 +344,24 @@ def sent(session: Session, items: Iterable[UUID]) -> None:
     )
 
 
+# Jobs, then groups, then items: in the order of whoever else changes them.
 _RELEASE: Final = text(
     f"""
-    WITH released AS MATERIALIZED (
-        UPDATE worker_replay_items SET state = 'released', why = :why, ended_at = now()
-        WHERE id = ANY(:items) AND state = 'claimed'
-        RETURNING
-            failed_job_id,
-            set_config('app.changed_by', :by, true), set_config('app.change_reason', :why, true)
+    WITH given AS MATERIALIZED (
+        SELECT failed_job_id, set_config('app.changed_by', :by, true), set_config('app.change_reason', :why, true)
+        FROM worker_replay_items WHERE id = ANY(:items) AND state = 'claimed'
     ),
-    locked AS MATERIALIZED ({LOCK_GROUPS.replace(":ids", "ARRAY(SELECT failed_job_id FROM released)")})
+    picked AS MATERIALIZED (
+        SELECT id FROM worker_failed_jobs WHERE id IN (SELECT failed_job_id FROM given) AND status = 'in_progress'
+        ORDER BY id FOR UPDATE
+    ),
+    locked AS MATERIALIZED ({LOCK_GROUPS.replace(":ids", "ARRAY(SELECT id FROM picked)")}),
+    released AS (
+        UPDATE worker_replay_items SET state = 'released', why = :why, ended_at = clock_timestamp()
+        WHERE id = ANY(:items) AND state = 'claimed'
+    )
     UPDATE worker_failed_jobs job SET status = 'pending'
-    FROM released
-    WHERE job.id = released.failed_job_id AND job.status = 'in_progress' AND (SELECT count(*) FROM locked) >= 0
+    FROM picked WHERE job.id = picked.id AND (SELECT count(*) FROM locked) >= 0
     """
 )
 
@@ -307,17 +388,58 @@ def unsent_of_ended(session: Session, limit: int) -> list[UUID]:
     )
 
 
-def latest_outcomes(session: Session, replay_id: UUID, window: int) -> list[bool]:
-    """Return how the last items ended, the newest first: whether each succeeded."""
-    return list(
-        session.scalars(
-            text(
-                """
-                SELECT state = 'succeeded' FROM worker_replay_items
-                WHERE replay_id = :id AND state IN ('succeeded', 'failed') AND ended_at IS NOT NULL
-                ORDER BY ended_at DESC LIMIT :window
-                """
-            ),
-            {"id": replay_id, "window": window},
-        )
-    )
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What is looked at often, so it costs little, however many items there are.
+
+    Attributes:
+      under_way: Items that have not ended.
+      succeeded: Those that have since the replay was made or let go on, as far as was asked.
+      latest: How the last ones ended since then, the newest first: whether each succeeded.
+    """
+
+    under_way: int
+    succeeded: int
+    latest: list[bool]
+
+
+_PULSE: Final = text(
+    """
+    WITH replay AS MATERIALIZED (SELECT id, counted_from FROM worker_replays WHERE id = :id)
+    SELECT
+        (
+            SELECT count(*) FROM worker_replay_items item
+            WHERE item.replay_id = :id AND item.state IN ('claimed', 'sent')
+        ) AS under_way,
+        (
+            SELECT count(*) FROM (
+                SELECT FROM worker_replay_items item
+                WHERE item.replay_id = :id AND item.state = 'succeeded'
+                  AND item.ended_at > (SELECT counted_from FROM replay)
+                LIMIT :enough
+            ) ended
+        ) AS succeeded,
+        ARRAY(
+            SELECT ended.ok FROM (
+                (SELECT true AS ok, ended_at FROM worker_replay_items
+                 WHERE replay_id = :id AND state = 'succeeded' AND ended_at > (SELECT counted_from FROM replay)
+                 ORDER BY ended_at DESC LIMIT :window)
+                UNION ALL
+                (SELECT false, ended_at FROM worker_replay_items
+                 WHERE replay_id = :id AND state = 'failed' AND ended_at > (SELECT counted_from FROM replay)
+                 ORDER BY ended_at DESC LIMIT :window)
+            ) ended ORDER BY ended.ended_at DESC LIMIT :window
+        ) AS latest
+    """
+)
+
+
+def pulse(session: Session, replay_id: UUID, *, window: int, enough: int) -> Pulse:
+    """Return how a replay goes.
+
+    Arguments:
+      window: How many of the last outcomes.
+      enough: Successes that need not be counted further.
+    """
+    row = session.execute(_PULSE, {"id": replay_id, "window": window, "enough": enough}).one()
+    return Pulse(row.under_way, row.succeeded, list(row.latest))

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Final
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from db.errors import RowLocked
 from db.failed.actions import LOCK_GROUPS
 from db.failures import Success
 from db.session import rebind, transaction
@@ -56,8 +59,19 @@ def close_all(successes: Sequence[Success], before_commit: Callable[[], object] 
       before_commit: Called last; what it raises undoes everything.
 
     Raises:
+      RowLocked: When somebody holds a row of theirs for longer than a moment.
       sqlalchemy.exc.SQLAlchemyError: When they could not be written.
     """
+    try:
+        _close_all(successes, before_commit)
+    except OperationalError as e:
+        if isinstance(e.orig, LockNotAvailable):
+            # Postgres is there, and the others need not wait.
+            raise RowLocked("somebody else holds the row, or its group") from e
+        raise
+
+
+def _close_all(successes: Sequence[Success], before_commit: Callable[[], object]) -> None:
     in_order = sorted(successes, key=lambda s: (s.tenant_id is None, str(s.tenant_id), s.replayed_row))
     with tenant_context(in_order[0].tenant_id), transaction(lock_timeout_ms=WAIT_FOR_ROW) as session:
         for n, (tenant_id, group) in enumerate(groupby(in_order, key=lambda s: s.tenant_id)):

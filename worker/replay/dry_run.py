@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from db.failed.filters import Filter
+from db.failed.filters import Filter, spelled_out
 from db.replays import claims
 from db.replays.runs import Replay, ReplaySettings
 from db.sealing import Keys
@@ -28,7 +28,7 @@ class DryRun:
     """What a replay would do.
 
     Attributes:
-      matched: Jobs that it is for.
+      matched: Jobs that it is for, of those that were looked at.
       would_go: Those of them that would be sent.
       refused: Why the others would not, and how many for each reason.
       examples: A job of each reason.
@@ -56,6 +56,7 @@ def dry_run(
     now: datetime,
     keys: Keys | None = None,
     renamed: Mapping[str, str] | None = None,
+    at_most: int | None = None,
     progress: Callable[[DryRun], object] = lambda _: None,
 ) -> DryRun:
     """Check each job that a replay would take, with few of them in memory at a time.
@@ -68,6 +69,7 @@ def dry_run(
       now: With a time zone.
       keys: Of ``FAILED_JOB_KEYS``.
       renamed: Today's names of actors that had others.
+      at_most: Jobs to look at, but for the rest of a statement; all by default.
       progress: Told after each statement.
     """
     replay = Replay(
@@ -83,10 +85,12 @@ def dry_run(
         finished_at=None,
         matched=None,
         runner=None,
+        until_at=datetime.max.replace(tzinfo=UTC),
     )
     found, come_to = DryRun(), None
-    while True:
-        jobs = claims.matching(session, replay, come_to, AT_ONCE)
+    spelled = spelled_out(session, where)
+    while jobs := claims.matching(session, replay, come_to, AT_ONCE, spelled):
+        today.look_up(job.tenant_id for job in jobs)
         for job in jobs:
             found.matched += 1
             try:
@@ -97,6 +101,7 @@ def dry_run(
             else:
                 found.would_go += 1
         progress(found)
-        if len(jobs) < AT_ONCE:
-            return found
+        if at_most is not None and found.matched >= at_most:
+            break
         come_to = (jobs[-1].failed_at, jobs[-1].id)
+    return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 from uuid import UUID
 
 import redis
 from dramatiq import Broker
+from dramatiq.errors import ConnectionClosed
 from sqlalchemy import text
 
 from db.session import operator_transaction
@@ -51,43 +52,42 @@ def make_runner(
 
 def make_today(settings: Settings, broker: Broker, client: redis.Redis, *, knows_all: bool) -> Today:
     """Return what messages are checked against now."""
+    # Routing declares actors on this process' broker, so it can only be asked later.
+    from worker.routing import queue_of
+
     return Today(
         broker,
-        _tenants(),
-        consumed_queues(client, settings.redis_namespace) if knows_all else None,
+        existing_tenants,
+        consumed_queues(client, settings.redis_namespace),
         knows_all=knows_all,
+        queue_of=queue_of,
     )
 
 
-def _tenants() -> Callable[[UUID], bool]:
-    """Return what tells whether a tenant exists, and asks once for each."""
-    known: dict[UUID, bool] = {}
-
-    def exists(tenant_id: UUID) -> bool:
-        if tenant_id not in known:
-            with operator_transaction() as session:
-                known[tenant_id] = bool(
-                    session.execute(
-                        text("SELECT EXISTS (SELECT FROM tenants WHERE id = :id)"), {"id": tenant_id}
-                    ).scalar_one()
-                )
-        return known[tenant_id]
-
-    return exists
+def existing_tenants(tenant_ids: Collection[UUID]) -> set[UUID]:
+    """Return those of ``tenant_ids`` that there are."""
+    with operator_transaction() as session:
+        return set(session.scalars(text("SELECT id FROM tenants WHERE id = ANY(:ids)"), {"ids": list(tenant_ids)}))
 
 
 def consumed_queues(client: redis.Redis, namespace: str) -> set[str]:
     """Return the queues that live workers of ours consume.
 
     Raises:
-      redis.RedisError: When Redis cannot be asked.
+      ConnectionClosed: When Redis cannot be asked.
     """
     own = f"{namespace}:__dramaturg__."
-    seconds, microseconds = client.time()
-    now = seconds * 1000 + microseconds // 1000
-    # redis-py's types allow for answers that it gives when told to decode them, which it is not.
-    alive: Any = client.zrangebyscore(f"{own}alive", now - LEASE, "+inf")
-    queues: Any = {queue for broker_id in alive for queue in client.smembers(f"{own}queues.{broker_id.decode()}")}
+    try:
+        seconds, microseconds = client.time()
+        now = seconds * 1000 + microseconds // 1000
+        # redis-py's types allow for answers that it gives when told to decode them, which it is not.
+        alive: Any = client.zrangebyscore(f"{own}alive", now - LEASE, "+inf")
+        pipe = client.pipeline(transaction=False)
+        for broker_id in alive:
+            pipe.smembers(f"{own}queues.{broker_id.decode()}")
+        queues: set[bytes] = set().union(*pipe.execute())
+    except redis.RedisError as e:
+        raise ConnectionClosed(f"Redis: {e}") from e
     return {queue.decode() for queue in queues if not queue.endswith(b".DQ")}
 
 

@@ -42,6 +42,8 @@ class Content:
     kwargs: dict[str, Any]
     options: dict[str, Any]
     message_id: str
+    #: The actor that it was for then.
+    was: str
 
     def message(self, redis_id: str, replay: Mapping[str, str]) -> Message[Any]:
         """Return the message.
@@ -95,7 +97,7 @@ def content_of(
         options["tenant_id"] = str(job.tenant_id)
     if job.correlation_id is not None:
         options["correlation_id"] = str(job.correlation_id)
-    return Content(name, content.queue_name, args, kwargs, options, content.message_id)
+    return Content(name, content.queue_name, args, kwargs, options, content.message_id, content.was)
 
 
 def _from_original(job: Candidate, keys: Keys | None) -> Content:
@@ -121,6 +123,7 @@ def _from_original(job: Candidate, keys: Keys | None) -> Content:
         kwargs=fields["kwargs"],
         options={name: value for name, value in fields["options"].items() if name not in _OF_BEFORE},
         message_id=fields["message_id"],
+        was=fields["actor_name"],
     )
 
 
@@ -135,7 +138,7 @@ def _from_row(job: Candidate) -> Content:
     args, kwargs = job.task_args or [], job.task_kwargs or {}
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise NotReplayable("its arguments are no list and no object")
-    return Content(job.task_name, q_name(job.queue or ""), tuple(args), kwargs, {}, job.task_id)
+    return Content(job.task_name, q_name(job.queue or ""), tuple(args), kwargs, {}, job.task_id, job.task_name)
 
 
 def _is_whole(value: Any) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-import click
 import typer
 from dramatiq import Broker
-from rich.text import Text
 
 from db.failed import get
 from db.failed.statuses import why_not
@@ -20,14 +18,15 @@ from db.session import operator_transaction
 from middleware.redaction import Redactor
 from worker.cli.common import console, fail
 from worker.cli.failed.confirm import can_be_asked
+from worker.cli.failed.editor import in_editor
 from worker.cli.failed.exits import NOTHING
-from worker.cli.failed.looks import heading, say
+from worker.cli.failed.looks import heading
 from worker.cli.failed.options import AsJson, AsTenant, NoSuchJob, Yes, access, find_id
 from worker.cli.failed.retry import REPLAYABLE, check_actor
 from worker.cli.operator import By, operator_name
 from worker.cli.replays.options import As, Detach, Module, Reason
 from worker.cli.replays.report import run, show_changed
-from worker.cli.text import one_line, printable, short
+from worker.cli.text import one_line, short
 from worker.redis_client import make_redis
 from worker.replay import editing
 from worker.replay.application import import_application
@@ -159,8 +158,8 @@ def _parsed(name: str, said: str, kind: type) -> Any:
 def _edited(was: Arguments) -> Arguments:
     """Return what somebody makes of arguments in ``$EDITOR``; its file is theirs alone, and removed at once."""
     text = json.dumps({"args": was.args, "kwargs": was.kwargs}, indent=2, ensure_ascii=False)
-    said = click.edit(text, extension=".json", require_save=True)
-    if said is None:
+    said = in_editor(text, ".json")
+    if said == text:
         return was
     value = _parsed("what was saved", said, dict)
     args, kwargs = value.get("args", []), value.get("kwargs", {})

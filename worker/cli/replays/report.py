@@ -140,7 +140,7 @@ def show_steps(steps: list[tuple[str, str]]) -> None:
             say_command(f"  {words}", f"  # {purpose}")
 
 
-def show_changed(changed: list[editing.Changed]) -> None:
+def show_changed(changed: list[Changed]) -> None:
     """Print arguments before and after."""
     for one in changed:
         say(Text(f"  {one_line(one.name)}", "bold"))
