@@ -63,7 +63,7 @@ def retry(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many would go, and why the rest would not.")
     ] = False,
-    actor: As = None,
+    sent_as: As = None,
     rate: Rate = None,
     ramp: Ramp = RAMP_DEFAULT,
     threshold: Threshold = THRESHOLD_DEFAULT,
@@ -81,13 +81,13 @@ def retry(
     actors of the Procfile in this folder. Exit status 0 where all succeeded, else 3.
     """
     with access(asked.as_tenant) as work:
-        settings = to_settings(rate=rate, ramp=ramp, threshold=threshold, window=window, actor=actor)
+        settings = to_settings(rate=rate, ramp=ramp, threshold=threshold, window=window, actor=sent_as)
         who = operator_name(by)
         if dry and work.tenant_id is not None:
             raise ValueError("--dry-run is for operators: whoever is bound to a tenant cannot read originals")
         # Before a transaction: importing configures sessions.
         broker = None if work.tenant_id is not None else import_application(module or ())
-        check_actor(broker, actor)
+        check_actor(broker, sent_as)
         chosen = _chosen(asked, work)
         if dry:
             _report_dry_run(check(chosen.where, settings, work, broker), chosen, as_json=as_json)

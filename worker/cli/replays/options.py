@@ -24,7 +24,13 @@ As = Annotated[
 ]
 Rate = Annotated[float | None, typer.Option(help="Jobs a second at most.", rich_help_panel=_PANEL)]
 Ramp = Annotated[
-    str, typer.Option(help="Jobs under way at a time: more once as many have succeeded.", rich_help_panel=_PANEL)
+    str,
+    typer.Option(
+        metavar="N,N,...",
+        help="Jobs under way at a time: more once as many have succeeded; 1,2,5,10,20 and so on to 1000 by default.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
 ]
 Threshold = Annotated[
     float,
