@@ -21,6 +21,8 @@ OF_APP_USER = {
     "worker_failed_job_groups": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "worker_failed_job_events": ("SELECT", "INSERT"),
     "worker_failed_job_retention": ("SELECT",),
+    "worker_replays": ("SELECT", "INSERT", "UPDATE"),
+    "worker_replay_items": ("SELECT", "UPDATE"),
     "worker_once": ("SELECT", "INSERT", "DELETE"),
     "tenants": ("SELECT",),
     "attribution_events": ("SELECT", "INSERT"),
