@@ -175,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ramp", choices=list(RAMPS), action="append", help="both by default")
     parser.add_argument("--be", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.be is not None:
@@ -187,7 +188,10 @@ def main() -> None:
     with running_cluster(durable) as cluster, running_redis() as redis_url, cluster.database() as template:
         migrate.upgrade(template.owner_url)
         fill(template, arguments.rows)
-        found = {ramp: [measure(cluster, template, redis_url, ramp) for _ in range(arguments.rounds)] for ramp in RAMPS}
+        found = {
+            ramp: [measure(cluster, template, redis_url, ramp) for _ in range(arguments.rounds)]
+            for ramp in arguments.ramp or RAMPS
+        }
     table = Table("ramp", *next(iter(found.values()))[0], title=f"{arguments.rows:,} rows, medians")
     for ramp, rounds in found.items():
         table.add_row(ramp, *(f"{median(one[name] for one in rounds):,.1f}" for name in rounds[0]))
