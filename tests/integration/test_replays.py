@@ -32,6 +32,10 @@ def test_a_replay_that_succeeds_closes_its_row(deployment: Deployment) -> None:
     assert [event["event"] for event in events] == ["captured", "claimed", "replayed"]
     assert events[1]["changed_by"] == "ann"
     assert events[1]["reason"] == f"replay {replay_id}"
+    # Of a million, Redis does not remember each for a month.
+    client = deployment.broker.client  # type: ignore[attr-defined]
+    (mark,) = client.keys(f"{deployment.settings.redis_namespace}:__dramaturg__.replay.*")
+    assert 0 < client.ttl(mark) <= 24 * 3600
 
 
 def test_a_replay_that_fails_returns_its_row(deployment: Deployment) -> None:

@@ -87,12 +87,12 @@ def test_jobs_whose_workers_are_just_starting_are_not_refused(
     monkeypatch.setattr("worker.replay.runner.TODAY_LASTS", 0.05)
     (row_id,) = deployment.fail("one")
     deployment.fails.clear()
-    # As after Redis was away for longer than a lease.
-    client = deployment.broker.client  # type: ignore[attr-defined]
-    client.delete(f"{deployment.settings.redis_namespace}:__dramaturg__.alive")
     replay_id = deployment.replay(Filter(ids=(row_id,)))
     looks = count()
-    deployment.runner(stop=lambda: next(looks) > 20).run_to_end(replay_id)
+    with monkeypatch.context() as patch:
+        # As after Redis was away for longer than a lease.
+        patch.setattr("worker.replay.making.consumed_queues", lambda *_: set())
+        deployment.runner(stop=lambda: next(looks) > 20).run_to_end(replay_id)
     assert deployment.stands(replay_id).items == {}
     with deployment.working():
         done = deployment.runner().run_to_end(replay_id)
@@ -105,8 +105,7 @@ def test_jobs_whose_queue_stays_without_workers_are_refused_in_the_end(
 ) -> None:
     monkeypatch.setattr("worker.replay.runner.WITHOUT_CONSUMER", 0.1)
     (row_id,) = deployment.fail("one")
-    client = deployment.broker.client  # type: ignore[attr-defined]
-    client.delete(f"{deployment.settings.redis_namespace}:__dramaturg__.alive")
+    monkeypatch.setattr("worker.replay.making.consumed_queues", lambda *_: set())
     done = deployment.runner().run_to_end(deployment.replay(Filter(ids=(row_id,))))
     assert done is not None
     assert (done.state, done.items) == ("finished", {"refused": 1})

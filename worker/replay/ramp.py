@@ -10,6 +10,9 @@ from db.replays.runs import ReplaySettings
 def allowed(settings: ReplaySettings, succeeded: int) -> int:
     """Return how many may be under way: the next step of the ramp once as many as the step before have succeeded.
 
+    So before a replay stops by itself no more can fail again than the threshold lets, and one, and those that are under
+    way by then: as many as this returns.
+
     Arguments:
       settings: With the ramp.
       succeeded: How many have, so far.
@@ -20,6 +23,12 @@ def allowed(settings: ReplaySettings, succeeded: int) -> int:
         if succeeded < needed:
             return step
     return settings.ramp[-1]
+
+
+def worthwhile(settings: ReplaySettings, succeeded: int) -> int:
+    """Return how many are worth a step while others are under way: where hundreds may be, not a few."""
+    step = allowed(settings, succeeded)
+    return 1 if step < 200 else min(step // 2, 250)
 
 
 def too_many_failed(settings: ReplaySettings, latest: Sequence[bool]) -> str | None:

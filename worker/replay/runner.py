@@ -25,8 +25,8 @@ from db.sealing import Keys
 from middleware.lua_scripts import Scripts
 from middleware.replays import option
 from worker.replay.messages import Content, NotReplayable, content_of
-from worker.replay.ramp import allowed, to_send, too_many_failed
-from worker.replay.sending import send, withdraw
+from worker.replay.ramp import allowed, to_send, too_many_failed, worthwhile
+from worker.replay.sending import remember, send, withdraw
 from worker.replay.today import NoConsumer, Today
 
 #: Jobs claimed and sent at a time.
@@ -37,6 +37,8 @@ LOOK_EVERY: Final = 0.5
 TODAY_LASTS: Final = 5.0
 #: Seconds for which jobs whose queue nobody consumes wait before they are refused: workers may be starting again.
 WITHOUT_CONSUMER: Final = 30.0
+#: Seconds after the last step from which on any number is worth one.
+WORTHWHILE_AFTER: Final = 2.0
 #: Of the time that passes, the part that counting items may take.
 COUNTING: Final = 0.05
 
@@ -132,7 +134,7 @@ class Runner:
     def _go_on(self, replay_id: UUID, progress: Callable[[Replay], object], until: float) -> Replay | None:
         self._send_what_was_claimed(replay_id)
         budget, asked, count_again, look_at = 0.0, self._clock(), 0.0, 0
-        exhausted, where = False, None
+        exhausted, where, stepped = False, None, float("-inf")
         while True:
             with self._begin() as session:
                 if runs.take(session, self._name, replay_id) is None:
@@ -160,7 +162,11 @@ class Runner:
             budget, asked = to_send(settings.rate, now - asked, budget), now
             room = allowed(settings, pulse.succeeded) - pulse.under_way
             count = int(min(room, budget, AT_ONCE)) if not exhausted else 0
+            if count < worthwhile(settings, pulse.succeeded) and now - stepped < WORTHWHILE_AFTER:
+                # A step costs as much for one as for hundreds, and enough are under way.
+                count = 0
             if count > 0 and now < until:
+                stepped = now
                 try:
                     step = self._step(replay, where, count, max(count, look_at))
                 except LeaseTaken:
@@ -272,6 +278,7 @@ class Runner:
             if withdrawn:
                 # By a process that has died, or another that saw the replay cancelled, before it could say so.
                 claims.release(session, withdrawn, by=self._name, why="it was withdrawn before it was sent")
+        remember(self._run, in_redis)
 
     def _send_what_was_claimed(self, replay_id: UUID) -> None:
         """Send what a process before this one claimed, and may have sent."""

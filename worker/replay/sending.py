@@ -12,6 +12,9 @@ from middleware.lua_scripts import Scripts
 
 #: Seconds for which Redis remembers that a message was sent or withdrawn: longer than a claim waits for its process.
 REMEMBER: Final = 30 * 24 * 3600
+#: The same once Postgres knows it, too: longer than a process may be frozen between its claim and its sending, while
+#: another does that for it. Each takes about a hundred bytes.
+REMEMBER_SENT: Final = 24 * 3600
 
 
 def send(run: Scripts, messages: Sequence[tuple[UUID, Message[object]]]) -> set[UUID]:
@@ -25,6 +28,15 @@ def send(run: Scripts, messages: Sequence[tuple[UUID, Message[object]]]) -> set[
         parts += [message.queue_name, str(item), message.encode()]
     said = run("send_replays", *parts)
     return {item for (item, _), done in zip(messages, said, strict=True) if done}
+
+
+def remember(run: Scripts, items: Iterable[UUID]) -> None:
+    """Note that Postgres knows by now that items are sent.
+
+    Raises:
+      ConnectionClosed: For any error of Redis. Then it is remembered for longer.
+    """
+    run("remember_replays", REMEMBER_SENT, *map(str, items))
 
 
 def withdraw(run: Scripts, items: Iterable[UUID]) -> set[UUID]:
