@@ -158,13 +158,9 @@ _INSERT = text(
 
 _DELIVERED = text("SELECT failed_job_id FROM worker_failed_job_deliveries WHERE delivery_id = :delivery_id")
 
-_KNOWN = text(
-    """
-    SELECT job.status, details.fingerprint
-    FROM worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
-    WHERE job.id = :id FOR UPDATE OF job
-    """
-)
+_LOCK = text("SELECT status FROM worker_failed_jobs WHERE id = :id FOR UPDATE")
+# After the row is locked, in a statement of its own: one that waited for the lock would see what was there before.
+_GROUP_OF = text("SELECT fingerprint FROM worker_failed_job_details WHERE failed_job_id = :id")
 
 _CHANGING: Final = tuple(c for c in _COLUMNS if c not in {"task_id", "task_name", "tenant_id", "correlation_id"})
 _OPEN: Final = ("pending", "in_progress", "abandoned")
@@ -184,7 +180,8 @@ _REOPEN: Final = f"""
     ),
     left_behind AS (
         UPDATE worker_failed_job_groups old SET {", ".join(f"{s} = old.{s} - CAST(:{s} AS int)" for s in _OPEN)}
-        FROM new WHERE old.fingerprint = :leaves AND old.tenant_id IS NOT DISTINCT FROM new.tenant_id
+        FROM new WHERE old.fingerprint = :leaves
+          AND (old.tenant_id = new.tenant_id OR (old.tenant_id IS NULL AND new.tenant_id IS NULL))
     ),
     grouped AS ({_GROUPED.format(**{s: f"CAST(:{s} AS int)" for s in _OPEN})}),
     kept AS ({_KEPT}),
@@ -407,12 +404,12 @@ def _settle(session: Session, failure: Failure) -> UUID:
         delivered = session.execute(_DELIVERED, {"delivery_id": failure.delivery_id}).scalar()
         if delivered is not None:
             return UUID(str(delivered))
-        known = session.execute(_KNOWN, {"id": row_id}).first()
-        if known is not None and known.status in _OPEN:
-            _reopen(session, row_id, failure, known.status, known.fingerprint)
+        status = session.execute(_LOCK, {"id": row_id}).scalar()
+        if status in _OPEN:
+            _reopen(session, row_id, failure, status, session.execute(_GROUP_OF, {"id": row_id}).scalar())
             return row_id
         # A row that cannot be seen is another tenant's.
-        parts = (*parts, str(failure.tenant_id) if known is None else failure.delivery_id)
+        parts = (*parts, str(failure.tenant_id) if status is None else failure.delivery_id)
     raise LookupError(f"no row for message {failure.task_id!r} of {failure.task_name!r}: every id it may have is taken")
 
 

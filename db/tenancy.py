@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from uuid import UUID
 
 from db.errors import InvalidTenant, TenantRequired
@@ -26,6 +27,10 @@ class Tenancy:
 _current: ContextVar[Tenancy | None] = ContextVar("dramaturg_tenancy", default=None)
 
 
+#: Each message names its own several times, and few tenants have most messages.
+_read = lru_cache(maxsize=1_024)(UUID)
+
+
 def parse_uuid(name: str, value: object) -> UUID:
     """Return ``value`` as a UUID.
 
@@ -40,7 +45,7 @@ def parse_uuid(name: str, value: object) -> UUID:
         return value
     if isinstance(value, str):
         try:
-            return UUID(value)
+            return _read(value)
         except ValueError:
             pass
     raise InvalidTenant(f"{name} must be a UUID, not {value!r}")

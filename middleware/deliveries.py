@@ -62,6 +62,11 @@ class Delivery(MessageProxy):
 
     def __init__(self, message: Message[Any], redis_id: str, raw: bytes) -> None:
         super().__init__(message)
+        # The proxy looks each of these up anew each time, which hooks do often.
+        self.queue_name = message.queue_name
+        self.actor_name = message.actor_name
+        self.options = message.options
+        self.message_id = message.message_id
         self.redis_id = redis_id
         self.raw = raw
         self.epoch = 0

@@ -15,6 +15,8 @@ class Holdings:
     def __init__(self) -> None:
         self._ids: set[tuple[str, int]] = set()
         self._changed = threading.Condition()
+        # What the one consumer waits for: to wake it for less costs as much as a job does.
+        self._wanted = 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -31,12 +33,16 @@ class Holdings:
         """Note that they are held no more."""
         with self._changed:
             self._ids.difference_update(held_as)
-            self._changed.notify_all()
+            self._tell()
 
     def clear(self) -> None:
         """Note that nothing is held."""
         with self._changed:
             self._ids.clear()
+            self._tell()
+
+    def _tell(self) -> None:
+        if len(self._ids) < self._wanted:
             self._changed.notify_all()
 
     def ids(self) -> set[str]:
@@ -47,4 +53,10 @@ class Holdings:
     def wait_below(self, count: int, seconds: float) -> bool:
         """Wait until fewer than ``count`` are held, and tell whether that came to be."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self._ids) < count, seconds)
+            if len(self._ids) < count:
+                return True
+            self._wanted = max(self._wanted, count)
+            try:
+                return self._changed.wait_for(lambda: len(self._ids) < count, seconds)
+            finally:
+                self._wanted = 0

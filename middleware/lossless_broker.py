@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,6 +31,8 @@ from middleware.deliveries import Delivery, Entry, NotToRun
 from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
+from middleware.hooks import Hooks
+from middleware.keeper import kept, why_not_kept
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Scripts
 from middleware.process_facts import process_facts
@@ -80,6 +82,7 @@ class LosslessBroker(RedisBroker):
       spool_limit: Failures that may wait in Redis while Postgres is away, before workers wait.
       max_starts: Starts of a message that end with the loss of its worker, after which it is not started again.
       worker_name: Names this process to whoever finds it gone.
+      keeper: Whether a process that ``dramatiq`` starts gets a parent that says how it ends: :mod:`middleware.keeper`.
 
     Attributes:
       spool: Those failures.
@@ -99,17 +102,21 @@ class LosslessBroker(RedisBroker):
         spool_limit: int = SPOOL_LIMIT,
         max_starts: int = MAX_STARTS,
         worker_name: str | None = None,
+        keeper: bool = True,
     ) -> None:
+        self._hooks = Hooks()
         super().__init__(client=client, middleware=middleware, namespace=namespace)
         self.waiting_client = waiting_client
         self._lease_client = lease_client
         self._stopping = False
+        self._keeper = keeper
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
         self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
+        self._run_in_time = Scripts(lease_client or client, namespace)
         self._heartbeat = Heartbeat(
-            Scripts(lease_client or client, namespace),
+            self._run_in_time,
             self.broker_id,
             lease=lease,
             grace=GRACE,
@@ -248,7 +255,9 @@ class LosslessBroker(RedisBroker):
         if signal not in {"ack", "nack"}:
             if signal == "process_message" and isinstance(args[0], Delivery):
                 args[0].unsettled = True
-            super().emit_before(signal, *args, **kwargs)
+                self._before_process(args[0])
+            else:
+                super().emit_before(signal, *args, **kwargs)
             return
         message = args[0]
         if isinstance(message, Delivery):
@@ -267,7 +276,7 @@ class LosslessBroker(RedisBroker):
                 # It does not end.
                 return
         hook = "before_nack" if message.failed else "before_ack"
-        for middleware in self.middleware:
+        for middleware in self._hooks.of(self.middleware, hook):
             try:
                 getattr(middleware, hook)(self, message)
             except Exception as e:
@@ -276,6 +285,16 @@ class LosslessBroker(RedisBroker):
                     raise
                 # Dramatiq would call none of the others for some of these, and leave the message lying.
                 logger.opt(exception=True).critical("{} of {!r} raised; the message goes on", hook, middleware)
+
+    def _before_process(self, message: Delivery) -> None:
+        """Do as Dramatiq does, but call only hooks that do something."""
+        for middleware in self._hooks.of(self.middleware, "before_process_message"):
+            try:
+                middleware.before_process_message(self, message)
+            except MiddlewareError:
+                raise
+            except Exception:  # noqa: BLE001 - Dramatiq's rule
+                logger.opt(exception=True).critical("before_process_message of {!r} raised", middleware)
 
     def _take_due(self, message: Delivery) -> None:
         """Let a delayed message's move follow from its end; or fail it, where it cannot move."""
@@ -291,14 +310,35 @@ class LosslessBroker(RedisBroker):
             self._after_process(args[0], **kwargs)
         elif signal == "skip_message" and isinstance(args[0], Delivery):
             self._after_skip(args[0])
-        elif signal in {"ack", "nack"} and isinstance(args[0], Delivery) and args[0].give_back:
-            return
-        elif signal == "ack" and args[0].failed:
-            super().emit_after("nack", *args, **kwargs)
+        elif signal in {"ack", "nack"}:
+            self._after_end(args[0])
+        elif signal == "process_boot" and self._keeper:
+            self._boot_kept()
         else:
             super().emit_after(signal, *args, **kwargs)
             if signal == "worker_thread_boot":
                 catch_what_escapes(args[0], partial(self._caught, args[0]))
+
+    def _after_end(self, message: MessageProxy) -> None:
+        if isinstance(message, Delivery) and message.give_back:
+            # It has not ended.
+            return
+        # A hook before it may have failed it.
+        hook = "after_nack" if message.failed else "after_ack"
+        for middleware in reversed(self._hooks.of(self.middleware, hook)):
+            try:
+                getattr(middleware, hook)(self, message)
+            except Exception:  # noqa: BLE001 - the message has ended
+                logger.opt(exception=True).critical("{} of {!r} raised", hook, middleware)
+
+    def _boot_kept(self) -> None:
+        """Boot in a child of this process, which stays behind as its keeper, where that can be."""
+        why_not = why_not_kept()
+        with nullcontext() if why_not else kept(partial(self._run_in_time, "obituary", self.broker_id)):
+            super().emit_after("process_boot")
+        if why_not:
+            # Only now is it known where to log.
+            logger.warning("how this process ends will be seen by nobody of ours: {}", why_not)
 
     def _after_process(self, message: Delivery, **kwargs: Any) -> None:
         # Retries, callbacks, pipelines and groups enqueue here.
@@ -344,7 +384,7 @@ class LosslessBroker(RedisBroker):
         Dramatiq would call none of the others, and end the thread.
         """
         interrupt: BaseException | None = None
-        for middleware in reversed(self.middleware):
+        for middleware in reversed(self._hooks.of(self.middleware, hook)):
             try:
                 getattr(middleware, hook)(self, message, **kwargs)
             except BaseException as e:  # noqa: BLE001 - a time limit may fire here, or a hook exit

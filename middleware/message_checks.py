@@ -124,23 +124,26 @@ def _cut(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
+#: A message's fields and what they must be.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "queue_name": str,
+    "actor_name": str,
+    "args": (list, tuple),
+    "kwargs": dict,
+    "options": dict,
+    "message_id": str,
+    "message_timestamp": int,
+}
+
+
 def _problem_with_fields(fields: Mapping[str, Any]) -> InvalidMessage | None:
-    expected = {
-        "queue_name": str,
-        "actor_name": str,
-        "args": list | tuple,
-        "kwargs": dict,
-        "options": dict,
-        "message_id": str,
-        "message_timestamp": int,
-    }
-    missing = [name for name in expected if name not in fields]
-    if missing:
-        return InvalidMessage(f"field {missing[0]!r} is missing", f"field {missing[0]} is missing")
-    unknown = [name for name in fields if name not in expected]
-    if unknown:
+    if fields.keys() != _FIELDS.keys():
+        missing = [name for name in _FIELDS if name not in fields]
+        if missing:
+            return InvalidMessage(f"field {missing[0]!r} is missing", f"field {missing[0]} is missing")
+        unknown = [name for name in fields if name not in _FIELDS]
         return InvalidMessage(f"field {_cut(unknown[0])} is unknown", "a field is unknown")
-    for name, kind in expected.items():
+    for name, kind in _FIELDS.items():
         if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
             said = f"field {name!r} must not be {_cut(fields[name])}"
             return InvalidMessage(said, f"field {name} is of the wrong type")

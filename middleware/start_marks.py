@@ -10,12 +10,19 @@ from typing import Any
 import redis
 from loguru import logger
 
+from middleware.sending import send_at_once
+
 #: Seconds between two looks whether a connection still stands, after which Redis is tried again, and between two
 #: complaints that starts cannot be noted.
 LOOK_EVERY, AGAIN_AFTER, COMPLAIN_EVERY = 1.0, 5.0, 60.0
 
 #: Seconds after which a note should have arrived.
 ON_ITS_WAY = 0.5
+
+
+def _bulk(value: bytes) -> bytes:
+    """Return ``value`` in Redis' protocol: https://redis.io/docs/latest/develop/reference/protocol-spec/"""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 class _OfThread(threading.local):
@@ -37,7 +44,7 @@ class StartMarks:
 
     def __init__(self, client: redis.Redis, key: str) -> None:
         self._client = client
-        self._key = key
+        self._head = b"*4\r\n$4\r\nHSET\r\n" + _bulk(key.encode())
         self._local = _OfThread()
         self._open: list[Any] = []
         self._running: dict[bytes, int] = {}
@@ -47,15 +54,16 @@ class StartMarks:
     def mark(self, name: bytes) -> None:
         """Note that the message ``name`` begins now. Raises nothing."""
         now = time.time()
-        self._running[name] = int(now * 1000)
+        milliseconds = int(now * 1000)
+        self._running[name] = milliseconds
         if now < self._not_before:
             # Whoever starts a job should not wait for Redis each time.
             return
         try:
+            command = self._head + _bulk(name) + _bulk(b"%d" % milliseconds)
             connection = self._connection()
-            connection.send_packed_command(
-                connection.pack_command("HSET", self._key, name, int(now * 1000)), check_health=False
-            )
+            if not send_at_once(getattr(connection, "_sock", None), command):
+                connection.send_packed_command([command], check_health=False)
         except (redis.RedisError, OSError) as e:
             self._drop()
             self._not_before = now + AGAIN_AFTER

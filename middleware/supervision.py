@@ -106,7 +106,7 @@ class Supervision(Middleware):
             now = time.monotonic()
             if os.getppid() != parent:
                 # Nobody reads what it logs, and nobody would end it at the next deploy.
-                logger.critical("the main process is gone: this process stops")
+                logger.critical("its parent process is gone: this process stops")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             every = list(self._running.values())

@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -125,8 +125,13 @@ def temporary_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def running_cluster(settings: dict[str, str] | None = None) -> Iterator[Cluster]:
-    """The server of TEST_DATABASE_URL, else an embedded one that lives as long as the ``with`` block."""
+def running_cluster(settings: dict[str, str] | None = None, *, folder: Path | None = None) -> Iterator[Cluster]:
+    """The server of TEST_DATABASE_URL, else an embedded one that lives as long as the ``with`` block.
+
+    Arguments:
+      settings: Of the embedded server, beside those that make it fast.
+      folder: Where its data stay; by default they go with it.
+    """
     named = os.environ.get("TEST_DATABASE_URL")
     if named:
         cluster = Cluster(named)
@@ -137,7 +142,7 @@ def running_cluster(settings: dict[str, str] | None = None) -> Iterator[Cluster]
 
     # Durability is not what tests are about, and the disk is shared.
     fast = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", **(settings or {})}
-    with temporary_folder() as folder:
+    with nullcontext(folder) if folder else temporary_folder() as folder:
         server = EmbeddedPostgres(folder / "postgres", settings=fast)
         server.start()
         try:

@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     max_starts: Annotated[int, Field(ge=2, le=100)] = Field(
         3, description="starts of a message that end with the loss of its worker, after which it is a `worker_lost` row"
     )
+    keeper: bool = Field(
+        True, description="a small parent for each worker process, which says how that one ended; on Linux only"
+    )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     failed_job_keys: str | None = Field(
         None,

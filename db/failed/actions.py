@@ -103,7 +103,8 @@ LOCK_GROUPS: Final = """
         SELECT known.fingerprint, known.id
         FROM worker_failed_job_details details
         JOIN worker_failed_job_groups known
-          ON known.fingerprint = details.fingerprint AND known.tenant_id IS NOT DISTINCT FROM details.tenant_id
+          ON known.fingerprint = details.fingerprint
+            AND (known.tenant_id = details.tenant_id OR (known.tenant_id IS NULL AND details.tenant_id IS NULL))
         WHERE details.failed_job_id = ANY(:ids)
     )
     ORDER BY own.tenant_id, own.fingerprint FOR UPDATE

@@ -9,8 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from db.failed.actions import Begin
-from db.failed.events import NAME_AT_MOST, checked
-from db.failed.removal import (
+from db.failed.batches import (
     AT_ONCE,
     HAS_PAYLOAD,
     ShouldStop,
@@ -23,6 +22,7 @@ from db.failed.removal import (
     remove,
     remove_from,
 )
+from db.failed.events import NAME_AT_MOST, checked
 from db.failed.retention import DEFAULTS, KEEP_DAYS_AT_MOST, Rule, Subject, is_operators, rules
 from db.failed.statuses import STATUSES
 from db.session import tenant_of
@@ -256,4 +256,5 @@ def _remembered(keep: dict[Subject, int | None]) -> int | None:
     """Return for how many days a group without rows is: the most that anything of it is kept. None is for ever."""
     if any(keep[subject] is None for subject in ("resolved", "abandoned", "events")):
         return None
-    return max(days for subject, days in keep.items() if subject != "payload" and days is not None)
+    longest = max(days for subject, days in keep.items() if subject != "payload" and days is not None)
+    return min(longest, KEEP_DAYS_AT_MOST)

@@ -9,8 +9,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from db.failed.actions import Begin
+from db.failed.batches import AT_ONCE, ShouldStop, Where, checked_batch, count, count_in, remove, remove_from
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
-from db.failed.removal import AT_ONCE, ShouldStop, Where, checked_batch, count, count_in, remove, remove_from
 from db.failed.retention import operators_only
 from db.failed.statuses import STATUSES
 from db.tenancy import parse_uuid

@@ -228,7 +228,10 @@ def _page(where: Filter, begin: tuple[datetime, UUID] | None, limit: int) -> tup
             )
     statement = f"""
         SELECT {_SUMMARY}
-        FROM ({" UNION ALL ".join(branches)} ORDER BY failed_at DESC, id DESC LIMIT :limit) found
+        FROM (
+            SELECT id, failed_at FROM ({" UNION ALL ".join(branches)}) newest
+            ORDER BY failed_at DESC, id DESC LIMIT :limit
+        ) found
         JOIN worker_failed_jobs job USING (id)
         LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
         ORDER BY found.failed_at DESC, found.id DESC

@@ -17,7 +17,8 @@ local time = redis.call("time")
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local known = redis.call("zscore", alive, broker) and redis.call("hexists", leases, broker) or 0
 if known == 0 then
-  redis.call("hset", leases, broker, now)
+  -- In microseconds: one that is lost and taken again in the same millisecond is another.
+  redis.call("hset", leases, broker, string.format("%.0f", tonumber(time[1]) * 1e6 + tonumber(time[2])))
 end
 -- If nobody could beat for half a lease, Redis was away rather than everybody: all get a grace to come back in.
 local grace = own .. "grace"

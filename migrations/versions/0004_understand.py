@@ -278,7 +278,8 @@ BEGIN
                 SELECT from_tenant, fingerprint, {", ".join(f"sum({s}) AS {s}" for s in _STATUSES)}
                 FROM moved GROUP BY 1, 2
             ) less
-            WHERE own.fingerprint = less.fingerprint AND own.tenant_id IS NOT DISTINCT FROM less.from_tenant
+            WHERE own.fingerprint = less.fingerprint
+              AND (own.tenant_id = less.from_tenant OR (own.tenant_id IS NULL AND less.from_tenant IS NULL))
         )
         INSERT INTO worker_failed_job_groups AS known (
             tenant_id, fingerprint, task_name, queue, error_type, exception_class, title, place,
@@ -292,7 +293,8 @@ BEGIN
             (array_agg(moved.sample_id))[1]
         FROM moved
         JOIN worker_failed_job_groups like_it
-          ON like_it.fingerprint = moved.fingerprint AND like_it.tenant_id IS NOT DISTINCT FROM moved.from_tenant
+          ON like_it.fingerprint = moved.fingerprint
+            AND (like_it.tenant_id = moved.from_tenant OR (like_it.tenant_id IS NULL AND moved.from_tenant IS NULL))
         GROUP BY moved.to_tenant, moved.fingerprint
         ON CONFLICT (fingerprint, tenant_id) DO UPDATE SET
             last_seen = greatest(known.last_seen, excluded.last_seen),
@@ -328,7 +330,8 @@ BEGIN
         WHERE is_now.status <> was.status AND details.fingerprint IS NOT NULL
         GROUP BY details.tenant_id, details.fingerprint
     ) moved
-    WHERE own.fingerprint = moved.fingerprint AND own.tenant_id IS NOT DISTINCT FROM moved.tenant_id;
+    WHERE own.fingerprint = moved.fingerprint
+      AND (own.tenant_id = moved.tenant_id OR (own.tenant_id IS NULL AND moved.tenant_id IS NULL));
     RETURN NULL;
 END $$
 """
@@ -350,7 +353,8 @@ BEGIN
         SELECT tenant_id, fingerprint, {", ".join(f"count(*) FILTER (WHERE status = '{s}') AS {s}" for s in _STATUSES)}
         FROM removed WHERE fingerprint IS NOT NULL GROUP BY tenant_id, fingerprint
     ) less
-    WHERE own.fingerprint = less.fingerprint AND own.tenant_id IS NOT DISTINCT FROM less.tenant_id;
+    WHERE own.fingerprint = less.fingerprint
+      AND (own.tenant_id = less.tenant_id OR (own.tenant_id IS NULL AND less.tenant_id IS NULL));
     RETURN NULL;
 END $$
 """

@@ -121,7 +121,7 @@ def hold(behaviour: str) -> dict[str, float]:
     return {}
 
 
-def child(what: str, redis_url: str, variant: str) -> subprocess.Popen[str]:
+def child(what: str, redis_url: str, variant: str, module: str = "tests.benchmarks.drain") -> subprocess.Popen[str]:
     """Start a process that does one of the above."""
     environment = {
         **os.environ,
@@ -129,7 +129,7 @@ def child(what: str, redis_url: str, variant: str) -> subprocess.Popen[str]:
         "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none",
         "EXTRA_QUEUES": ",".join(QUEUES),
     }
-    command = [sys.executable, "-m", "tests.benchmarks.drain", what, variant]
+    command = [sys.executable, "-m", module, what, variant]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 

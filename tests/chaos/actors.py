@@ -40,7 +40,7 @@ class Booted(Middleware):
     """Says which processes there are."""
 
     def after_process_boot(self, broker: Broker) -> None:
-        book.write("booted", parent=os.getppid())
+        book.write("booted", group=os.getpgrp())
 
 
 broker.add_middleware(Booted())

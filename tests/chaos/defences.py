@@ -160,8 +160,8 @@ DEFENCES = [
     Defence(
         "starts are noted",
         "middleware/start_marks.py",
-        "        now = time.time()\n        self._running[name]",
-        "        now = time.time()\n        return\n        self._running[name]",
+        "        self._running[name] = milliseconds\n",
+        "        return\n",
         ("tests/e2e/test_crashes.py", "-k", "kills"),
     ),
     Defence(
@@ -184,6 +184,41 @@ DEFENCES = [
         "if message.begun_before and self._was_recorded(message):",
         "if False:",
         ("tests/e2e/test_crashes.py", "-k", "row_exists"),
+    ),
+    Defence(
+        "how a worker process ended is seen and told",
+        "middleware/keeper.py",
+        "        if code and not told_to_stop:\n",
+        "        if False:\n",
+        ("tests/e2e/test_keeper.py", "-k", "row_of_a_message"),
+    ),
+    Defence(
+        "a process with a dead thread ends itself",
+        "middleware/supervision.py",
+        "            dead, loop = dead_threads(worker), get_event_loop_thread()\n",
+        "            dead, loop = [], get_event_loop_thread()\n",
+        ("tests/e2e/test_shutdown.py", "-k", "dead_thread"),
+    ),
+    Defence(
+        "a process with a job past its hard limit ends itself",
+        "middleware/supervision.py",
+        "            overdue = [running for running in every if running.due <= now]\n",
+        "            overdue = []\n",
+        ("tests/e2e/test_shutdown.py", "-k", "heeds_no_limit"),
+    ),
+    Defence(
+        "only the first signal to stop counts",
+        "middleware/stop_signals.py",
+        "            if not self._stopping:\n                self._stopping = True\n                self._stop()\n",
+        "            if True:\n                self._stopping = True\n                self._stop()\n",
+        ("tests/e2e/test_shutdown.py", "-k", "ours_gives_back"),
+    ),
+    Defence(
+        "a process ends in time, whatever runs in it",
+        "middleware/graceful_shutdown.py",
+        "        self._exit_process(EXIT_CODE)\n",
+        "",
+        ("tests/e2e/test_shutdown.py", "-k", "ours_gives_back"),
     ),
     Defence(
         "a job that the shutdown interrupts goes back as it was",

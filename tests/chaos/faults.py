@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.chaos.plan import PlannedFault
 from tests.chaos.supervisor import Supervisor
 from tests.chaos.world import World
+from tests.processes import children_of, workers_of
 
 LUA = Path(__file__).parents[2] / "middleware" / "lua"
 #: Seconds in which a command has to come whose answer is to be lost.
@@ -106,15 +107,20 @@ class Faults:
         return hashlib.sha1((LUA / f"{script}.lua").read_bytes()).hexdigest().encode()  # noqa: S324 - Redis' name for it
 
     def _hit_processes(self, fault: PlannedFault) -> list[int] | None:
-        found = self.supervisor.group(fault.queue)
-        if found is None or not found[1]:
+        group = self.supervisor.group(fault.queue)
+        keepers, workers = ([], []) if group is None else (children_of(group), workers_of(group))
+        if group is None or not workers:
             return None
-        group, workers = found
         one = workers[int(fault.which * len(workers))]
         match fault.kind:
             case "kill one process":
                 _signal(one, signal.SIGKILL)
                 return [one]
+            case "kill a keeper":
+                keeper = keepers[int(fault.which * len(keepers))]
+                _signal(keeper, signal.SIGKILL)
+                # Its worker is told to stop, and the others of the entry with it.
+                return workers
             case "kill an entry":
                 with suppress(ProcessLookupError):
                     os.killpg(group, signal.SIGKILL)
@@ -123,7 +129,7 @@ class Faults:
                 self.supervisor.terminate(fault.queue)
                 return workers
             case _:
-                frozen = [group, *workers] if "entry" in fault.kind else [one]
+                frozen = [group, *keepers, *workers] if "entry" in fault.kind else [one]
                 for pid in frozen:
                     _signal(pid, signal.SIGSTOP)
                 time.sleep(fault.seconds)

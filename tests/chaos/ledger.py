@@ -121,8 +121,8 @@ class Ledger:
             for pid in fault.pids:
                 self._disrupted[pid].append(fault.ended)
         for line in lines:
-            if line.what == "booted" and line.said["parent"] in ended:
-                self._disrupted[line.pid].append(ended[line.said["parent"]])
+            if line.what == "booted" and line.said["group"] in ended:
+                self._disrupted[line.pid].append(ended[line.said["group"]])
 
     def judge(self) -> Verdict:
         """Return the verdict on all of it."""

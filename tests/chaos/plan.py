@@ -35,6 +35,7 @@ POISON_EVERY = 1_000
 #: Faults and how often each comes; those that end processes seldom enough that few messages meet three of them.
 FAULTS = {
     "kill one process": 4,
+    "kill a keeper": 2,
     "kill an entry": 3,
     "freeze for less than a lease": 4,
     "freeze for more than a lease": 3,

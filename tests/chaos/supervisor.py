@@ -78,16 +78,11 @@ class Supervisor:
             )
         entry.kill_at = None
 
-    def group(self, queue: str) -> tuple[int, list[int]] | None:
-        """Return the id of an entry's process group, and its worker processes; ``None`` while it is down."""
+    def group(self, queue: str) -> int | None:
+        """Return the id of an entry's process group, which is that of its main process; ``None`` while it is down."""
         with self._lock:
             process = self.entries[queue].process
-            if process is None or process.poll() is not None:
-                return None
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            with suppress(OSError):
-                return process.pid, [int(pid) for pid in children.read_text().split()]
-        return None
+            return None if process is None or process.poll() is not None else process.pid
 
     def terminate(self, queue: str) -> None:
         """Tell every process of an entry to end, at once, as Heroku does; and kill what is left after a while."""

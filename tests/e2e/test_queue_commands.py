@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 import redis
 from dramatiq import Message
 from typer.testing import CliRunner, Result
 
 from tests.integration.nothing_lost import put
+from tests.servers import Database
 from tests.waiting import eventually
 from worker.cli import app, queues
 from worker.queue_admin import pauses
@@ -47,7 +49,8 @@ def environment(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """What was audited."""
     told: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(queues, "audit", lambda event, **said: told.append((event, said)))
+    for name in ("audit", "strict_audit"):
+        monkeypatch.setattr(queues, name, lambda event, **said: told.append((event, said)))
     return told
 
 
@@ -126,11 +129,19 @@ class TestPauseAndResume:
         def nobody() -> str:
             raise KeyError("uid not found")
 
-        monkeypatch.setattr("worker.cli.queues.getpass.getuser", nobody)
+        monkeypatch.setattr("worker.cli.operator.getpass.getuser", nobody)
         run("pause", "llm")
         assert pauses(client)["llm"].by == f"uid{os.getuid()}@{socket.gethostname()}"
 
 
+@pytest.fixture
+def with_history(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Postgres that keeps the history, without which nothing is removed."""
+    for name, value in database.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("with_history")
 class TestPurge:
     def test_nobody_can_be_asked(self, client: redis.Redis, events: list[Any]) -> None:
         fill(client)
@@ -224,3 +235,36 @@ def on_a_terminal(*words: str, answer: str = "", **environment: str) -> tuple[st
     eventually(lambda: process.poll() is not None, seconds=30)
     # As wide as it is, or not.
     return " ".join(said.decode().split()), process.returncode
+
+
+@pytest.mark.usefixtures("with_history")
+class TestHistory:
+    def told(self, database: Database) -> list[tuple[str, str, str | None]]:
+        with psycopg.connect(database.admin_url) as connection:
+            return connection.execute(
+                "SELECT event, changed_by, reason FROM worker_failed_job_events ORDER BY id"
+            ).fetchall()
+
+    def test_of_what_was_done_to_a_queue(self, client: redis.Redis, database: Database) -> None:
+        fill(client, count=2)
+        run("pause", "llm", "--by", "ann", "--reason", "broken")
+        run("resume", "llm", "--by", "bob")
+        assert run("purge", "llm", "--by", "cay", "--yes").exit_code == 0
+        assert self.told(database) == [
+            ("queue_paused", "ann", "broken"), ("queue_resumed", "bob", None), ("messages_purged", "cay", None),
+        ]  # fmt: skip
+
+    def test_nothing_is_removed_without_it(self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPERATOR_DATABASE_URL", "postgres://nobody:hunter2@127.0.0.1:1/none")
+        fill(client, count=2)
+        done = run("purge", "llm", "--yes")
+        assert done.exit_code == 2
+        assert "hunter2" not in done.output
+        assert client.llen("dramatiq:llm") == 2
+
+    def test_a_pause_does_not_wait_for_it(self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPERATOR_DATABASE_URL", "postgres://nobody:hunter2@127.0.0.1:1/none")
+        done = run("pause", "llm")
+        assert done.exit_code == 0
+        assert "in the log alone" in done.stderr
+        assert set(pauses(client)) == {"llm"}

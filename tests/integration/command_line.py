@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from db import session
 from tests.servers import Database
 from worker.cli import app
+from worker.cli.common import console
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,13 @@ class CommandLine:
             "COLUMNS": "120",
             **environment,
         }
+        before = console.width
+        # Where pytest runs in several processes, the terminal's width was read when this was imported.
+        console.width = int(settings["COLUMNS"])
         try:
             done = CliRunner().invoke(app, [str(a) for a in arguments], env=settings)
         finally:
+            console.width = before
             # The test's own again.
             session.configure(self.database.worker_url, operator_database_url=self.database.operator_url)
         if done.exception is not None and not isinstance(done.exception, SystemExit):

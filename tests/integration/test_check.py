@@ -79,6 +79,7 @@ def test_a_good_deployment_is_green(environment: dict[str, str]) -> None:
         "clock",
         "dramatiq",
         "postgres.connections",
+        "postgres.history",
         "postgres.migrations",
         "postgres.rights",
         "postgres.role",
@@ -103,6 +104,24 @@ def test_it_leaves_nothing_behind(environment: dict[str, str], good_redis: str, 
         before = set(client.keys())
         check(environment, tmp_path)
         assert set(client.keys()) == before
+
+
+# --- Postgres: history ------------------------------------------------------------------------------
+
+
+def test_a_trigger_that_is_disabled_is_an_error(
+    environment: dict[str, str], database: Database, tmp_path: Path
+) -> None:
+    run(database.owner_url, "ALTER TABLE worker_failed_jobs DISABLE TRIGGER worker_failed_jobs_changed")
+    found = only(environment, tmp_path)
+    assert (found.name, found.status) == ("postgres.history", Status.ERROR)
+    assert "worker_failed_jobs_changed" in found.found
+
+
+def test_text_without_an_index_is_a_warning(environment: dict[str, str], database: Database, tmp_path: Path) -> None:
+    run(database.owner_url, "DROP INDEX idx_worker_failed_jobs_text")
+    found = only(environment, tmp_path)
+    assert (found.name, found.status) == ("postgres.text-index", Status.WARNING)
 
 
 # --- Postgres: who ----------------------------------------------------------------------------------

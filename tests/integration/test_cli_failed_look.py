@@ -420,7 +420,7 @@ def test_groups_those_that_are_back_first(worker: CommandLine) -> None:
     assert lines[1].split() == [
         *("abcd0000", "1", "1", "1", "3d", "1d", "REGRESSED", "ValueError:", "bad", "*")
     ]  # fmt: skip
-    assert lines[2].split() == ["test.job"]
+    assert lines[2].split() == ["test.job", "at", "shop:run"]
     assert lines[3].split()[:4] == ["abcd1000", "3", "0", "3"]
     assert "worker failed list --fingerprint abcd0000" in said
     found = worker.json("failed", "groups", "--status", "all")["groups"]

@@ -398,7 +398,7 @@ def test_a_dry_run_of_which_all_would_go_ends_well(deployment: Deployment, shell
     in_order(deployment, "1", "2")
     with deployment.working():
         assert "2 of 2 jobs would go" in shell("failed", "retry", "--actor", "replayed", "--dry-run").stdout
-    # Nobody consumes their queue now.
+    deployment.broker.close()
     command = ("failed", "retry", "--actor", "replayed", "--dry-run")
     eventually(lambda: "no worker consumes its queue, 'attribution'" in words(shell(*command, status=None).stdout))
 

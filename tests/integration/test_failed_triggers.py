@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,6 +16,7 @@ from db import failed_jobs
 from db.failures import Failure
 from tests.integration.test_failed_jobs import a_failure
 from tests.servers import Database
+from tests.waiting import eventually
 
 ONE, OTHER = UUID(int=10), UUID(int=11)
 
@@ -159,6 +162,31 @@ def test_a_row_that_fails_with_something_else_changes_its_group(database: Databa
     assert (details["failed_at"], details["attempts"]) == (other.failed_at, [{"at": "then"}])
     (event,) = ask(database, "SELECT * FROM worker_failed_job_events WHERE event = 'failed_again'")
     assert event["changed_by"] == "host/1"
+
+
+def test_two_at_once_that_move_a_row_to_other_groups_leave_it_in_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits for the row, and must look after that at the group that it is in."""
+    monkeypatch.setattr(failed_jobs, "WAIT_FOR_ROW", 30_000)
+    failure = the_same_again(tenant_id=ONE, fingerprint="0" * 32)
+    failed_jobs.record(failure)
+    first, second = (replace(failure, delivery_id=each, fingerprint=each * 32) for each in "12")
+    waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    reopen = failed_jobs._reopen
+    recorded: list[Future[UUID]] = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def with_the_second_waiting(*args: Any) -> None:
+            if not recorded:
+                recorded.append(pool.submit(failed_jobs.record, second))
+                eventually(lambda: ask(database, waiting))
+            reopen(*args)
+
+        monkeypatch.setattr(failed_jobs, "_reopen", with_the_second_waiting)
+        failed_jobs.record(first)
+        recorded[0].result(timeout=30)
+    assert groups(database) == [(ONE, 1, 0, 0, 0, 0), (ONE, 1, 0, 0, 0, 0), (ONE, 1, 1, 0, 0, 0)]
 
 
 def test_a_row_that_fails_again_in_the_same_way_stays_in_its_group(database: Database) -> None:

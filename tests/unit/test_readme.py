@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from db import failed_jobs
+from db.failed import Filter
 from middleware import classification
+from tests.integration.command_line import CommandLine
+from tests.integration.test_failed_jobs import a_failure, rows
 from tests.servers import Database
 from worker.settings import Settings
 
@@ -113,7 +119,44 @@ worker.stop()
 
 def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
-    assert words == {"tenants", "events", "migrate", "check", "spool", "queues"}
+    assert words == {"tenants", "events", "migrate", "check", "spool", "queues", "failed"}
+
+
+def test_the_commands_on_failed_jobs_do_what_they_say(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = CommandLine(database)
+    acme = worker.add_tenant("acme")
+    failures = [a_failure(tenant_id=acme, fingerprint=f"{n}" * 32, error_message="no such window") for n in range(2)]
+    failed_jobs.record_all(failures)
+    given = {
+        "$ID": str(failed_jobs.failed_job_id(failures[0].task_id, failures[0].task_name)),
+        "$GROUP": failures[1].fingerprint,
+    }
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        shlex.split(line, comments=True)
+        for block in blocks("sh")
+        for line in block.splitlines()
+        if line.startswith(("worker failed", "worker tenants offboard"))
+    ]
+    ran = [words[2] for words in lines if words[1] == "failed"]
+    assert ran == [
+        *("groups", "list", "show", "stats", "resolve", "abandon", "reopen", "note", "export", "forget"),
+        *("retention", "purge"),
+    ]
+    for words in lines:
+        worker(*(given.get(word, word) for word in words[1:]), *(["--yes"] if words[2] == "forget" else []))
+    assert sorted(row["status"] for row in rows(database)) == ["pending", "resolved"]
+    assert all(row["task_args"] is None for row in rows(database))
+    with (tmp_path / "failed.csv").open(newline="") as file:
+        assert len(list(csv.reader(file))) == 3
+
+
+def test_every_filter_is_named() -> None:
+    for name in Filter.__dataclass_fields__:
+        option = {"tenant_id": "tenant"}.get(name, name).replace("_", "-")
+        assert name == "ids" or f"--{option}" in README
 
 
 def test_the_commands_are_the_ones_that_ci_runs() -> None:

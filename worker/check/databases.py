@@ -12,6 +12,7 @@ from worker.check.clock import check_clock
 from worker.check.connections import check_connections, needed
 from worker.check.findings import Finding, error
 from worker.check.guard import Guard, Task
+from worker.check.history import check_history
 from worker.check.migrations import check_migrations
 from worker.check.postgres import (
     TIMEOUT,
@@ -98,6 +99,7 @@ class Databases:
             # The owner's first, who may read the revision for sure.
             findings += run("postgres.migrations", lambda: check_migrations([*reversed(connections.values())]))
             findings += run("postgres.row-level-security", lambda: check_row_level_security(first))
+            findings += run("postgres.history", lambda: check_history(first))
             if entries:
                 urls = len({self._settings.database_url, self._settings.operator_url})
                 findings += run(

@@ -17,6 +17,7 @@ from db import session
 from db.errors import ConfigurationError, InvalidTenant
 from db.tenancy import parse_uuid
 from middleware.redaction import Redactor
+from worker.cli.text import printable
 from worker.settings import Settings
 
 console = Console()
@@ -24,7 +25,7 @@ console = Console()
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Say what is wrong on standard error and exit with ``status``."""
-    sys.stderr.write(f"worker: {message}\n")
+    sys.stderr.write(f"worker: {printable(message)}\n")
     raise typer.Exit(status)
 
 

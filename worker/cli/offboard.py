@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import redis
 import typer
 from dramatiq.errors import ConnectionClosed
 
-from db.failed import write_event
 from db.failed.offboarding import Offboarded
 from db.failed.offboarding import offboard as offboard_tenant
 from db.session import operator_transaction
+from worker.cli.audit import keep_event
 from worker.cli.common import configure_sessions, explained, fail
 from worker.cli.failed.confirm import confirm
 from worker.cli.failed.exits import NOTHING
@@ -94,23 +94,9 @@ def _redis(settings: Settings) -> Iterator[redis.Redis | None]:
 def _remove(client: redis.Redis, settings: Settings, tenant_id: UUID, by: str, reason: str | None) -> Mapping[str, int]:
     """Remove what waits of a tenant, and return how many messages, by queue."""
     removed = remove_messages(
-        client, by=by, reason=reason or "", tenant_id=tenant_id, namespace=settings.redis_namespace, audit=_audit
+        client, by=by, reason=reason or "", tenant_id=tenant_id, namespace=settings.redis_namespace, audit=keep_event
     )
     return {found.queue: found.removable for found in removed if found.removable}
-
-
-def _audit(
-    event: str,
-    *,
-    changed_by: str,
-    reason: str | None,
-    tenant_id: UUID | None,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-) -> None:
-    # The last event of all tells how many messages there were; this is for where it does not come to that.
-    with operator_transaction() as session:
-        write_event(session, event, by=changed_by, reason=reason, tenant_id=tenant_id, before=before, after=after)
 
 
 def _report(done: Offboarded, whose: str, left: list[Found], verb: str, *, as_json: bool) -> None:

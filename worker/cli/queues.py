@@ -1,11 +1,8 @@
-"""``worker queues list | pause | resume | purge``, which ask Redis alone."""
+"""``worker queues list | pause | resume | purge``, which ask Redis alone, but for the history of what they do."""
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,21 +16,22 @@ from dramatiq.errors import ConnectionClosed
 from rich.table import Table
 from rich.text import Text
 
+from worker.cli.audit import keep_event, keep_event_if_possible
 from worker.cli.common import console, explained, fail, tenant_argument
-from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, log_event, pause, purge, resume
+from worker.cli.operator import By, operator_name
+from worker.cli.text import counted
+from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, pause, purge, resume
 from worker.redis_client import make_redis
 from worker.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
 
-#: Who is told of what operators do here.
-audit: Audit = log_event
+#: Who is told of what operators do here, and of what cannot be undone.
+audit: Audit = keep_event_if_possible
+strict_audit: Audit = keep_event
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; others are shown it.")]
-By = Annotated[
-    str | None, typer.Option("--by", envvar="WORKER_OPERATOR", help="Who you are; your user and host by default.")
-]
 Named = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; worker queues list shows them.")]
 
 
@@ -66,9 +64,9 @@ def pause_(queue: Named, reason: Reason = "", by: By = None) -> None:
         known = _known(client, settings, queue)
         if known.pause is None:
             found = pause(
-                client, queue, by=_operator(by), reason=reason, namespace=settings.redis_namespace, audit=audit
+                client, queue, by=operator_name(by), reason=reason, namespace=settings.redis_namespace, audit=audit
             )
-            said = f"{queue} is paused; {_counted(known.waiting, 'message')} waiting, {known.running:,} with workers."
+            said = f"{queue} is paused; {counted(known.waiting, 'message')} waiting, {known.running:,} with workers."
         else:
             found = known.pause
             said = f"{queue} was paused already {_since(found)}."
@@ -83,11 +81,13 @@ def resume_(queue: Named, reason: Reason = "", by: By = None) -> None:
     """Let workers fetch from QUEUE again."""
     with _redis() as (client, settings):
         known = _known(client, settings, queue)
-        ended = resume(client, queue, by=_operator(by), reason=reason, namespace=settings.redis_namespace, audit=audit)
+        ended = resume(
+            client, queue, by=operator_name(by), reason=reason, namespace=settings.redis_namespace, audit=audit
+        )
     said = (
         f"{queue} was not paused."
         if ended is None
-        else f"{queue} is resumed; it was paused {_since(ended)}. {_counted(known.waiting, 'message')} waiting."
+        else f"{queue} is resumed; it was paused {_since(ended)}. {counted(known.waiting, 'message')} waiting."
     )
     console.print(Text(said), soft_wrap=True)
 
@@ -109,13 +109,13 @@ def purge_(
         removed = purge(
             client,
             queue,
-            by=_operator(by),
+            by=operator_name(by),
             reason=reason,
             tenant_id=tenant_id,
             actor=actor,
             namespace=settings.redis_namespace,
             before_removal=lambda found: None if yes else _confirm(found[0], tenant_id, actor),
-            audit=audit,
+            audit=strict_audit,
         )
     if as_json:
         typer.echo(json.dumps(_counts(removed)))
@@ -136,7 +136,7 @@ def _confirm(found: Found, tenant_id: UUID | None, actor: str | None) -> None:
 
 
 def _described(found: Found) -> str:
-    parts = [f"{_counted(found.waiting, 'waiting message')}", f"{found.delayed:,} delayed"]
+    parts = [f"{counted(found.waiting, 'waiting message')}", f"{found.delayed:,} delayed"]
     if found.suspects:
         parts.append(f"{found.suspects:,} waiting to run alone")
     return ", ".join(parts)
@@ -173,17 +173,6 @@ def _known(client: redis.Redis, settings: Settings, queue: str) -> QueueState:
     return states[queue]
 
 
-def _operator(by: str | None) -> str:
-    if by:
-        return by
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        # A container's user need not have a name.
-        user = f"uid{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
-
-
 def _as_json(state: QueueState) -> dict[str, Any]:
     paused = None if state.pause is None else state.pause.as_json()
     return {**asdict(replace(state, pause=None)), "pause": paused}
@@ -202,9 +191,9 @@ def _notes(state: QueueState) -> Iterator[str]:
     if state.pause is not None:
         yield f"paused {_since(state.pause)}"
     if state.suspects:
-        yield f"{_counted(state.suspects, 'message')} that ran when a worker was lost, waiting to run alone"
+        yield f"{counted(state.suspects, 'message')} that ran when a worker was lost, waiting to run alone"
     if state.stock_consumers:
-        yield f"consumed by {_counted(state.stock_consumers, 'worker')} of stock Dramatiq, too"
+        yield f"consumed by {counted(state.stock_consumers, 'worker')} of stock Dramatiq, too"
 
 
 def _since(found: Pause) -> str:
@@ -218,7 +207,3 @@ def _age(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

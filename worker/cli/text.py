@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -84,9 +84,14 @@ def to_json(value: object) -> str:
     return json.dumps(_plain(value)).replace("\x7f", "\\u007f")
 
 
+def as_dict(value: Any) -> dict[str, Any]:
+    """Return a dataclass's fields as they are; :func:`dataclasses.asdict` would copy them, and a Counter wrongly."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
 def _plain(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(v) for name, v in asdict(value).items()}
+        return {name: _plain(v) for name, v in as_dict(value).items()}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):

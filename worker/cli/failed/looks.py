@@ -25,7 +25,7 @@ STATUS_STYLES: Final[dict[Status, str]] = {
 
 def status_text(status: Status, failures: int = 1) -> Text:
     """Return a status, and how often the job failed where that is more than once."""
-    text = Text(status, STATUS_STYLES.get(status, ""))
+    text = Text.assemble((status, STATUS_STYLES.get(status, "")))
     return text.append(f" x{failures}", "bold red") if failures > 1 else text
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from db.failed import Filter, InvalidFilter
+from db.failed.batches import Swept
 from db.failed.expiry import expire
-from db.failed.removal import Swept
 from db.failed.removal import forget as forget_payloads
 from db.failed.removal import purge as purge_jobs
 from worker.cli.common import fail
@@ -19,7 +18,7 @@ from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import progressing, say
 from worker.cli.failed.options import Access, AsJson, Asked, NoSuchJob, Yes, access, filtered, to_filter
 from worker.cli.operator import By, operator_name
-from worker.cli.text import counted, listed, to_json
+from worker.cli.text import as_dict, counted, listed, to_json
 
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; it stays in the history.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many it would be, and change nothing.")]
@@ -112,7 +111,7 @@ def _expire(asked: Asked, work: Access, who: str, *, dry_run: bool, as_json: boo
         fail("--expired takes no filters: rules of retention say which (worker failed retention list)")
     done = expire(work.begin, now=work.now, by=who, dry_run=dry_run)
     if as_json:
-        typer.echo(to_json({**asdict(done), "dry_run": dry_run}))
+        typer.echo(to_json({**as_dict(done), "dry_run": dry_run}))
         return
     parts = [
         f"{_counts(done.rows)}",
@@ -128,7 +127,7 @@ def _expire(asked: Asked, work: Access, who: str, *, dry_run: bool, as_json: boo
 def _report(done: Swept, past: str, *, dry_run: bool, as_json: bool) -> None:
     """Say how many, and which were left; exit with status 3 where some were, or nothing matched."""
     if as_json:
-        typer.echo(to_json({"count": done.count, **asdict(done), "dry_run": dry_run}))
+        typer.echo(to_json({"count": done.count, **as_dict(done), "dry_run": dry_run}))
     else:
         say(f"{_counts(done.rows)} {'would be ' if dry_run else ''}{past}.")
         if done.spared:

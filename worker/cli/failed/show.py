@@ -139,8 +139,8 @@ def _show(incident: Incident, work: Access, *, full: bool) -> None:
 
 
 def _show_head(job: FailedJob) -> None:
-    say(Text(f"{job.status.upper()}  ", STATUS_STYLES[job.status]).append(str(job.id), "bold"))
-    title = Text(one_line(job.exception_class), "bold red")
+    say(Text.assemble((f"{job.status.upper()}  ", STATUS_STYLES[job.status])).append(str(job.id), "bold"))
+    title = Text.assemble((one_line(job.exception_class), "bold red"))
     message = one_line(job.error_message)
     say(title.append(f": {message[:500]}", "red") if message else title)
     console.print()
@@ -156,7 +156,7 @@ def _show_facts(incident: Incident, now: datetime) -> None:
         facts.add_row(name, Text(printable(value)) if isinstance(value, str) else value)
 
     queue = f" on queue {job.queue}" if job.queue else ""
-    fact("what", Text(one_line(job.task_name), "bold").append(printable(queue), "default"))
+    fact("what", Text.assemble((one_line(job.task_name), "bold"), printable(queue)))
     fact("for", _tenant(job.tenant_id, incident.names))
     fact("kind", job.error_type)
     fact("failed", ago(job.failed_at, now) + (f", {job.failures:,} times by now" if job.failures > 1 else ""))
@@ -221,7 +221,7 @@ def _show_where(raised: list[tracebacks.Raised], *, full: bool) -> None:
     for n, each in enumerate(raised):
         if n and (each.said or each.frames):
             said = one_line(each.said[0]) if each.said else "?"
-            say(Text(f"  {each.link or 'after'} ", "dim").append(said[:300], "red"))
+            say(Text.assemble((f"  {each.link or 'after'} ", "dim"), (said[:300], "red")))
         shown = each.frames if full else each.own[-_FRAMES:]
         for frame in reversed(shown):
             _show_frame(frame, mark=full)
@@ -238,7 +238,7 @@ def _show_frame(frame: tracebacks.Frame, *, mark: bool) -> None:
     line = Text(f"  {star}").append(f"{path}:{frame.line}", "cyan").append(f" {printable(frame.function)}", "bold")
     say(line)
     for code in frame.code[:3]:
-        say(Text(f"  {' ' * len(star)}    {printable(code)}", "default" if frame.own else "dim"))
+        say(Text(f"  {' ' * len(star)}    {printable(code)}", "" if frame.own else "dim"))
 
 
 def _show_message(job: FailedJob, *, full: bool) -> None:
@@ -270,9 +270,9 @@ def _show_attempts(job: FailedJob, place: str | None, now: datetime) -> None:
     heading(f"Attempts, the last {len(job.attempts)}" if len(job.attempts) > 1 else "Attempt")
     lines = _lines()
     for attempt in job.attempts:
-        what = Text(one_line(last_name(str(attempt.get("exception_class")))), "red")
+        what = Text.assemble((one_line(last_name(str(attempt.get("exception_class")))), "red"))
         message = one_line(str(attempt.get("message") or ""))[:200]
-        what.append(f": {message}" if message else "", "default")
+        what.append(f": {message}" if message else "")
         if attempt.get("place") not in {None, place}:
             what.append(f" at {one_line(str(attempt['place']))}", "dim")
         what.append(f" on {one_line(str(attempt.get('worker') or '?'))}", "dim")
@@ -301,9 +301,9 @@ def _show_history(events: list[Event], now: datetime) -> None:
         say(f"  … {len(events) - _EVENTS:,} earlier events (--json)", "dim")
     lines = _lines()
     for event in events[-_EVENTS:]:
-        line = Text(event.event, "bold").append(f" by {one_line(event.changed_by)}", "default")
+        line = Text.assemble((one_line(event.event), "bold"), f" by {one_line(event.changed_by)}")
         said = one_line(event.reason or "")
-        line.append(f": {said}" if said else "", "default")
+        line.append(f": {said}" if said else "")
         changes = _changes(event)
         line.append(f" ({changes})" if changes else "", "dim")
         lines.add_row(f"{age(event.happened_at, now)} ago", line)

@@ -44,7 +44,7 @@ def stats(asked: Asked, as_json: AsJson = False) -> None:
 
 def _show(found: Stats, names: Mapping[UUID, str], now: datetime) -> None:
     """Print what there is, then since when, then of what."""
-    line = Text(f"{counted(found.jobs, 'failed job')}: ", "bold")
+    line = Text.assemble((f"{counted(found.jobs, 'failed job')}: ", "bold"))
     for n, status in enumerate(STATUSES):
         line.append(", " if n else "").append(f"{found.by_status[status]:,} {status}", STATUS_STYLES[status])
     say(line)

@@ -23,6 +23,8 @@ _LINKS: Final = {
     "The above exception was the direct cause of the following exception:": "caused by",
     "During handling of the above exception, another exception occurred:": "while handling",
 }
+#: What stands for frames that are not there: ours, and Python's for a recursion.
+_ABRIDGED = re.compile(r"  … \[\d+ frames left out\]|  \[Previous line repeated \d+ more times?\]")
 #: Markers under code, which say which part of it.
 _MARKERS = re.compile(r"\s+[~^]+\s*")
 
@@ -81,7 +83,7 @@ def parse(traceback: str, actor: str, place: str | None = None) -> list[Raised]:
         elif line.startswith("    ") and frame is not None:
             if not _MARKERS.fullmatch(line):
                 frame.code.append(line.strip())
-        elif line != _BEGIN and not line.startswith("  … ["):
+        elif line != _BEGIN and not _ABRIDGED.fullmatch(line):
             # What is indented less than code ends the stack.
             frame = None
             found[-1].said.append(line)
@@ -107,14 +109,21 @@ def is_own(file: str, actor: str) -> bool:
         return installed["package"].removesuffix(".py") == package and package not in {"dramatiq", "db", "middleware"}
     if _STANDARD_LIBRARY.search(file):
         return False
-    ours = next((p for p in _OUR_PACKAGES if _is_of(p.__name__, file)), None)
+    ours = next((p for p in _OUR_PACKAGES if _is_of(p.__name__, file, package)), None)
     return ours is None or (ours is worker and package == "worker")
 
 
-def _is_of(package: str, file: str) -> bool:
-    """Tell whether a file is one of ours by the end of its path: a worker's folders are not those of this machine."""
+def _is_of(package: str, file: str, application: str) -> bool:
+    """Tell whether a file is one of ours by the end of its path: a worker's folders are not those of this machine.
+
+    Arguments:
+      application: The package that the actor is in; below it is nothing of ours, such as its own ``db/models.py``.
+    """
     parts = re.split(r"[/\\]", file)
-    return any(part == package and "/".join(parts[n + 1 :]) in _files_of(package) for n, part in enumerate(parts[:-1]))
+    return any(
+        part == package and "/".join(parts[n + 1 :]) in _files_of(package) and application not in parts[:n]
+        for n, part in enumerate(parts[:-1])
+    )
 
 
 @cache

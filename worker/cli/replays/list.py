@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast, get_args
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Final, cast, get_args
 
 import typer
 from rich.text import Text
 
 from db.replays import runs
-from db.replays.runs import State
+from db.replays.runs import Replay, State
 from worker.cli.common import console
 from worker.cli.failed.looks import grid, say
 from worker.cli.failed.options import AsJson, AsTenant, access
@@ -41,20 +43,45 @@ def list_(
         if not found:
             say("No replay is so." if state else "Nothing has been sent again: worker failed retry does that.")
             return
-        table = grid("id", "age", "state", "by", "jobs", "ok", "again", "refused", "which")
-        for column in table.columns[4:8]:
-            column.justify = "right"
-        table.columns[3].max_width = 16
-        for replay in found:
-            counts = (f"{replay.items.get(name, 0):,}" for name in ("succeeded", "failed", "refused"))
-            waits = replay.state == "running" and replay.runner is None
-            table.add_row(
-                Text(short(replay.id)),
-                age(replay.created_at, work.now),
-                Text("waiting" if waits else replay.state, "yellow" if waits else STATE_STYLES[replay.state]),
-                Text(one_line(replay.created_by)),
-                "?" if replay.matched is None else f"{replay.matched:,}",
-                *counts,
-                Text(which(replay.filter)),
-            )
-        console.print(table)
+        show_replays(found, work.now)
+
+
+#: Characters at most of a name.
+_BY: Final = 12
+
+
+def show_replays(found: Sequence[Replay], now: datetime) -> None:
+    """Print a line for each replay: what is short in full, and as much of which jobs as there is room for."""
+    lines = [
+        {
+            "id": Text(short(replay.id)),
+            "age": Text(age(replay.created_at, now)),
+            "state": _state(replay),
+            "by": Text(one_line(replay.created_by)),
+            "jobs": Text("?" if replay.matched is None else f"{replay.matched:,}"),
+            "ok": Text(f"{replay.items.get('succeeded', 0):,}"),
+            "again": Text(f"{replay.items.get('failed', 0):,}"),
+            "refused": Text(f"{replay.items.get('refused', 0):,}"),
+            "which": Text(which(replay.filter)),
+        }
+        for replay in found
+    ]
+    table = grid(*lines[0])
+    others = 0
+    for name, column in zip(lines[0], table.columns, strict=True):
+        if name == "which":
+            column.width = max(10, console.width - others)
+            continue
+        needed = max(len(name), *(line[name].cell_len for line in lines))
+        column.width = min(needed, _BY) if name == "by" else needed
+        column.justify = "right" if name in {"jobs", "ok", "again", "refused"} else "left"
+        others += column.width + 1
+    for line in lines:
+        table.add_row(*line.values())
+    console.print(table)
+
+
+def _state(replay: Replay) -> Text:
+    if replay.state == "running" and replay.runner is None:
+        return Text("waiting", "yellow")
+    return Text(replay.state, STATE_STYLES[replay.state])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -53,7 +53,9 @@ def which(where: Filter) -> str:
         named = [short(each) for each in where.ids[:_IDS_NAMED]]
         more = f" and {counted(len(where.ids) - _IDS_NAMED, 'other')}" if len(where.ids) > _IDS_NAMED else ""
         return f"{'jobs' if len(where.ids) > 1 else 'job'} {', '.join(named)}{more}"
-    return arguments_of(where)
+    # Not what it nearly always says: those that wait, and had failed when somebody asked.
+    usual = replace(where, status=() if where.status == ("pending",) else where.status, until=None)
+    return arguments_of(usual) or "every pending job"
 
 
 def outcomes(replay: Replay) -> Text:
