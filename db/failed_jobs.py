@@ -12,13 +12,15 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from loguru import logger
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from db.errors import RowLocked
+from db.failed.actions import LOCK_GROUPS
 from db.failed.originals import as_kept
-from db.failures import Failure
+from db.failures import Ending, Failure, Success
+from db.replays.outcomes import close_all
 from db.session import rebind, transaction
 from db.tenancy import tenant_context
 
@@ -27,6 +29,36 @@ def failed_job_id(task_id: str, task_name: str, *more: str) -> UUID:
     """Return a row's id: the same for the same message, so that recording twice is one row."""
     return uuid5(NAMESPACE_URL, ":".join((task_id, task_name, *more)))
 
+
+# What was replayed is told from another failure of the same message by the id that it carries: the message may have
+# another actor, or another tenant, by now.
+_REPLAYED = text(
+    """
+    SELECT job.status, details.fingerprint, job.retry_count, EXISTS (
+        SELECT FROM worker_replay_items other
+        WHERE other.failed_job_id = job.id AND other.id <> :item AND other.state IN ('claimed', 'sent')
+    ) AS is_anothers
+    FROM worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+    WHERE job.id = :id FOR UPDATE OF job
+    """
+)
+# In one order, whoever changes them: jobs, groups, items.
+_REPLAYED_ALL = text("SELECT FROM worker_failed_jobs WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
+_GROUPS_OF = text(LOCK_GROUPS)
+_ITEM_FAILED = text(
+    """
+    UPDATE worker_replay_items SET state = 'failed', why = left(:why, 500), ended_at = clock_timestamp()
+    WHERE id = :item AND state IN ('claimed', 'sent')
+    """
+)
+
+_NOTE_DELIVERY = text(
+    """
+    INSERT INTO worker_failed_job_deliveries (delivery_id, failed_job_id, tenant_id)
+    SELECT :delivery_id, id, tenant_id FROM worker_failed_jobs WHERE id = :id
+    ON CONFLICT DO NOTHING
+    """
+)
 
 _TYPES: Final = {
     **dict.fromkeys(("task_id", "task_name", "queue", "worker"), "varchar"),
@@ -135,8 +167,7 @@ _OPEN: Final = ("pending", "in_progress", "abandoned")
 
 # The counts change places with the row where its group is another now, in the status that it has: the trigger, which
 # comes last, then moves it to pending. What changed it was a worker.
-_REOPEN = text(
-    f"""
+_REOPEN: Final = f"""
     WITH new AS MATERIALIZED (
         SELECT given.*, set_config('app.changed_by', coalesce(worker, 'unknown'), true) FROM {_GIVEN}
     ),
@@ -159,9 +190,13 @@ _REOPEN = text(
         SELECT delivery_id, id, tenant_id FROM new
         ON CONFLICT DO NOTHING
     )
-    UPDATE worker_failed_jobs job SET status = 'pending', {", ".join(f"{c} = new.{c}" for c in _CHANGING)}
+    UPDATE worker_failed_jobs job SET status = 'pending', {{changes}}
     FROM new WHERE job.id = new.id
     """
+_AS_IT_FAILED = text(_REOPEN.format(changes=", ".join(f"{c} = new.{c}" for c in _CHANGING)))
+# What a replay runs with may have been edited, or forgotten since: the row keeps what it has.
+_AS_ITS_REPLAY_FAILED = text(
+    _REOPEN.format(changes=", ".join(f"{c} = new.{c}" for c in _CHANGING if c not in {"task_args", "task_kwargs"}))
 )
 
 
@@ -213,6 +248,17 @@ def record_all(failures: Sequence[Failure], before_commit: Callable[[], object] 
         # One of them, which is then told from the others.
         for failure in failures:
             _write_one(failure, before_commit)
+
+
+def end_all(endings: Sequence[Ending], before_commit: Callable[[], object] = lambda: None) -> None:
+    """Write failures, and what the success of replays closes, of any tenants. Otherwise as :func:`record_all`, for
+    either."""
+    failures = [ending for ending in endings if isinstance(ending, Failure)]
+    successes = [ending for ending in endings if isinstance(ending, Success)]
+    if failures:
+        record_all(failures, before_commit)
+    if successes:
+        close_all(successes, before_commit)
 
 
 def is_recorded(delivery_id: str) -> bool:
@@ -277,6 +323,50 @@ def _lock_order(failure: Failure) -> tuple[bool, str, str]:
 
 
 def _of_one_tenant(session: Session, failures: list[Failure]) -> list[UUID]:
+    # In the order of their groups, as far as they do not change them.
+    of_replays = sorted(
+        (n for n, f in enumerate(failures) if f.replayed_row is not None), key=lambda n: failures[n].fingerprint or ""
+    )
+    if len(of_replays) > 1:
+        rows = {"ids": [failures[n].replayed_row for n in of_replays]}
+        session.execute(_REPLAYED_ALL, rows)
+        session.execute(_GROUPS_OF, rows)
+    replayed = {n: row_id for n in of_replays if (row_id := _fail_again(session, failures[n])) is not None}
+    others = [f for n, f in enumerate(failures) if n not in replayed]
+    found = iter(_of_one_tenant_anew(session, others) if others else ())
+    return [replayed[n] if n in replayed else next(found) for n in range(len(failures))]
+
+
+def _fail_again(session: Session, failure: Failure) -> UUID | None:
+    """Return the row of a replay that has failed to ``pending``; None where the row is none to return to any more:
+    purged, resolved meanwhile, or hidden from this tenant. Then it is a failure like any other."""
+    row_id = failure.replayed_row
+    assert row_id is not None  # noqa: S101 - the caller looked
+    known = session.execute(_REPLAYED, {"id": row_id, "item": failure.replay_item}).first()
+    session.execute(_ITEM_FAILED, {"item": failure.replay_item, "why": failure.exception_class})
+    delivered = session.execute(_DELIVERED, {"delivery_id": failure.delivery_id}).scalar()
+    if delivered is not None:
+        return UUID(str(delivered))
+    if known is None or known.status not in _OPEN:
+        return None
+    if known.is_anothers:
+        # Somebody did not wait for this execution, and had the job sent again: how that ends is what counts.
+        session.execute(_NOTE_DELIVERY, {"delivery_id": failure.delivery_id, "id": row_id})
+        return row_id
+    counted = replace(
+        failure,
+        # Every execution after the first of all: those of the replay, too.
+        retry_count=min(known.retry_count + failure.retry_count + 1, 2**31 - 1),
+        last_retry_at=failure.last_retry_at or failure.failed_at,
+        # What was sent is not what was kept: it may have been edited, and the original forgotten since.
+        original=None,
+        original_key=None,
+    )
+    _reopen(session, row_id, counted, known.status, known.fingerprint, _AS_ITS_REPLAY_FAILED)
+    return row_id
+
+
+def _of_one_tenant_anew(session: Session, failures: list[Failure]) -> list[UUID]:
     row_ids = [failed_job_id(f.task_id, f.task_name) for f in failures]
     # Of two deliveries of one message the second finds the row of the first.
     first = dict(zip(reversed(row_ids), reversed(failures), strict=True))
@@ -323,7 +413,14 @@ def _settle(session: Session, failure: Failure) -> UUID:
     raise LookupError(f"no row for message {failure.task_id!r} of {failure.task_name!r}: every id it may have is taken")
 
 
-def _reopen(session: Session, row_id: UUID, failure: Failure, status: str, fingerprint: str | None) -> None:
+def _reopen(
+    session: Session,
+    row_id: UUID,
+    failure: Failure,
+    status: str,
+    fingerprint: str | None,
+    statement: TextClause = _AS_IT_FAILED,
+) -> None:
     """Return the row to ``pending`` with what it failed with now.
 
     Arguments:
@@ -332,7 +429,7 @@ def _reopen(session: Session, row_id: UUID, failure: Failure, status: str, finge
     """
     moves = fingerprint != failure.fingerprint
     session.execute(
-        _REOPEN,
+        statement,
         {
             "failures": _json([(row_id, failure)]),
             "status": status,

@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.deadline import set_deadline
 from db.errors import DramaturgError
-from db.failures import Failure
+from db.failures import Ending
 
 #: Seconds that whoever hands in a failure waits for it to be written.
 WAIT = 1.0
@@ -53,16 +53,16 @@ class FailureWriter:
       wait: Seconds, see :data:`WAIT`.
     """
 
-    def __init__(self, record_all: Callable[[Sequence[Failure]], object], *, wait: float = WAIT) -> None:
+    def __init__(self, record_all: Callable[[Sequence[Ending]], object], *, wait: float = WAIT) -> None:
         self._record_all = record_all
         self._wait = wait
         self._lock = threading.Lock()
-        self._handed_in: queue.SimpleQueue[tuple[Failure, Future[None]]] = queue.SimpleQueue()
+        self._handed_in: queue.SimpleQueue[tuple[Ending, Future[None]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._process: int | None = None
         self._away: tuple[float, BaseException] | None = None
 
-    def record(self, failure: Failure) -> None:
+    def record(self, failure: Ending) -> None:
         """Write ``failure``, with others that are handed in at this moment.
 
         Raises:
@@ -117,7 +117,7 @@ class FailureWriter:
                 [(failure, written) for failure, written in batch if written.set_running_or_notify_cancel()]
             )
 
-    def _write_batch(self, batch: list[tuple[Failure, Future[None]]]) -> None:
+    def _write_batch(self, batch: list[tuple[Ending, Future[None]]]) -> None:
         if not batch:
             return
         set_deadline(WRITE_WITHIN)

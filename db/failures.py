@@ -43,6 +43,9 @@ class Failure:
     place: str | None = None
     #: Its last executions, this one at the end, as :class:`Attempt` gives them.
     attempts: list[dict[str, Any]] | None = None
+    #: Where it was a replay: of which row, and of which item of a replay.
+    replayed_row: UUID | None = None
+    replay_item: UUID | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as what JSON can say: ids and times as strings, the original in base64."""
@@ -64,7 +67,7 @@ class Failure:
         """
         values = {name: value for name, value in json.loads(data).items() if name in cls.__slots__}
         for name in _IDS:
-            values[name] = None if values[name] is None else UUID(values[name])
+            values[name] = None if values.get(name) is None else UUID(values[name])
         for name in _TIMES:
             values[name] = None if values[name] is None else datetime.fromisoformat(values[name])
         if values.get("original") is not None:
@@ -97,5 +100,60 @@ class Attempt:
 #: Executions that are remembered of a message.
 ATTEMPTS_KEPT = 10
 
-_IDS = ("tenant_id", "correlation_id")
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """A message that was sent again because it was dead, and has succeeded."""
+
+    #: As a failure's.
+    delivery_id: str
+    task_id: str
+    task_name: str
+    worker: str | None
+    tenant_id: UUID | None
+    #: The row that it closes, and the item of the replay.
+    replayed_row: UUID
+    replay_item: UUID
+    succeeded_at: datetime
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as what JSON can say."""
+        return {
+            "kind": "success",
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+            "tenant_id": None if self.tenant_id is None else str(self.tenant_id),
+            "replayed_row": str(self.replayed_row),
+            "replay_item": str(self.replay_item),
+            "succeeded_at": self.succeeded_at.isoformat(),
+            # For whoever looks into the spool.
+            "error_type": "(succeeded)",
+        }
+
+
+#: How a message ended for which Postgres has a row, or is to have one.
+Ending = Failure | Success
+
+
+def ending_from_json(data: bytes | str) -> Ending:
+    """Return what was encoded, whichever it is.
+
+    Raises:
+      ValueError, KeyError, TypeError: When ``data`` is none of ours.
+    """
+    values = json.loads(data)
+    if values.get("kind") != "success":
+        return Failure.from_json(data)
+    return Success(
+        delivery_id=values["delivery_id"],
+        task_id=values["task_id"],
+        task_name=values["task_name"],
+        worker=values["worker"],
+        tenant_id=None if values["tenant_id"] is None else UUID(values["tenant_id"]),
+        replayed_row=UUID(values["replayed_row"]),
+        replay_item=UUID(values["replay_item"]),
+        succeeded_at=datetime.fromisoformat(values["succeeded_at"]),
+    )
+
+
+_IDS = ("tenant_id", "correlation_id", "replayed_row", "replay_item")
 _TIMES = ("last_retry_at", "failed_at")

@@ -256,6 +256,91 @@ class FailedJobRetention(Base):
     changed_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
+class Replay(Base):
+    """Failed jobs that are sent again: which, how, and how far that is."""
+
+    __tablename__ = "worker_replays"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('running', 'paused', 'stopped', 'cancelled', 'finished')", name="ck_worker_replays_state"
+        ),
+        Index("idx_worker_replays_state", "state", "created_at"),
+        _OURS,
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    #: Of the tenant that its author was bound to; none for an operator's.
+    tenant_id: Mapped[UUID | None]
+    state: Mapped[str] = mapped_column(String(20), server_default=text("'running'"))
+    why: Mapped[str | None] = mapped_column(Text)
+    filter: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    settings: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    created_by: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    finished_at: Mapped[datetime | None]
+    matched: Mapped[int | None] = mapped_column(BigInteger)
+    until_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    counted_from: Mapped[datetime] = mapped_column(server_default=_NOW)
+    come_to_at: Mapped[datetime | None]
+    come_to_id: Mapped[UUID | None]
+    #: The process that runs it, and until when it is its to run.
+    runner: Mapped[str | None] = mapped_column(String(255))
+    runner_until: Mapped[datetime | None]
+
+
+class ReplayItem(Base):
+    """One failed job of a replay, and what became of it."""
+
+    __tablename__ = "worker_replay_items"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('claimed', 'sent', 'succeeded', 'failed', 'refused', 'released')",
+            name="ck_worker_replay_items_state",
+        ),
+        UniqueConstraint("failed_job_id", "replay_id", name="uq_worker_replay_items_failed_job"),
+        ForeignKeyConstraint(
+            ["replay_id"], ["worker_replays.id"], name="fk_worker_replay_items_replay", ondelete="CASCADE"
+        ),
+        Index("idx_worker_replay_items_state", "replay_id", "state", "ended_at"),
+        Index("idx_worker_replay_items_tenant_id", "tenant_id"),
+        _OURS,
+    )
+
+    #: Also the Redis id of the message that is sent.
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    replay_id: Mapped[UUID]
+    failed_job_id: Mapped[UUID]
+    tenant_id: Mapped[UUID | None]
+    state: Mapped[str] = mapped_column(String(20), server_default=text("'claimed'"))
+    why: Mapped[str | None] = mapped_column(Text)
+    #: Where arguments were edited, the id of the edit, and the names of those that it changed.
+    edit: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    claimed_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    sent_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class ReplayEdit(Base):
+    """The arguments that a replay sends instead of a job's own; operators only."""
+
+    __tablename__ = "worker_replay_edits"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["failed_job_id"], ["worker_failed_jobs.id"], name="fk_worker_replay_edits_failed_job", ondelete="CASCADE"
+        ),
+        Index("idx_worker_replay_edits_failed_job_id", "failed_job_id"),
+        _OURS,
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    failed_job_id: Mapped[UUID]
+    tenant_id: Mapped[UUID | None]
+    #: JSON, kept as originals are.
+    edit: Mapped[bytes]
+    recorded_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class Once(Base):
     """What :func:`db.once.once` recorded. The primary key is ``id``, because ``tenant_id`` may be null."""
 

@@ -26,6 +26,7 @@ from middleware.fingerprint import MESSAGE_KEPT, fingerprint, normalise, place
 from middleware.message_checks import InvalidMessage
 from middleware.process_facts import process_name
 from middleware.redaction import Redactor
+from middleware.replays import replay_of
 from middleware.signatures import positional_names
 from middleware.tenant_context import correlation_of
 from middleware.text import class_of, clean, message_of
@@ -154,6 +155,7 @@ class DeadLetters(Middleware):
             else "the message was rejected without an exception"
         )
         original, original_key = self._original(message)
+        replayed = replay_of(message.options)
         return Failure(
             delivery_id=_delivery_id(message, task_id),
             task_id=task_id,
@@ -177,6 +179,8 @@ class DeadLetters(Middleware):
             title=_or(None, self._title, error, error_message),
             place=_or(None, place, task_name, error),
             attempts=_or(None, self._attempts, message, task_name, error, execution),
+            replayed_row=replayed[0] if replayed else None,
+            replay_item=replayed[1] if replayed else None,
         )
 
     def _original(self, message: MessageProxy) -> tuple[bytes | None, str | None]:

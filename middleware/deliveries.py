@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from dramatiq import Message, MessageProxy
 from dramatiq.common import current_millis
 
 from middleware.errors import WorkerLost
 from middleware.message_checks import InvalidMessage, decode
+
+#: The option by which a message names the row that it is a replay of.
+REPLAY: Final = "dramaturg_replay"
 
 #: (queue, Redis id, encoded message): what is to be put on a queue.
 Entry = tuple[str, str, bytes]
@@ -52,6 +55,7 @@ class Delivery(MessageProxy):
       group: The part in a group of one that has succeeded, if it has any.
       lost: Whether the lease on it is lost: it is somebody else's.
       unsettled: Whether it is being processed, and the hooks that say how it ends have not all been called.
+      succeeded: Whether it ran and succeeded, so that its end is for good: not a retry, nor a move of what is due.
       interrupted: Whether a shutdown interrupted it.
       give_back: Whether it goes back to its queue as it was, instead of ending, because of that.
     """
@@ -72,6 +76,7 @@ class Delivery(MessageProxy):
         self.to_spool: bytes | None = None
         self.group: GroupChild | None = None
         self.unsettled = False
+        self.succeeded = False
         self.interrupted = False
         self.give_back = False
 
@@ -120,6 +125,8 @@ def _stand_in(raw: bytes, queue_name: str, redis_id: str, problem: InvalidMessag
     given = of_type("options", dict, {})
     # Only what the row needs; the others are what may be wrong.
     options = {name: given[name] for name in ("tenant_id", "correlation_id") if isinstance(given.get(name), str)}
+    if isinstance(given.get(REPLAY), dict):
+        options[REPLAY] = given[REPLAY]
     message_id = of_type("message_id", str, "")
     return Message(
         queue_name=queue_name,

@@ -359,6 +359,7 @@ class LosslessBroker(RedisBroker):
             collected = [] if succeeded else [c for c in collected if c[0] != message.message_id]
             message.group = None
         message.follow_ups = [entry for _, entry in collected]
+        message.succeeded = succeeded and not message.failed and not message.give_back
         message.unsettled = False
 
     @contextmanager

@@ -14,7 +14,7 @@ from loguru import logger
 
 from db.deadline import set_deadline
 from db.failure_writer import is_away
-from db.failures import Failure
+from db.failures import Ending, ending_from_json
 from middleware.lossless_broker import LosslessBroker
 from middleware.spool import Spool
 
@@ -34,10 +34,10 @@ class SpoolDrainer(Middleware):
     Recording twice is harmless, so a failure is removed only after it is recorded, by whomever.
 
     Arguments:
-      record_all: Writes failures of any tenants, all or none; :func:`db.failed_jobs.record_all`.
+      record_all: Writes failures of any tenants, all or none; :func:`db.failed_jobs.end_all`.
     """
 
-    def __init__(self, record_all: Callable[[Sequence[Failure]], object]) -> None:
+    def __init__(self, record_all: Callable[[Sequence[Ending]], object]) -> None:
         self._record_all = record_all
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -97,7 +97,7 @@ class SpoolDrainer(Middleware):
                 spool.leave()
         return recorded
 
-    def _record(self, failures: dict[bytes, Failure]) -> list[bytes]:
+    def _record(self, failures: dict[bytes, Ending]) -> list[bytes]:
         """Record what can be, and return its names."""
         set_deadline(RECORD_WITHIN)
         try:
@@ -113,7 +113,7 @@ class SpoolDrainer(Middleware):
             return []
         return list(failures)
 
-    def _record_singly(self, failures: dict[bytes, Failure]) -> list[bytes]:
+    def _record_singly(self, failures: dict[bytes, Ending]) -> list[bytes]:
         done: list[bytes] = []
         for n, (name, failure) in enumerate(failures.items(), 1):
             done += self._record({name: failure})
@@ -122,9 +122,9 @@ class SpoolDrainer(Middleware):
                 break
         return done
 
-    def _read(self, name: bytes, data: bytes) -> Failure | None:
+    def _read(self, name: bytes, data: bytes) -> Ending | None:
         try:
-            return Failure.from_json(data)
+            return ending_from_json(data)
         except Exception as e:  # noqa: BLE001 - of another version, or nobody's
             self._say(name, f"cannot be read, and stays there: {type(e).__name__}")
             return None

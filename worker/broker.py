@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import dramatiq
 from dramatiq import Broker, Middleware
@@ -19,7 +20,7 @@ from loguru import logger
 from db import failed_jobs, session
 from db.errors import ConfigurationError
 from db.failure_writer import WRITE_WITHIN, FailureWriter
-from db.failures import Failure
+from db.failures import Ending, Failure
 from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
@@ -35,6 +36,7 @@ from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
+from middleware.replays import ReplayOutcomes
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
@@ -47,6 +49,8 @@ from worker.consumed_queues import ConsumedQueues
 from worker.logs import Logs
 from worker.queues import Queue
 from worker.redis_client import make_redis
+from worker.replay.making import make_runner
+from worker.replay.replayer import Replayer
 from worker.settings import Settings
 
 #: Gives failures their ``error_type``; an application adds its own with :meth:`Classifier.add`.
@@ -60,16 +64,16 @@ def declared_queues(settings: Settings) -> set[str]:
 
 def make_middleware(
     settings: Settings,
-    record: Callable[[Failure], object],
+    record: Callable[[Any], object],
     queues: set[str],
-    record_all: Callable[[Sequence[Failure]], object] | None = None,
+    record_all: Callable[[Sequence[Ending]], object] | None = None,
     group_counts: RateLimiterBackend | None = None,
 ) -> list[Middleware]:
     """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why.
 
     Arguments:
       settings: Say how it is tuned.
-      record: Where dead messages are written.
+      record: Where dead messages are written, and what the success of replays closes.
       queues: The names of the queues.
       record_all: Writes what waited in the spool; one by one with ``record`` by default.
       group_counts: Where the children of groups are counted; in memory by default, which is for the StubBroker.
@@ -88,6 +92,7 @@ def make_middleware(
             seal=None if settings.keys is None else settings.keys.seal,
             worker_name=settings.worker_name,
         ),
+        ReplayOutcomes(record, worker_name=settings.worker_name),
         CrashGuard(failed_jobs.is_recorded if record_all else lambda _: False),
         FailedSkips(),
         AgeLimit(max_age=settings.max_age),
@@ -104,6 +109,10 @@ def make_middleware(
         CurrentMessage(),
         AsyncIO(),
         CloseSessions(),
+        Replayer(
+            session.operator_transaction,
+            lambda broker, name, wait: make_runner(settings, broker, broker.client, name, wait, knows_all=False),
+        ),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
         StatementDeadline(time_limit=settings.time_limit),
         Supervision(time_limit=settings.time_limit, overtime=settings.overtime),
@@ -129,13 +138,11 @@ def make_broker(
     """
     check_version()
     queues = declared_queues(settings) if queues is None else queues
-    record_all: Callable[[Sequence[Failure]], object] | None = None
+    record_all: Callable[[Sequence[Ending]], object] | None = None
     if record is None:
-        record_all = failed_jobs.record_all
+        record_all = failed_jobs.end_all
         # A process that was frozen meanwhile may have lost its messages to another.
-        writer = FailureWriter(
-            lambda failures: failed_jobs.record_all(failures, lambda: _check_lease(broker, failures))
-        )
+        writer = FailureWriter(lambda endings: failed_jobs.end_all(endings, lambda: _check_lease(broker, endings)))
         record = writer.record
     broker: Broker
     if settings.stub:
@@ -159,8 +166,8 @@ def make_broker(
     return broker
 
 
-def _check_lease(broker: Broker, failures: Iterable[Failure]) -> None:
-    if isinstance(broker, LosslessBroker) and not broker.surely_holds(failure.delivery_id for failure in failures):
+def _check_lease(broker: Broker, endings: Iterable[Ending]) -> None:
+    if isinstance(broker, LosslessBroker) and not broker.surely_holds(ending.delivery_id for ending in endings):
         raise LeaseUnsure("this process may have been given up, so what it holds may be another's")
 
 

@@ -24,6 +24,13 @@ MIN_OVERTIME = 3_000
 Milliseconds = Annotated[int, Field(gt=0, le=7 * 86_400_000)]
 
 
+#: The Celery system's tasks, and the actors that took their place.
+OF_CELERY = {
+    "app.tasks.attribution.recompute_window": "worker.attribution.recompute_window",
+    "app.tasks.housekeeping.ping": "worker.housekeeping.ping",
+}
+
+
 class Settings(BaseSettings):
     """Every field is an environment variable of the same name in capitals.
 
@@ -101,6 +108,9 @@ class Settings(BaseSettings):
         description="Fernet keys that failures' original messages are encrypted with, separated by commas: the first "
         "encrypts, all decrypt; default none, so they are not",
     )
+    renamed_actors: Words = Field(
+        (), description="actors that have another name now, as old=new, separated by commas: replays go to the new one"
+    )
     worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
@@ -127,7 +137,7 @@ class Settings(BaseSettings):
         except ValidationError as e:
             raise ConfigurationError("\n".join(_explain(problem) for problem in e.errors())) from None
 
-    @field_validator("extra_queues", "redact_keys", mode="before")
+    @field_validator("extra_queues", "redact_keys", "renamed_actors", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
@@ -136,6 +146,15 @@ class Settings(BaseSettings):
     @classmethod
     def _check_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(check_queue_name(name) for name in value))
+
+    @field_validator("renamed_actors")
+    @classmethod
+    def _check_renamed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in value:
+            old, _, new = (part.strip() for part in pair.partition("="))
+            if not old or not new:
+                raise ValueError(f"{pair!r} is not of the form old=new")
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -190,6 +209,12 @@ class Settings(BaseSettings):
     def stub(self) -> bool:
         """Whether messages go to Dramatiq's StubBroker."""
         return self.redis_url == STUB
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Today's names of actors by those that they had, the Celery system's included."""
+        pairs = (pair.partition("=") for pair in self.renamed_actors)
+        return {**OF_CELERY, **{old.strip(): new.strip() for old, _, new in pairs}}
 
     @property
     def keys(self) -> Keys | None:

@@ -96,9 +96,8 @@ _SET: Final[dict[Status | None, str]] = {
     "resolved": "status = 'resolved', resolved_at = now(), ",
 }
 
-# Whoever changes rows locks their groups first, in one order, as those who record failures do.
-_LOCK_GROUPS: Final = text(
-    """
+#: Whoever changes rows locks their groups first, in one order, as those who record failures do.
+LOCK_GROUPS: Final = """
     SELECT FROM worker_failed_job_groups own
     WHERE (own.fingerprint, own.id) IN (
         SELECT known.fingerprint, known.id
@@ -109,8 +108,7 @@ _LOCK_GROUPS: Final = text(
         WHERE details.failed_job_id = ANY(:ids)
     )
     ORDER BY own.tenant_id, own.fingerprint FOR UPDATE
-    """
-)
+"""
 
 
 def _move(
@@ -133,7 +131,7 @@ def _move(
             say(session, by=by, reason=reason)
             ids = _pick(session, where, to, after)
             if ids:
-                session.execute(_LOCK_GROUPS, {"ids": ids})
+                session.execute(text(LOCK_GROUPS), {"ids": ids})
                 batch = _change(session, ids, to, reason)
         if ids:
             # Committed by now.

@@ -82,6 +82,8 @@ _FROM: Final = """
 HAS_PAYLOAD: Final = """
     (job.task_args IS NOT NULL OR job.task_kwargs IS NOT NULL OR EXISTS (
         SELECT FROM worker_failed_job_originals kept WHERE kept.failed_job_id = job.id
+    ) OR EXISTS (
+        SELECT FROM worker_replay_edits edited WHERE edited.failed_job_id = job.id
     ))
 """
 
@@ -392,6 +394,9 @@ _LOCK_GROUP: Final = text(
 _DROP_ORIGINALS: Final = text(
     "DELETE FROM worker_failed_job_originals WHERE failed_job_id = ANY(CAST(:ids AS uuid[])) RETURNING failed_job_id"
 )
+_DROP_EDITS: Final = text(
+    "DELETE FROM worker_replay_edits WHERE failed_job_id = ANY(CAST(:ids AS uuid[])) RETURNING failed_job_id"
+)
 _DROP_DELIVERIES: Final = text(
     "DELETE FROM worker_failed_job_deliveries WHERE failed_job_id = ANY(CAST(:ids AS uuid[])) RETURNING failed_job_id"
 )
@@ -409,9 +414,10 @@ class _Erasure(_Work):
             taken = self.take(session, ids)
             changed = set(session.scalars(_FORGET, {"ids": list(taken)}))
             originals = set(session.scalars(_DROP_ORIGINALS, {"ids": list(taken)}))
+            edited = set(session.scalars(_DROP_EDITS, {"ids": list(taken)}))
             session.execute(_FORGOTTEN, {"ids": list(taken)})
             # Of the others the trigger has told.
-            session.execute(_TELL, {"ids": list(originals - changed), "by": self.by, "reason": self.reason})
+            session.execute(_TELL, {"ids": list((originals | edited) - changed), "by": self.by, "reason": self.reason})
         self.pace.took(len(ids), time.monotonic() - started)
         self.swept.rows.update(taken.values())
         self.swept.originals += len(originals)

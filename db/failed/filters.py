@@ -73,6 +73,7 @@ class Filter:
       since: Failed at that moment or later.
       until: Failed before it.
       text: In message, traceback or arguments, as they are shown; upper and lower case are one.
+      replay: Of this replay, whatever became of them in it.
 
     Raises:
       InvalidFilter: Naming the first field that cannot be so.
@@ -90,6 +91,7 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
     text: str | None = None
+    replay: UUID | None = None
 
     def __post_init__(self) -> None:
         for several in ("ids", "status", "queue", "actor", "tenant_id", "error_type", "exception", "fingerprint"):
@@ -121,7 +123,7 @@ class Filter:
     @property
     def of_groups(self) -> bool:
         """Whether all it asks is the same for each job of a group, but for the status, which groups count."""
-        return not (self.ids or self.correlation_id or self.since or self.until or self.text)
+        return not (self.ids or self.correlation_id or self.since or self.until or self.text or self.replay)
 
     def where(self) -> tuple[str, dict[str, Any]]:
         """Return it as a condition on ``worker_failed_jobs job`` and ``worker_failed_job_details details``, with its
@@ -151,6 +153,11 @@ class Filter:
             ("job.failed_at >= :since", "since", self.since),
             ("job.failed_at < :until", "until", self.until),
             (f"{SEARCHED} ILIKE :text", "text", None if self.text is None else contains(self.text)),
+            (
+                "job.id IN (SELECT item.failed_job_id FROM worker_replay_items item WHERE item.replay_id = :of_replay)",
+                "of_replay",
+                self.replay,
+            ),
         ):
             if value is not None:
                 conditions.append(condition)

@@ -71,7 +71,14 @@ def job(work: dict[str, Any]) -> None:
     assert message is not None
     execution = f"{os.getpid()}.{next(_executions)}"
     bound = current_tenant()
-    book.write("began", id=message.message_id, x=execution, queue=message.queue_name, bound=bound and str(bound))
+    book.write(
+        "began",
+        id=message.message_id,
+        x=execution,
+        queue=message.queue_name,
+        bound=bound and str(bound),
+        item=message.options.get("dramaturg_replay", {}).get("item"),
+    )
     try:
         if work.get("asks"):
             book.write("saw", id=message.message_id, x=execution, tenant=_asked())

@@ -33,6 +33,8 @@ class Execution:
     ended: float | None = None
     raised: float | None = None
     error: str = ""
+    #: The item of a replay that it is for.
+    item: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -99,7 +101,7 @@ class Ledger:
             said = line.said
             match line.what:
                 case "began":
-                    execution = Execution(said["id"], line.at, line.pid, said["bound"])
+                    execution = Execution(said["id"], line.at, line.pid, said["bound"], item=said.get("item"))
                     by_name[said["x"]] = execution
                     self.executions[said["id"]].append(execution)
                 case "saw":

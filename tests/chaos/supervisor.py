@@ -43,6 +43,8 @@ class Supervisor:
     #: When process groups ended, by their id.
     ended: dict[int, float] = field(default_factory=dict)
     started: int = 0
+    #: Further entries, by the entry of the Procfile that each is a second one of.
+    more: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
@@ -52,6 +54,8 @@ class Supervisor:
             if name in QUEUES:
                 ours = command.replace(f"worker.{name}", f"tests.chaos.actors --queues {name}")
                 self.entries[name] = Entry(name, shlex.split(ours))
+        for name, like in self.more.items():
+            self.entries[name] = Entry(name, self.entries[like].command)
 
     def start(self) -> None:
         """Start everything."""
@@ -131,9 +135,9 @@ class Supervisor:
 
 
 @contextmanager
-def supervised(environment: dict[str, str], folder: Path) -> Iterator[Supervisor]:
+def supervised(environment: dict[str, str], folder: Path, more: dict[str, str] | None = None) -> Iterator[Supervisor]:
     """Keep all entries running as long as the ``with`` block lasts."""
-    supervisor = Supervisor(environment, folder)
+    supervisor = Supervisor(environment, folder, more=more or {})
     try:
         supervisor.start()
         yield supervisor

@@ -7,6 +7,7 @@ import pytest
 
 from tests.integration.command_line import CommandLine
 from tests.integration.nothing_lost import Side
+from tests.integration.replaying import Deployment, deployed
 from tests.servers import Database
 
 
@@ -29,3 +30,10 @@ def side(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[str], 
 def worker(database: Database) -> CommandLine:
     """The command line, on the test's database."""
     return CommandLine(database)
+
+
+@pytest.fixture
+def deployment(database: Database, redis_url: str) -> Iterator[Deployment]:
+    """Workers, runners of replays, and an actor that fails when it is told to."""
+    with deployed(database, redis_url) as deployment:
+        yield deployment

@@ -82,6 +82,18 @@ def history(tenant: UUID | None, n: int) -> Row:
     return {"id": 1_000_000 + n, "tenant_id": tenant, "event": "noted", "changed_by": str(n)}
 
 
+def replay(tenant: UUID | None, n: int) -> Row:
+    return {"id": UUID(int=n), "tenant_id": tenant, "filter": Jsonb({}), "settings": Jsonb({}), "created_by": str(n)}
+
+
+def replay_item(tenant: UUID | None, n: int) -> Row:
+    return {"id": UUID(int=n), "replay_id": UUID(int=1), "failed_job_id": UUID(int=n), "tenant_id": tenant}
+
+
+def replay_edit(tenant: UUID | None, n: int) -> Row:
+    return {"id": UUID(int=n), "failed_job_id": UUID(int=n), "tenant_id": tenant, "edit": b"{}"}
+
+
 def once(tenant: UUID | None, n: int) -> Row:
     return {"id": UUID(int=n), "tenant_id": tenant, "key": f"message:{n}", "message_id": str(n)}
 
@@ -136,6 +148,8 @@ class Table:
     tenant: str = "tenant_id"
     #: Whether the worker role may read the key and the tenant, and nothing else.
     can_be_counted: bool = False
+    #: Whether rows of no tenant are of whoever is bound to none, where there may be such rows.
+    of_nobody: bool = True
 
     @property
     def key(self) -> list[str]:
@@ -143,7 +157,7 @@ class Table:
 
     @property
     def has_rows_of_nobody(self) -> bool:
-        return bool(Base.metadata.tables[self.name].c[self.tenant].nullable)
+        return self.of_nobody and bool(Base.metadata.tables[self.name].c[self.tenant].nullable)
 
     @property
     def refers_to_a_failed_job(self) -> bool:
@@ -182,6 +196,11 @@ TABLES: Final = [
     ),
     Table("worker_failed_job_groups", group, rights("SELECT", "INSERT", "UPDATE", "DELETE"), ("title", "changed")),
     Table("worker_failed_job_events", history, rights("SELECT", "INSERT"), ("reason", "changed")),
+    # One of no tenant is an operator's, for all: nobody who is bound to none makes it.
+    Table("worker_replays", replay, rights("SELECT", "INSERT", "UPDATE"), ("why", "changed"), of_nobody=False),
+    Table("worker_replay_items", replay_item, rights("SELECT", "UPDATE"), ("why", "changed")),
+    # As originals: not for tenants to read.
+    Table("worker_replay_edits", replay_edit, rights("DELETE"), ("recorded_at", NOW), can_be_counted=True),
     Table("worker_once", once, rights("SELECT", "INSERT", "DELETE"), ("message_id", "changed")),
     Table("attribution_events", event, rights("SELECT", "INSERT"), ("channel", "changed")),
     Table("attribution_recompute_jobs", recompute_job, rights("SELECT", "INSERT", "UPDATE"), ("run_count", 99)),
@@ -529,6 +548,10 @@ def test_an_insert_over_anothers_row_that_may_do_nothing_leaves_it(filled: Datab
                 cursor.execute(*insert(table, table.row(B, 3), "ON CONFLICT DO NOTHING"))
     else:
         with acting(actor, filled, A) as cursor:
+            if not may(actor, table, "INSERT"):
+                with refused(INSUFFICIENT_PRIVILEGE, "permission denied"):
+                    cursor.execute(*insert(table, table.row(A, 3), "ON CONFLICT DO NOTHING"))
+                return
             assert cursor.execute(*insert(table, table.row(A, 3), "ON CONFLICT DO NOTHING")).rowcount == 0
             if actor == "worker" and cannot_read(table, cursor):
                 return

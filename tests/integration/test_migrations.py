@@ -45,6 +45,9 @@ TABLES = (
     "worker_failed_job_groups",
     "worker_failed_job_events",
     "worker_failed_job_retention",
+    "worker_replays",
+    "worker_replay_items",
+    "worker_replay_edits",
     "worker_once",
     "tenants",
     "attribution_events",
@@ -235,6 +238,13 @@ def fill_companions(database: Database) -> dict[str, list[str]]:
             SELECT id, tenant_id, '\\x00ff' FROM worker_failed_jobs;
         INSERT INTO worker_failed_job_retention (tenant_id, subject, keep_days, changed_by)
             SELECT DISTINCT tenant_id, 'resolved', 5, 'o' FROM worker_failed_jobs;
+        INSERT INTO worker_replays (id, tenant_id, filter, settings, created_by)
+            SELECT coalesce(tenant_id, '00000000-0000-0000-0000-000000000000'), tenant_id, '{}', '{}', 'o'
+            FROM (SELECT DISTINCT tenant_id FROM worker_failed_jobs) tenants;
+        INSERT INTO worker_replay_items (replay_id, failed_job_id, tenant_id)
+            SELECT coalesce(tenant_id, '00000000-0000-0000-0000-000000000000'), id, tenant_id FROM worker_failed_jobs;
+        INSERT INTO worker_replay_edits (failed_job_id, tenant_id, edit)
+            SELECT id, tenant_id, '{}' FROM worker_failed_jobs;
         INSERT INTO worker_once (tenant_id, key, message_id)
             SELECT DISTINCT tenant_id, 'message:m', 'm' FROM worker_failed_jobs;
         INSERT INTO tenants (id, name) VALUES ('00000000-0000-0000-0000-000000000001', 'One');
@@ -493,6 +503,11 @@ def test_who_may_do_what(head: Database) -> None:
         # Nobody who is bound to a tenant rewrites history.
         "worker_failed_job_events": "INSERT SELECT",
         "worker_failed_job_retention": "SELECT",
+        "worker_replays": "INSERT SELECT UPDATE",
+        # Made by operators' processes, ended by workers.
+        "worker_replay_items": "SELECT UPDATE",
+        # Not redacted, either.
+        "worker_replay_edits": "DELETE",
         "worker_once": "DELETE INSERT SELECT",
         "tenants": "SELECT",
         "attribution_events": "INSERT SELECT",
@@ -507,6 +522,8 @@ def test_who_may_do_what(head: Database) -> None:
     assert dict(rows(head.admin_url, by_column)) == {
         "worker_failed_job_originals.failed_job_id": "SELECT",
         "worker_failed_job_originals.tenant_id": "SELECT",
+        "worker_replay_edits.failed_job_id": "SELECT",
+        "worker_replay_edits.tenant_id": "SELECT",
     }
 
 
@@ -544,7 +561,9 @@ def two_tenants(empty_database: Database) -> Database:
 def test_a_tenant_sees_its_own_rows_and_an_operator_all(two_tenants: Database) -> None:
     of_one = ("app.current_tenant_id", str(ONE))
     for table in TABLES:
-        of_nobody: set[UUID | None] = {None} if table.startswith("worker_") else set()
+        of_no_tenant: set[UUID | None] = {None} if table.startswith("worker_") else set()
+        # A replay of no tenant is an operator's.
+        of_nobody = set() if table == "worker_replays" else of_no_tenant
         # What holds for all, a tenant may know.
         of_one_or_all = {ONE} | (of_nobody if table == "worker_failed_job_retention" else set())
         for url in (two_tenants.worker_url, two_tenants.owner_url):
@@ -553,15 +572,22 @@ def test_a_tenant_sees_its_own_rows_and_an_operator_all(two_tenants: Database) -
         as_operator = ("app.execution_context", "operator")
         # Anyone may say so; only the owner is believed.
         assert visible(two_tenants.worker_url, table, of_one, as_operator) == of_one_or_all
-        everybody = {ONE, OTHER} | of_nobody
+        everybody = {ONE, OTHER} | of_no_tenant
         assert visible(two_tenants.operator_url, table) == everybody
         assert visible(two_tenants.owner_url, table, as_operator) == everybody
 
 
 def test_an_original_is_not_for_tenants_to_read(two_tenants: Database) -> None:
-    refused = pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied")
-    with psycopg.connect(two_tenants.worker_url) as connection, refused:
-        connection.execute("SELECT original FROM worker_failed_job_originals")
+    queries: tuple[LiteralString, ...] = (
+        "SELECT original FROM worker_failed_job_originals",
+        "SELECT edit FROM worker_replay_edits",
+    )
+    for query in queries:
+        with (
+            psycopg.connect(two_tenants.worker_url) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"),
+        ):
+            connection.execute(query)
 
 
 def test_a_tenant_cannot_write_for_another(two_tenants: Database) -> None:
@@ -735,7 +761,7 @@ def test_the_version_table_of_the_application_is_left_alone(empty_database: Data
     )
     migrate.upgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
-    assert contents(empty_database, "dramaturg_version") == ["(0004)"]
+    assert contents(empty_database, "dramaturg_version") == ["(0005)"]
     migrate.downgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from db import failed_jobs, session
 from db.failure_writer import FailureWriter
-from db.failures import Failure
+from db.failures import Ending, Failure
 from db.sealing import Keys, generate
 from middleware.heartbeat import Heartbeat
 from middleware.lua_scripts import Scripts
@@ -291,14 +291,14 @@ class TestDrain:
     def spool(self, client: redis.Redis, broker_id: str = "me") -> Spool:
         return Spool(Scripts(client, "dramatiq"), broker_id)
 
-    def fill(self, client: redis.Redis, failures: Sequence[Failure]) -> None:
+    def fill(self, client: redis.Redis, failures: Sequence[Ending]) -> None:
         for failure in failures:
             client.hset(SPOOL, f"{QUEUE}:{failure.delivery_id}", json.dumps(failure.as_json()))
 
     def test_many_of_many_tenants(self, client: redis.Redis, database: Database) -> None:
         failures = [a_failure(tenant_id=replace_tenant) for replace_tenant in (TENANT, None) for _ in range(400)]
         self.fill(client, failures)
-        assert SpoolDrainer(failed_jobs.record_all).drain(self.spool(client)) == 800
+        assert SpoolDrainer(failed_jobs.end_all).drain(self.spool(client)) == 800
         assert {row["task_id"] for row in rows(database)} == {f.task_id for f in failures}
         assert client.exists(SPOOL) == 0
 
@@ -313,7 +313,7 @@ class TestDrain:
         failure = a_failure()
         failed_jobs.record(failure)
         self.fill(client, [failure])
-        assert SpoolDrainer(failed_jobs.record_all).drain(self.spool(client)) == 1
+        assert SpoolDrainer(failed_jobs.end_all).drain(self.spool(client)) == 1
         assert len(rows(database)) == 1
 
     def test_what_cannot_be_recorded_or_read_stays_and_holds_up_nothing(
@@ -323,10 +323,10 @@ class TestDrain:
         self.fill(client, [a_failure(), bad, a_failure()])
         client.hset(SPOOL, "unreadable", b"[]")
 
-        def record_all(failures: Sequence[Failure]) -> None:
+        def record_all(failures: Sequence[Ending]) -> None:
             if any(f.task_id == bad.task_id for f in failures):
                 raise LookupError("every id it may have is taken")
-            failed_jobs.record_all(failures)
+            failed_jobs.end_all(failures)
 
         drainer = SpoolDrainer(record_all)
         assert drainer.drain(self.spool(client)) == 2
@@ -380,7 +380,7 @@ class TestDrain:
         failed_jobs.record(held)
         again = replace(held, delivery_id="again", error_message="again")
         self.fill(client, [again, *(a_failure() for _ in range(20))])
-        drainer = SpoolDrainer(failed_jobs.record_all)
+        drainer = SpoolDrainer(failed_jobs.end_all)
         with psycopg.connect(database.admin_url) as operator:
             operator.execute(
                 "UPDATE worker_failed_jobs SET remediation_notes = 'looking' WHERE task_id = %s", [held.task_id]
@@ -396,10 +396,10 @@ class TestDrain:
         huge = a_failure()
         self.fill(client, [a_failure(), huge, a_failure()])
 
-        def record_all(failures: Sequence[Failure]) -> None:
+        def record_all(failures: Sequence[Ending]) -> None:
             if any(f.task_id == huge.task_id for f in failures):
                 raise OperationalError("INSERT", None, ProgramLimitExceeded("out of memory"))
-            failed_jobs.record_all(failures)
+            failed_jobs.end_all(failures)
 
         assert SpoolDrainer(record_all).drain(self.spool(client)) == 2
         assert client.hlen(SPOOL) == 1
@@ -409,14 +409,14 @@ class TestDrain:
         data = {**failure.as_json(), "a field of the future": 1}
         del data["original"]
         client.hset(SPOOL, "x", json.dumps(data))
-        assert SpoolDrainer(failed_jobs.record_all).drain(self.spool(client)) == 1
+        assert SpoolDrainer(failed_jobs.end_all).drain(self.spool(client)) == 1
         assert [row["task_id"] for row in rows(database)] == [failure.task_id]
 
     def test_while_postgres_is_away_nothing_leaves_it(self, client: redis.Redis, postgres: CutWire) -> None:
         self.fill(client, [a_failure()])
         postgres.down()
         with pytest.raises(Exception, match=r"closed|refused|reset"):
-            SpoolDrainer(failed_jobs.record_all).drain(self.spool(client))
+            SpoolDrainer(failed_jobs.end_all).drain(self.spool(client))
         assert client.hlen(SPOOL) == 1
         assert client.exists(f"{SPOOL}.drainer") == 0
 
@@ -426,7 +426,7 @@ class TestWriter:
         batches: list[int] = []
         go_on, first = threading.Event(), threading.Event()
 
-        def record_all(failures: Sequence[Failure]) -> None:
+        def record_all(failures: Sequence[Ending]) -> None:
             batches.append(len(failures))
             first.set()
             assert go_on.wait(15)
@@ -448,7 +448,7 @@ class TestWriter:
         written: list[str] = []
         hold, begun = threading.Event(), threading.Event()
 
-        def record_all(failures: Sequence[Failure]) -> None:
+        def record_all(failures: Sequence[Ending]) -> None:
             begun.set()
             assert hold.wait(15)
             if bad in failures:

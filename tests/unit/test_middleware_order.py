@@ -11,6 +11,7 @@ from middleware.dead_letters import DeadLetters
 from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
+from middleware.replays import ReplayOutcomes
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
@@ -20,10 +21,12 @@ from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
 from worker.broker import broker
+from worker.replay.replayer import Replayer
 
 ORDER = [
     TenantContext,  # first: all others work inside the binding, also in after hooks
     DeadLetters,  # sees what a retry changes only after it has noted how things were
+    ReplayOutcomes,  # closes what has succeeded, as DeadLetters records what has failed: inside the tenant's binding
     CrashGuard,  # what is not run has not started
     FailedSkips,
     AgeLimit,
@@ -34,6 +37,7 @@ ORDER = [
     CurrentMessage,
     AsyncIO,
     CloseSessions,  # while the event loop still runs
+    Replayer,  # as the drainer
     SpoolDrainer,  # before the connections are closed, in reverse
     StatementDeadline,  # gone before a failure is written
     Supervision,  # of jobs, not of what ends them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli.failed import actions, export, groups, purge, retention, show, stats
+from worker.cli.failed import actions, edit, export, groups, purge, retention, retry, show, stats
 from worker.cli.failed import list as list_
 
 app = typer.Typer(no_args_is_help=True)
@@ -12,6 +12,8 @@ app.command("list")(list_.list_)
 app.command("show")(show.show)
 app.command("groups")(groups.groups)
 app.command("stats")(stats.stats)
+app.command("retry")(retry.retry)
+app.command("edit")(edit.edit)
 app.command("resolve")(actions.resolve)
 app.command("abandon")(actions.abandon)
 app.command("reopen")(actions.reopen)

@@ -16,6 +16,7 @@ import typer
 from sqlalchemy.orm import Session
 
 from db.failed import STATUSES, Begin, Filter, InvalidFilter, Status, ids_beginning, moment
+from db.replays import runs
 from db.session import operator_transaction, transaction
 from db.tenancy import parse_uuid, tenant_context
 from worker.cli.common import configure_sessions, explained
@@ -55,6 +56,7 @@ class Asked:
     since: str | None
     until: str | None
     text: str | None
+    replay: str | None
     as_tenant: str | None
 
     @property
@@ -118,6 +120,9 @@ def _declared(
     text: Annotated[
         str | None, typer.Option(help="With this in message, traceback or arguments.", rich_help_panel="Which")
     ] = None,
+    replay: Annotated[
+        str | None, typer.Option(help="Of this replay: its id, or what it begins with.", rich_help_panel="Which")
+    ] = None,
     as_tenant: AsTenant = None,
 ) -> None:
     """Hold the declarations."""
@@ -159,7 +164,12 @@ class Access:
 
     def command(self, words: str) -> str:
         """Return a command of ours as it must be typed by whoever typed this one."""
-        return f"worker failed {words}" + (f" --as-tenant {self.tenant_id}" if self.tenant_id else "")
+        return f"worker failed {words}{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        """What each command ends with, so that it is on the same behalf."""
+        return f" --as-tenant {self.tenant_id}" if self.tenant_id else ""
 
 
 @contextmanager
@@ -197,6 +207,7 @@ def to_filter(session: Session, asked: Asked, now: datetime, *, by_default: tupl
         since=moment("since", asked.since, now) if asked.since else None,
         until=moment("until", asked.until, now) if asked.until else None,
         text=asked.text,
+        replay=find_replay(session, asked.replay) if asked.replay else None,
     )
 
 
@@ -231,6 +242,28 @@ def find_id(session: Session, given: str) -> UUID:
     found = ids_beginning(session, given, limit=_CANDIDATES + 1)
     if not found:
         raise NoSuchJob(f"no failed job's id begins with {given!r}")
+    if len(found) > 1:
+        named = ", ".join(map(str, found[:_CANDIDATES])) + (", …" if len(found) > _CANDIDATES else "")
+        raise ValueError(f"id {given!r} is the beginning of several: {named}")
+    return found[0]
+
+
+class NoSuchReplay(NoSuchJob):
+    """Raised when no replay that the session sees has such an id; so no failed job is of it, either."""
+
+
+def find_replay(session: Session, given: str) -> UUID:
+    """Return the id of the replay that a person means, in full or by its beginning.
+
+    Raises:
+      NoSuchReplay: When there is none.
+      ValueError: When there are several, which the message names; or it can be the beginning of none.
+    """
+    found = runs.ids_beginning(session, given, limit=_CANDIDATES + 1)
+    if not found:
+        raise NoSuchReplay(
+            f"no replay's id begins with {given!r}" if len(given) < 36 else f"there is no replay {given}"
+        )
     if len(found) > 1:
         named = ", ".join(map(str, found[:_CANDIDATES])) + (", …" if len(found) > _CANDIDATES else "")
         raise ValueError(f"id {given!r} is the beginning of several: {named}")

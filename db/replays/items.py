@@ -1,0 +1,67 @@
+"""What became of the jobs of a replay, one by one and by reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Refailed:
+    """A job that failed again, as it stands now."""
+
+    failed_job_id: UUID
+    ended_at: datetime
+    #: Which exception it failed with in this replay.
+    exception_class: str | None
+    #: None where the job was removed meanwhile.
+    task_name: str | None
+    error_message: str | None
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why jobs were not sent, or let go before that."""
+
+    why: str
+    jobs: int
+    #: One of them.
+    example: UUID
+
+
+def last_failures(session: Session, replay_id: UUID, *, limit: int = 10) -> list[Refailed]:
+    """Return the jobs of a replay that failed again, the last first."""
+    rows = session.execute(
+        text(
+            """
+            SELECT
+                item.failed_job_id, item.ended_at, item.why AS exception_class,
+                job.task_name, job.error_message, job.status
+            FROM worker_replay_items item LEFT JOIN worker_failed_jobs job ON job.id = item.failed_job_id
+            WHERE item.replay_id = :id AND item.state = 'failed' ORDER BY item.ended_at DESC LIMIT :limit
+            """
+        ),
+        {"id": replay_id, "limit": limit},
+    )
+    return [Refailed(**row._mapping) for row in rows]
+
+
+def reasons(session: Session, replay_id: UUID, *, limit: int = 20) -> list[Reason]:
+    """Return why jobs of a replay were refused or let go, the most frequent first."""
+    rows = session.execute(
+        text(
+            """
+            SELECT coalesce(why, 'for no reason that was given') AS why, count(*) AS jobs,
+                (array_agg(failed_job_id ORDER BY id))[1] AS example
+            FROM worker_replay_items WHERE replay_id = :id AND state IN ('refused', 'released')
+            GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT :limit
+            """
+        ),
+        {"id": replay_id, "limit": limit},
+    )
+    return [Reason(**row._mapping) for row in rows]

@@ -1,0 +1,137 @@
+"""Failed jobs are sent again, once each, and their rows are closed by how that ends: on real Postgres and Redis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from db.failed import Filter
+from tests.integration.replaying import A, Deployment
+from tests.waiting import eventually
+
+
+def test_a_replay_that_succeeds_closes_its_row(deployment: Deployment) -> None:
+    (row_id,) = deployment.fail("one")
+    (before,) = deployment.rows()
+    deployment.fails.clear()
+    replay_id = deployment.replay(Filter(ids=(row_id,)))
+    with deployment.working():
+        done = deployment.runner().run_to_end(replay_id)
+    assert done is not None
+    assert (done.state, done.items, done.matched) == ("finished", {"succeeded": 1}, 1)
+    (row,) = deployment.rows()
+    assert row["status"] == "resolved"
+    assert row["resolved_at"] is not None
+    # The same message, for the same tenant.
+    assert deployment.ran == [("one", A, before["task_id"])] * 2
+    events = deployment.rows(
+        "SELECT event, changed_by, reason FROM worker_failed_job_events WHERE failed_job_id IS NOT NULL ORDER BY id"
+    )
+    assert [event["event"] for event in events] == ["captured", "claimed", "replayed"]
+    assert events[1]["changed_by"] == "ann"
+    assert events[1]["reason"] == f"replay {replay_id}"
+    # Of a million, Redis does not remember each for a month.
+    client = deployment.broker.client  # type: ignore[attr-defined]
+    (mark,) = client.keys(f"{deployment.settings.redis_namespace}:__dramaturg__.replay.*")
+    assert 0 < client.ttl(mark) <= 24 * 3600
+
+
+def test_a_replay_that_fails_returns_its_row(deployment: Deployment) -> None:
+    (row_id,) = deployment.fail("one")
+    replay_id = deployment.replay(Filter(ids=(row_id,)))
+    with deployment.working():
+        done = deployment.runner().run_to_end(replay_id)
+    assert done is not None
+    assert (done.state, done.items) == ("finished", {"failed": 1})
+    (row,) = deployment.rows()
+    assert (row["id"], row["status"], row["retry_count"]) == (row_id, "pending", 1)
+    assert row["last_retry_at"] is not None
+
+
+def test_many_go_up_the_ramp_and_each_once(deployment: Deployment) -> None:
+    rows = deployment.fail(*(str(n) for n in range(60)))
+    deployment.fails.clear()
+    deployment.ran.clear()
+    replay_id = deployment.replay(Filter(actor=("test.replayed",)))
+    under_way: list[int] = []
+    with deployment.working():
+        done = deployment.runner().run_to_end(replay_id, lambda replay: under_way.append(replay.under_way))
+    assert done is not None
+    assert (done.state, done.items, done.matched) == ("finished", {"succeeded": 60}, 60)
+    assert sorted(what for what, *_ in deployment.ran) == sorted(str(n) for n in range(60))
+    assert {row["status"] for row in deployment.rows()} == {"resolved"}
+    assert len(rows) == 60
+    assert max(under_way) > 1
+
+
+def test_it_stops_by_itself_when_too_many_fail_again(deployment: Deployment) -> None:
+    deployment.fail(*(str(n) for n in range(30)))
+    deployment.ran.clear()
+    replay_id = deployment.replay(Filter(actor=("test.replayed",)), ramp=(1,))
+    with deployment.working():
+        done = deployment.runner().run_to_end(replay_id)
+    assert done is not None
+    assert done.state == "stopped"
+    assert done.why == "5 of the last 5 failed again"
+    assert len(deployment.ran) == 5
+    assert {row["status"] for row in deployment.rows()} == {"pending"}
+
+
+def test_what_does_not_fit_todays_code_stays_as_it_is(deployment: Deployment) -> None:
+    (row_id,) = deployment.fail("one")
+    with psycopg.connect(deployment.database.admin_url, autocommit=True) as connection:
+        connection.execute("DELETE FROM tenants WHERE id = %s", [A])
+    replay_id = deployment.replay(Filter(ids=(row_id,)))
+    with deployment.working():
+        done = deployment.runner().run_to_end(replay_id)
+    assert done is not None
+    assert (done.state, done.items) == ("finished", {"refused": 1})
+    (row,) = deployment.rows()
+    assert row["status"] == "pending"
+    (item,) = deployment.rows("SELECT * FROM worker_replay_items")
+    assert item["why"] == f"there is no tenant {A} any more"
+
+
+def test_a_runner_that_dies_before_it_sends_is_followed_by_one_that_does(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row_id,) = deployment.fail("one")
+    deployment.fails.clear()
+    replay_id = deployment.replay(Filter(ids=(row_id,)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def die(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("worker.replay.runner.send", die)
+        with deployment.working():
+            deployment.runner("first").run_to_end(replay_id)
+    assert deployment.rows()[0]["status"] == "in_progress"
+    with deployment.working():
+        done = deployment.runner("second").run_to_end(replay_id)
+    assert done is not None
+    assert done.items == {"succeeded": 1}
+    assert [what for what, *_ in deployment.ran] == ["one", "one"]
+
+
+def test_a_runner_that_dies_after_it_sent_is_followed_by_one_that_sends_none(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row_id,) = deployment.fail("one")
+    deployment.fails.clear()
+    replay_id = deployment.replay(Filter(ids=(row_id,)))
+    with deployment.working():
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+            def die(*_: Any) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr("db.replays.claims.sent", die)
+            deployment.runner("first").run_to_end(replay_id)
+        eventually(lambda: deployment.rows()[0]["status"] == "resolved")
+        done = deployment.runner("second").run_to_end(replay_id)
+    assert done is not None
+    assert done.items == {"succeeded": 1}
+    assert [what for what, *_ in deployment.ran] == ["one", "one"]

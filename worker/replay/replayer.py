@@ -1,0 +1,111 @@
+"""Runs replays in worker processes: those of people who are bound to a tenant, and those whose process is gone."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+from dramatiq import Broker, Worker
+from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import Middleware
+from loguru import logger
+from sqlalchemy import text
+
+from db.failed.actions import Begin
+from db.replays import runs
+from middleware.lossless_broker import LosslessBroker
+from middleware.process_facts import process_name
+from worker.queues import Queue
+from worker.replay.runner import Runner
+
+#: Seconds between two looks for replays that nobody runs, for which one is run before the next, and between two
+#: warnings of the same.
+EVERY: Final = 5.0
+SLICE: Final = 5.0
+SAY_EVERY: Final = 300.0
+#: Replays that are looked at in turn.
+AT_A_TIME: Final = 50
+
+
+class Replayer(Middleware):
+    """Runs replays that no other process runs, in turn, in a thread of a process that consumes ``housekeeping``.
+
+    Arguments:
+      begin: An operator's transactions.
+      make_runner: Makes a runner for this process: its name, and what waits and tells whether to stop.
+    """
+
+    def __init__(
+        self, begin: Begin, make_runner: Callable[[LosslessBroker, str, Callable[[float], bool]], Runner]
+    ) -> None:
+        self._begin = begin
+        self._make_runner = make_runner
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._said: dict[str, float] = {}
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        if isinstance(broker, LosslessBroker) and Queue.HOUSEKEEPING in worker.consumers:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._keep, args=(broker,), name="replays", daemon=True)
+            self._thread.start()
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        self._stop.set()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(2.0)
+
+    def _keep(self, broker: LosslessBroker) -> None:
+        name = f"{process_name(None)}/{uuid.uuid4()}"
+        runner = self._make_runner(broker, name, self._stop.wait)
+        more = False
+        while not self._stop.wait(0 if more else EVERY):
+            more = False
+            try:
+                more = self.look(runner)
+            except ConnectionClosed as e:
+                self._say(f"replays wait for Redis: {e}")
+            except Exception as e:  # noqa: BLE001 - Postgres is away, or behind: this thread must live whatever it is
+                # Not its text: Postgres quotes what it does not take.
+                state = getattr(getattr(e, "orig", None), "sqlstate", None)
+                self._say(f"replays wait: {type(e).__name__}{f', SQLSTATE {state}' if state else ''}")
+
+    def _say(self, what: str) -> None:
+        """Warn of what lasts, once in a while: where migrations are behind, or rights are missing, for ever."""
+        now = time.monotonic()
+        if now - self._said.get(what, float("-inf")) >= SAY_EVERY:
+            self._said[what] = now
+            logger.warning("{}", what)
+
+    def look(self, runner: Runner) -> bool:
+        """Run what nobody runs, each for a while, and tell whether there is more to do at once.
+
+        One whose jobs wait long for their retries keeps no other from going on.
+        """
+        with self._begin() as session:
+            found = runs.waiting(session, AT_A_TIME)
+            tidy = session.execute(_TO_LET_GO).scalar_one()
+        if tidy:
+            runner.tidy()
+        for replay_id in found:
+            if self._stop.is_set():
+                return False
+            runner.run_to_end(replay_id, at_most=SLICE)
+        return bool(found)
+
+
+# Cheap, for it is asked for ever.
+_TO_LET_GO = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM worker_replays replay JOIN worker_replay_items item ON item.replay_id = replay.id
+        WHERE replay.state = 'cancelled' AND replay.finished_at > now() - interval '30 days' AND item.state = 'claimed'
+    )
+    """
+)
