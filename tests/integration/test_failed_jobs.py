@@ -73,6 +73,7 @@ class TestWhichRow:
         row_id = failed_jobs.record(failure)
         assert row_id == uuid5(NAMESPACE_URL, f"{failure.task_id}:test.job")
         elsewhere = {"delivery_id", "original", "original_key", "fingerprint", "title", "place", "attempts"}
+        elsewhere |= {"replayed_row", "replay_item"}
         expected = {name: getattr(failure, name) for name in Failure.__slots__ if name not in elsewhere}
         expected |= {"id": row_id, "status": "pending", "remediation_notes": None, "resolved_at": None}
         assert rows(database) == [expected]
