@@ -13,7 +13,8 @@ from sqlalchemy.exc import ProgrammingError
 from db import failed_jobs
 from db.failed import Filter, abandon, reopen, resolve
 from db.failures import Failure, ending_from_json
-from db.replays import runs
+from db.replays import edits, runs
+from db.replays.edits import Arguments, Edit
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
 from middleware.lua_scripts import Scripts
@@ -284,14 +285,17 @@ def test_an_edited_replay_that_fails_leaves_what_was_kept(deployment: Deployment
     (row_id,) = deployment.fail("one")
     deployment.fails |= {"edited"}
     before = deployment.rows("SELECT original FROM worker_failed_job_originals")
-    replay_id = deployment.replay(Filter(ids=(row_id,)), edit={"args": ["edited"]})
+    edit = Edit(Arguments(["one"], {}), Arguments(["edited"], {}))
+    with operator_transaction() as s:
+        edit_id = str(edits.keep(s, row_id, edit, None))
+    replay_id = deployment.replay(Filter(ids=(row_id,)), edit={"id": edit_id})
     with deployment.working():
         deployment.runner().run_to_end(replay_id)
     (row,) = deployment.rows()
     assert (row["status"], row["task_args"], row["error_message"]) == ("pending", ["one"], "no edited")
     assert deployment.rows("SELECT original FROM worker_failed_job_originals") == before
     (item,) = deployment.items()
-    assert (item["state"], item["edit"]["args"]) == ("failed", ["edited"])
+    assert (item["state"], item["edit"]) == ("failed", {"id": edit_id})
 
 
 def test_what_was_forgotten_meanwhile_stays_so(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
