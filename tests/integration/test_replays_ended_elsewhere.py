@@ -120,6 +120,8 @@ def test_the_end_of_an_execution_that_nobody_waits_for_leaves_the_next_one_alone
     # It is ended, too: it does not run again.
     with tenant_context(A):
         assert failed_jobs.is_recorded(str(first["id"]))
+    # Nor is it in Redis any more, as if a worker had ended it.
+    deployment.broker.client.hdel("dramatiq:attribution.msgs", str(first["id"]))  # type: ignore[attr-defined]
     deployment.fails.clear()
     with deployment.working():
         done = deployment.runner("third").run_to_end(second)
