@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 from db.failed.filters import SEARCHED, Filter, InvalidFilter, contains, spelled_out
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
-from db.models import TEXT_INDEX
 
 #: Jobs of a page, at most.
 PAGE_AT_MOST: Final = 1_000
@@ -26,9 +25,8 @@ PAGE_AT_MOST: Final = 1_000
 MESSAGE_IN_LIST: Final = 500
 #: Statuses times fingerprints that are looked for one by one, each in order; beyond, all are sorted.
 _BRANCHES: Final = 64
-#: Newest jobs in which a text is looked for before its index is asked; without one, how many at once at most.
+#: Newest jobs in which a text is looked for before all are.
 LOOKED_AT: Final = 5_000
-LOOKED_AT_MOST: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,45 +207,33 @@ def _containing(session: Session, where: Filter, begin: _Begin, limit: int) -> l
 
     Postgres cannot know in how many rows a text is, and takes each for rare: one that is in a third of a million rows
     it would gather from all of them. So the text is looked for in the newest jobs first. If those do not suffice it is
-    not in every hundredth, and its index gives the rest, unless there is none or this role may not use it: the index
-    would look at other tenants' rows. Then it is looked for further back.
+    not in every hundredth, and the rest is gathered: from its index, or where this role may not use it, because that
+    would look at other tenants' rows, from all of the tenant's.
     """
-    others, found, looked_at = replace(where, text=None), list[Row[Any]](), LOOKED_AT
-    while True:
-        newest, parameters = _newest(others, begin, looked_at)
-        # OFFSET 0: otherwise Postgres would take its index here as well.
-        statement = f"""
-            WITH newest AS MATERIALIZED ({newest})
-            SELECT newest.id, newest.failed_at
-            FROM newest CROSS JOIN LATERAL (
-                SELECT {SEARCHED} AS searched FROM worker_failed_jobs job WHERE job.id = newest.id OFFSET 0
-            ) one
-            WHERE one.searched ILIKE :text ORDER BY newest.failed_at DESC, newest.id DESC LIMIT :wanted
-        """
-        parameters |= {"text": contains(where.text or ""), "wanted": limit - len(found)}
-        found += session.execute(*_summaries(statement, parameters))
-        if len(found) == limit:
-            return found
-        last = session.execute(
-            text(f"SELECT failed_at, id, count(*) OVER () AS jobs FROM ({newest}) each ORDER BY failed_at, id LIMIT 1"),
-            {name: value for name, value in parameters.items() if name not in {"text", "wanted"}},
-        ).first()
-        if last is None or last.jobs < looked_at:
-            return found
-        begin = last.failed_at, last.id
-        if session.execute(_TEXT_IS_INDEXED).scalar_one():
-            session.execute(_REMEMBER_ROWS)
-            return found + list(session.execute(*_summaries(*_indexed(where, begin, limit - len(found)))))
-        looked_at = min(2 * looked_at, LOOKED_AT_MOST)
+    newest, parameters = _newest(replace(where, text=None), begin, LOOKED_AT)
+    # OFFSET 0: otherwise Postgres would take its index here as well.
+    statement = f"""
+        WITH newest AS MATERIALIZED ({newest})
+        SELECT newest.id, newest.failed_at
+        FROM newest CROSS JOIN LATERAL (
+            SELECT {SEARCHED} AS searched FROM worker_failed_jobs job WHERE job.id = newest.id OFFSET 0
+        ) one
+        WHERE one.searched ILIKE :text ORDER BY newest.failed_at DESC, newest.id DESC LIMIT :wanted
+    """
+    asked = {**parameters, "text": contains(where.text or ""), "wanted": limit}
+    found = list(session.execute(*_summaries(statement, asked)))
+    if len(found) == limit:
+        return found
+    last = session.execute(
+        text(f"SELECT failed_at, id, count(*) OVER () AS jobs FROM ({newest}) each ORDER BY failed_at, id LIMIT 1"),
+        parameters,
+    ).first()
+    if last is None or last.jobs < LOOKED_AT:
+        return found
+    session.execute(_REMEMBER_ROWS)
+    return found + list(session.execute(*_summaries(*_gathered(where, (last.failed_at, last.id), limit - len(found)))))
 
 
-_TEXT_IS_INDEXED: Final = text(
-    f"""
-    SELECT to_regclass('{TEXT_INDEX}') IS NOT NULL AND EXISTS (
-        SELECT FROM pg_roles WHERE rolname = 'app_operator' AND pg_has_role(oid, 'USAGE')
-    )
-    """
-)
 # With less it remembers pages instead of rows, and looks at each row of those. Until the transaction ends.
 _REMEMBER_ROWS: Final = text(
     "SELECT set_config('work_mem', '64MB', true)"
@@ -255,8 +241,8 @@ _REMEMBER_ROWS: Final = text(
 )
 
 
-def _indexed(where: Filter, begin: tuple[datetime, UUID], limit: int) -> tuple[str, dict[str, Any]]:
-    """Return what gives the keys of the newest jobs with a text from its index, all in one, and its parameters."""
+def _gathered(where: Filter, begin: tuple[datetime, UUID], limit: int) -> tuple[str, dict[str, Any]]:
+    """Return what gathers all jobs with a text and gives the keys of the newest, and its parameters."""
     condition, parameters = where.where()
     # OFFSET 0: otherwise Postgres might go through them in order until it has a page, and that may be all there are.
     return (
@@ -283,6 +269,8 @@ def _newest(where: Filter, begin: _Begin, limit: int) -> tuple[str, dict[str, An
     fingerprints: tuple[str | None, ...] = where.fingerprint or (None,)
     if where.ids or len(statuses) * len(fingerprints) > _BRANCHES:
         statuses = fingerprints = (None,)
+    elif not where.status and not where.fingerprint and _has_order(where):
+        statuses = (None,)
     # The index of details has their order as well.
     table, key = ("details", "failed_job_id") if where.fingerprint else ("job", "id")
     joined = _FROM.replace("LEFT JOIN", "JOIN") if where.fingerprint else "worker_failed_jobs job"
@@ -308,6 +296,11 @@ def _newest(where: Filter, begin: _Begin, limit: int) -> tuple[str, dict[str, An
         f"SELECT id, failed_at FROM ({' UNION ALL '.join(branches)}) branches"
         " ORDER BY failed_at DESC, id DESC LIMIT :limit"
     ), parameters
+
+
+def _has_order(where: Filter) -> bool:
+    """Tell whether there is an index that has the rows of one value in order, of whatever status."""
+    return any(len(values) == 1 for values in (where.tenant_id, where.actor, where.error_type, where.exception))
 
 
 def _summaries(keys: str, parameters: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -328,7 +328,7 @@ def test_a_page_about_an_incident(database: Database, worker: CommandLine) -> No
         assert expected in text, (expected, said)
     assert "site-packages" not in said
     assert str(other)[:8] in said[said.index("Failed in the same piece of work") :]
-    assert "retry" not in said.replace("last_retry", "")
+    assert f"worker failed retry {str(row_id)[:8]}" in said
     # The innermost of its own comes first.
     assert said.index("billing.py:44") < said.index("billing.py:42")
 
@@ -347,9 +347,9 @@ def test_every_frame_where_asked_for(worker: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("status", "said", "never"),
     [
-        ("pending", ["resolve", "abandon", "note"], ["reopen"]),
-        ("in_progress", ["reopen", "resolve", "abandon", "note"], []),
-        ("abandoned", ["reopen", "note", "Abandoned: nothing more"], ["resolve", "abandon {id}"]),
+        ("pending", ["retry", "resolve", "abandon", "note"], ["reopen"]),
+        ("in_progress", ["reopen", "resolve", "abandon", "note"], ["retry {id}"]),
+        ("abandoned", ["retry", "reopen", "note", "Abandoned: nothing more"], ["resolve", "abandon {id}"]),
         ("resolved", ["Resolved, which is final.", "note"], ["reopen", "resolve {id}", "abandon {id}"]),
     ],
 )

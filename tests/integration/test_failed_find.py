@@ -193,7 +193,6 @@ def test_a_text_is_found_in_the_newest_jobs_and_in_all_before_them(
     database: Database, monkeypatch: pytest.MonkeyPatch, looked_at: int
 ) -> None:
     monkeypatch.setattr(search, "LOOKED_AT", looked_at)
-    monkeypatch.setattr(search, "LOOKED_AT_MOST", 2 * looked_at)
     rows = record_at_random(database, 6, 80)
     # The operator's role may use the index, a tenant's not; where there is none, neither.
     for index in (True, False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import psycopg
@@ -55,15 +56,17 @@ def test_many_go_up_the_ramp_and_each_once(deployment: Deployment) -> None:
     deployment.fails.clear()
     deployment.ran.clear()
     replay_id = deployment.replay(Filter(actor=("test.replayed",)))
-    under_way: list[int] = []
     with deployment.working():
-        done = deployment.runner().run_to_end(replay_id, lambda replay: under_way.append(replay.under_way))
+        done = deployment.runner().run_to_end(replay_id)
     assert done is not None
     assert (done.state, done.items, done.matched) == ("finished", {"succeeded": 60}, 60)
     assert sorted(what for what, *_ in deployment.ran) == sorted(str(n) for n in range(60))
     assert {row["status"] for row in deployment.rows()} == {"resolved"}
     assert len(rows) == 60
-    assert max(under_way) > 1
+    # Those that are claimed together are so at one moment.
+    together = list(Counter(item["claimed_at"] for item in deployment.items()).values())
+    assert together[0] == 1
+    assert max(together) > 1
 
 
 def test_it_stops_by_itself_when_too_many_fail_again(deployment: Deployment) -> None:

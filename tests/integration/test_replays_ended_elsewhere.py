@@ -13,7 +13,8 @@ from sqlalchemy.exc import ProgrammingError
 from db import failed_jobs
 from db.failed import Filter, abandon, reopen, resolve
 from db.failures import Failure, ending_from_json
-from db.replays import runs
+from db.replays import edits, runs
+from db.replays.edits import Arguments, Edit
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
 from middleware.lua_scripts import Scripts
@@ -119,6 +120,8 @@ def test_the_end_of_an_execution_that_nobody_waits_for_leaves_the_next_one_alone
     # It is ended, too: it does not run again.
     with tenant_context(A):
         assert failed_jobs.is_recorded(str(first["id"]))
+    # Nor is it in Redis any more, as if a worker had ended it.
+    deployment.broker.client.hdel("dramatiq:attribution.msgs", str(first["id"]))  # type: ignore[attr-defined]
     deployment.fails.clear()
     with deployment.working():
         done = deployment.runner("third").run_to_end(second)
@@ -284,14 +287,17 @@ def test_an_edited_replay_that_fails_leaves_what_was_kept(deployment: Deployment
     (row_id,) = deployment.fail("one")
     deployment.fails |= {"edited"}
     before = deployment.rows("SELECT original FROM worker_failed_job_originals")
-    replay_id = deployment.replay(Filter(ids=(row_id,)), edit={"args": ["edited"]})
+    edit = Edit(Arguments(["one"], {}), Arguments(["edited"], {}))
+    with operator_transaction() as s:
+        edit_id = str(edits.keep(s, row_id, edit, None))
+    replay_id = deployment.replay(Filter(ids=(row_id,)), edit={"id": edit_id})
     with deployment.working():
         deployment.runner().run_to_end(replay_id)
     (row,) = deployment.rows()
     assert (row["status"], row["task_args"], row["error_message"]) == ("pending", ["one"], "no edited")
     assert deployment.rows("SELECT original FROM worker_failed_job_originals") == before
     (item,) = deployment.items()
-    assert (item["state"], item["edit"]["args"]) == ("failed", ["edited"])
+    assert (item["state"], item["edit"]) == ("failed", {"id": edit_id})
 
 
 def test_what_was_forgotten_meanwhile_stays_so(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ worker.stop()
 
 def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
-    assert words == {"tenants", "events", "migrate", "check", "spool", "queues", "failed"}
+    assert words == {"tenants", "events", "migrate", "check", "spool", "queues", "failed", "replays"}
 
 
 def test_the_commands_on_failed_jobs_do_what_they_say(
@@ -140,6 +140,13 @@ def test_the_commands_on_failed_jobs_do_what_they_say(
         for line in block.splitlines()
         if line.startswith(("worker failed", "worker tenants offboard"))
     ]
+    # What is sent needs workers: tried in test_cli_replays.py.
+    sent = [words for words in lines if words[2] in {"retry", "edit"}]
+    assert [words[2] for words in sent] == ["retry", "retry", "edit"]
+    for words in sent:
+        known = worker("failed", words[2], "--help").stdout
+        assert all(word in known for word in words if word.startswith("--"))
+    lines = [words for words in lines if words not in sent]
     ran = [words[2] for words in lines if words[1] == "failed"]
     assert ran == [
         *("groups", "list", "show", "stats", "resolve", "abandon", "reopen", "note", "export", "forget"),

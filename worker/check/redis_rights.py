@@ -19,6 +19,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "get": (KEY,),
     "exists": (KEY,),
     "pexpire": (KEY, "1000"),
+    "expire": (KEY, "1"),
     "hset": (KEY, "f", "1"),
     "hsetnx": (KEY, "f", "1"),
     "hincrby": (KEY, "n", "1"),
@@ -55,7 +56,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "del": (KEY,),
 }
 _TYPES = {"h": "hash", "l": "list", "r": "list", "s": "set", "z": "zset"}
-_STRINGS = {"set", "get", "exists", "pexpire", "del"}
+_STRINGS = {"set", "get", "exists", "pexpire", "expire", "del"}
 
 # All in one step, so that two checks at a time do not meet, and the keys are gone at its end.
 _SCRIPT = """#!lua flags=allow-oom

@@ -66,14 +66,18 @@ def _steps(job: FailedJob, group: Group | None, chained: int, truncated: bool) -
         case "pending" | "in_progress":
             if job.status == "in_progress":
                 yield f"reopen {ident}", "if whoever works on it does not any more"
+            else:
+                yield f"retry {ident}", "send it again; it is closed when it succeeds"
             yield f"resolve {ident} --note '...'", "when there is nothing left to do"
             yield f"abandon {ident} --reason '...'", "if it is not worth it"
             if group is not None and others > 0:
+                yield f"retry --fingerprint {group.fingerprint[:8]}", "its whole group, few at first"
                 yield (
                     f"resolve --fingerprint {group.fingerprint[:8]} --note '...'",
                     f"its whole group, {counted(group.open, 'job')}",
                 )
         case "abandoned":
+            yield f"retry {ident}", "send it again; it is closed when it succeeds"
             yield f"reopen {ident}", "if it is worth it after all"
     yield f"note {ident} --note '...'", "for whoever looks next"
 

@@ -317,6 +317,8 @@ _MOVES: Final = {"claimed", "released", "resolved", "abandoned", "reopened", "fa
 
 def _changes(event: Event) -> str:
     """Return what changed, as far as the event's name does not say it."""
+    if event.event == "edited" and event.after is not None and "arguments" in event.after:
+        return printable(", ".join(map(str, event.after["arguments"])))
     if event.event == "captured" or event.before is None or event.after is None:
         return ""
     known = _SAID if event.event in _MOVES else _SAID - {"status"}

@@ -96,7 +96,7 @@ class Lines:
 
 
 def _counts(replay: Replay, ended: int, step: int, rate: float) -> Text:
-    """Return ``57 of 120, 10 of 20 under way, 55 succeeded, 2 failed again; 4.8 a second``."""
+    """Return ``57 of 120, 10 of 20 under way, 55 succeeded, 2 failed again; 4.8/s``."""
     of = f" of {replay.matched:,}" if replay.matched is not None else ""
     parts = [Text(f"{ended:,}{of} ended"), Text(f"{replay.under_way:,} of {step:,} under way", "cyan")]
     parts += [
@@ -104,7 +104,7 @@ def _counts(replay: Replay, ended: int, step: int, rate: float) -> Text:
         for state, (word, style) in OUTCOMES.items()
         if replay.items.get(state)
     ]
-    return Text(", ").join(parts).append(f"; {rate:.1f} a second" if rate else "", "dim")
+    return Text(", ").join(parts).append(f"; {rate:.1f}/s" if rate else "", "dim")
 
 
 def _bar(progress: Progress, replay: Replay, what: str) -> Group:

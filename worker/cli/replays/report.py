@@ -7,11 +7,13 @@ from uuid import UUID
 
 import typer
 from dramatiq import Broker
+from rich.padding import Padding
 from rich.text import Text
 
 from db.replays import items, runs
 from db.replays.items import Reason, Refailed
 from db.replays.runs import Replay
+from worker.cli.common import console
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import heading, say, say_command
 from worker.cli.failed.options import Access
@@ -113,23 +115,23 @@ def _say_end(replay: Replay) -> None:
 def show_reasons(reasons: list[Reason]) -> None:
     """Print why jobs were not sent."""
     for reason in reasons:
-        say(
-            Text(f"  not sent, {counted(reason.jobs, 'job')} ({short(reason.example)}): ", "yellow").append(
-                one_line(reason.why)
-            )
-        )
+        line = Text(f"not sent, {counted(reason.jobs, 'job')} ({short(reason.example)}): ", "yellow")
+        _show_indented(line.append(one_line(reason.why), "default"))
 
 
 def show_failures(failures: list[Refailed], number: int) -> None:
     """Print the last jobs that failed again, of ``number``."""
     for failure in failures:
         error = one_line(last_name(failure.exception_class or "?"))
-        line = Text(f"  failed again, {short(failure.failed_job_id)}: ").append(error, "red")
+        line = Text(f"failed again, {short(failure.failed_job_id)}: ").append(error, "red")
         message = one_line(failure.error_message or "")
-        line.append(f": {message}"[:300] if message else "")
-        say(line)
+        _show_indented(line.append(f": {message}"[:300] if message else ""))
     if number > len(failures):
-        say(f"  … and {number - len(failures):,} others", "dim")
+        _show_indented(Text(f"… and {number - len(failures):,} others", "dim"))
+
+
+def _show_indented(line: Text) -> None:
+    console.print(Padding(line, (0, 0, 0, 2)))
 
 
 def show_steps(steps: list[tuple[str, str]]) -> None:

@@ -85,9 +85,11 @@ def next_steps(replay: Replay, work: Access) -> list[tuple[str, str]]:
     ident = short(replay.id)
     steps: list[tuple[str, str]] = []
     failed, refused = (replay.items.get(state, 0) for state in ("failed", "refused"))
-    left = [f"{n:,} {words}" for n, words in ((failed, "failed again"), (refused, "were refused")) if n]
+    left = [f"{n:,} {words}" for n, words in ((failed, "failed again"), (refused, "refused")) if n]
     if left:
-        steps.append((work.command(f"list --replay {ident}"), f"what is open of it: {listed(left)}"))
+        steps.append((work.command(f"list --replay {ident}"), f"what of it is open: {listed(left)}"))
+    if failed and replay.settings.edit is not None and work.tenant_id is None:
+        steps.append((f"worker failed edit {short(replay.filter.ids[0])}", "a retry sends the original's arguments"))
     match replay.state:
         case "running":
             steps.append((command(work, f"pause {ident}"), "send no more for now"))
