@@ -117,6 +117,7 @@ def _expire(asked: Asked, work: Access, who: str, *, dry_run: bool, as_json: boo
         f"{_counts(done.rows)}",
         counted(done.payloads, "payload"),
         counted(done.events, "event"),
+        counted(done.replays, "replay"),
         counted(done.groups, "group"),
     ]
     say(f"{'Due' if dry_run else 'Removed'}: {listed(parts)}.")
