@@ -11,9 +11,9 @@ from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from loguru import logger
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import CheckViolation, LockNotAvailable
 from sqlalchemy import TextClause, text
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from db.errors import RowLocked
@@ -210,7 +210,8 @@ def record(failure: Failure) -> UUID:
     - the same beside a resolved row: a new row, for this delivery;
     - beside a row that this tenant may not see: a new row, for this tenant.
 
-    What Postgres will never take of its details is left out: a row without them beats no row.
+    What Postgres will never take of its details is left out, and so is its group where that counts no further: a row
+    without them beats no row.
 
     Raises:
       RowLocked: When somebody holds its row for longer than a moment.
@@ -221,12 +222,22 @@ def record(failure: Failure) -> UUID:
 
 def _write_one(failure: Failure, before_commit: Callable[[], object]) -> UUID:
     try:
-        return _write([failure], before_commit)[0]
+        return _write_without_group_if_need_be(failure, before_commit)
     except DataError as e:
         # Not its text: Postgres quotes what it does not take, and the original is not redacted.
         state = getattr(e.orig, "sqlstate", None)
         logger.error("failure of message {} is recorded without its details: SQLSTATE {}", failure.task_id, state)
-        return _write([_bare(failure)], before_commit)[0]
+        return _write_without_group_if_need_be(_bare(failure), before_commit)
+
+
+def _write_without_group_if_need_be(failure: Failure, before_commit: Callable[[], object]) -> UUID:
+    try:
+        return _write([failure], before_commit)[0]
+    except IntegrityError as e:
+        if not isinstance(e.orig, CheckViolation):
+            raise
+        logger.error("failure of message {} is recorded without a group, which counts no further", failure.task_id)
+        return _write([replace(failure, fingerprint=None)], before_commit)[0]
 
 
 def record_all(failures: Sequence[Failure], before_commit: Callable[[], object] = lambda: None) -> None:
@@ -244,7 +255,7 @@ def record_all(failures: Sequence[Failure], before_commit: Callable[[], object] 
     """
     try:
         _write(failures, before_commit)
-    except DataError:
+    except (DataError, IntegrityError):
         # One of them, which is then told from the others.
         for failure in failures:
             _write_one(failure, before_commit)

@@ -162,6 +162,21 @@ class FailedJobGroup(Base):
             name="uq_worker_failed_job_groups_fingerprint",
             postgresql_nulls_not_distinct=True,
         ),
+        CheckConstraint(
+            " AND ".join(
+                f"{count} BETWEEN -1000000000000 AND 1000000000000"
+                for count in ("failures", "pending", "in_progress", "resolved", "abandoned")
+            )
+            + " AND regressions BETWEEN 0 AND 1000000000",
+            name="ck_worker_failed_job_groups_counts",
+        ),
+        CheckConstraint(
+            " AND ".join(
+                f"{time} BETWEEN '0001-01-02 00:00:00+00' AND '9999-12-30 00:00:00+00'"
+                for time in ("first_seen", "last_seen", "resolved_at", "regressed_at")
+            ),
+            name="ck_worker_failed_job_groups_times",
+        ),
         Index("idx_worker_failed_job_groups_tenant_id", "tenant_id"),
         _OURS,
     )

@@ -109,6 +109,16 @@ def open_schema(table: Table, role: str) -> None:
         op.execute(f"GRANT USAGE ON SCHEMA {quoted(schema)} TO {role}")
 
 
+def temporary_tables_last(trigger_function: str) -> None:
+    """Let a trigger find our tables where migrations do, and temporary ones after them.
+
+    Unless a path says otherwise those come first, so whoever made one of the same name would take from it what the
+    trigger writes: https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH
+    """
+    path = ", ".join(filter(None, (scalar("SELECT current_setting('search_path')"), "pg_temp")))
+    op.execute(f"ALTER FUNCTION {trigger_function}() SET search_path = {path}")
+
+
 @contextmanager
 def every_row_visible(table: Table) -> Iterator[None]:
     """Let the owner see all rows for a while. Forced, row-level security would show none, and change none."""

@@ -112,7 +112,7 @@ def find_groups(
                     (array_agg(sample_id ORDER BY last_seen DESC))[1] AS sample_id,
                     CASE WHEN sum(pending) + sum(in_progress) = 0 THEN max(resolved_at) END AS resolved_at,
                     max(regressed_at) FILTER (WHERE pending + in_progress > 0) AS regressed_at,
-                    CAST(sum(regressions) AS integer) AS regressions
+                    CAST(sum(regressions) AS bigint) AS regressions
                 FROM worker_failed_job_groups groups
                 WHERE {" AND ".join(conditions)}
                 GROUP BY fingerprint

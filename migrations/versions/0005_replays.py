@@ -18,6 +18,7 @@ from db.table_building import (
     build_companion,
     drop_if_empty,
     role_exists,
+    temporary_tables_last,
     varchar,
 )
 
@@ -166,6 +167,8 @@ def build_triggers() -> None:
     """End items whose rows have gone elsewhere, whoever took them there."""
     for function in (_UPDATED, _DELETED):
         op.get_bind().exec_driver_sql(function)
+    for name in ("worker_replay_items_left", "worker_replay_items_gone"):
+        temporary_tables_last(name)
     drop_triggers(functions=False)
     op.execute(
         "CREATE TRIGGER worker_replay_items_left AFTER UPDATE ON worker_failed_jobs"

@@ -166,6 +166,10 @@ class TestPostgres:
         # Revision 0004 adds one.
         assert "GRANT DELETE, SELECT (failed_job_id, tenant_id) ON {ORIGINALS} TO app_user" in source
         granted["worker_failed_job_originals"] += ("DELETE",)
+        # And what tenants may say of events.
+        assert "GRANT INSERT ({_SAID}) ON {EVENTS.name} TO app_user" in source
+        (said,) = re.findall(r'_SAID = "(.*?)"', source)
+        granted["worker_failed_job_events"] += (f"INSERT ({said})",)
         assert granted == OF_APP_USER
 
 

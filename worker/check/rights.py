@@ -19,7 +19,10 @@ OF_APP_USER = {
     "worker_failed_job_originals": ("INSERT", "DELETE"),
     "worker_failed_job_details": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "worker_failed_job_groups": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "worker_failed_job_events": ("SELECT", "INSERT"),
+    "worker_failed_job_events": (
+        "SELECT",
+        "INSERT (failed_job_id, tenant_id, event, changed_by, reason, before, after, happened_at)",
+    ),
     "worker_failed_job_retention": ("SELECT",),
     "worker_replays": ("SELECT", "INSERT", "UPDATE"),
     "worker_replay_items": ("SELECT", "UPDATE"),
@@ -56,7 +59,13 @@ def check_rights(connection: Connection, variable: str) -> Iterator[Finding]:
         SELECT name, right_, quote_ident(current_user),
             EXISTS (SELECT FROM pg_roles WHERE rolname = :role AND pg_has_role(oid, 'USAGE'))
         FROM unnest(CAST(:names AS text[]), CAST(:rights AS text[])) AS wanted (name, right_)
-        WHERE NOT has_table_privilege(to_regclass(name), right_)
+        WHERE NOT CASE
+            WHEN right_ LIKE '% (%' THEN (
+                SELECT bool_and(has_column_privilege(to_regclass(name), one, split_part(right_, ' ', 1)))
+                FROM unnest(string_to_array(rtrim(split_part(right_, '(', 2), ')'), ', ')) one
+            )
+            ELSE has_table_privilege(to_regclass(name), right_)
+        END
         """,
         {"role": role, "names": [name for name, _ in wanted], "rights": [right for _, right in wanted]},
     )
