@@ -231,3 +231,28 @@ def test_a_deployment_that_is_wrong(worker: CommandLine) -> None:
     assert "Postgres cannot be reached" in done.stderr
     assert "hunter2" not in done.output
     assert worker("failed", "list", status=2, DATABASE_URL="").stderr.startswith("worker: DATABASE_URL: required")
+
+
+def test_a_database_that_is_behind_is_told_by_what_mends_it(empty_database: Database) -> None:
+    done = CommandLine(empty_database)("failed", "list", status=2)
+    assert done.stderr == (
+        'worker: Postgres refused: relation "worker_failed_jobs" does not exist; the database may be behind:'
+        " worker migrate\n"
+    )
+
+
+def test_what_a_trigger_refuses_is_one_line(database: Database, worker: CommandLine) -> None:
+    (job,) = record(1)
+    with psycopg.connect(database.admin_url) as admin:
+        admin.execute("ALTER TABLE worker_failed_job_events ADD CHECK (event = 'captured')")
+    done = worker("failed", "resolve", job, "--note", "n", status=2)
+    assert done.stderr.startswith("worker: Postgres refused: new row for relation")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_time_that_no_program_can_hold_is_not_a_server_that_is_away(database: Database, worker: CommandLine) -> None:
+    (job,) = record(1)
+    with psycopg.connect(database.admin_url) as admin:
+        admin.execute("UPDATE worker_failed_jobs SET failed_at = 'infinity' WHERE id = %s", [job])
+    done = worker("failed", "list", status=2)
+    assert done.stderr.startswith("worker: Postgres holds what cannot be read here: timestamp too large")

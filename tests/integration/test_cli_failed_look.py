@@ -397,6 +397,19 @@ def test_the_newest_that_matches_where_no_id_is_given(worker: CommandLine) -> No
     assert two.stdout.count("What next") == 2
 
 
+def test_what_was_removed_has_its_history_still(worker: CommandLine) -> None:
+    job = fail()
+    worker("failed", "purge", job, "--yes", "--reason", "test data")
+    gone = worker("failed", "show", job, status=3)
+    assert gone.stderr == f"worker: no such failed job: {job}\n"
+    head, *lines = [line.split() for line in gone.stdout.splitlines() if line]
+    assert head == ["GONE", str(job)]
+    assert [" ".join(line[2:5]) for line in lines[1:]] == ["captured by host/1", "purged by ada:"]
+    assert lines[-1][-2:] == ["test", "data"]
+    # For programs, nothing that is no job.
+    assert worker("failed", "show", job, "--json", status=3).stdout == ""
+
+
 def test_what_is_not_there_is_named(worker: CommandLine) -> None:
     unknown = uuid4()
     assert worker("failed", "show", unknown, status=3).stderr == f"worker: no such failed job: {unknown}\n"

@@ -145,7 +145,14 @@ def test_rules_are_made_shown_and_applied(database: Database, worker: CommandLin
     assert any(line[:5] == ["payload", "7", "days", "Acme", "bob"] for line in lines if line)
     listed = worker.json("failed", "retention", "list")
     assert {"subject": "payload", "keep_days": 7, "tenant_id": str(acme)}.items() <= listed[-1].items()
-    assert worker("failed", "purge", "--expired").stdout.startswith("Removed: 1 job (1 resolved), 0 payloads, ")
+    asked = worker("failed", "purge", "--expired", status=1).stderr
+    assert "Due: 1 job (1 resolved), 0 payloads, " in asked
+    assert "Remove all that, for ever? Say --yes" in asked
+    assert there(database) == {old, new}
+    done = worker("failed", "purge", "--expired", "--yes").stdout
+    assert done.startswith("Removed: 1 job (1 resolved), 0 payloads, ")
+    # Nothing is left to ask about.
+    assert worker("failed", "purge", "--expired").stdout.startswith("Removed: 0 jobs, ")
     assert there(database) == {new}
     worker("failed", "retention", "unset", "payload", "--tenant", acme)
     assert worker("failed", "retention", "unset", "payload", "--tenant", acme).stdout == "There was no such rule.\n"
@@ -243,6 +250,6 @@ def test_what_expires_may_be_asked_for_by_programs(database: Database, worker: C
     due = worker.json("failed", "purge", "--expired", "--dry-run")
     assert (due["rows"], due["dry_run"]) == ({"pending": 1}, True)
     assert len(there(database)) == 1
-    done = json.loads(worker("failed", "purge", "--expired", "--json").stdout)
+    done = json.loads(worker("failed", "purge", "--expired", "--yes", "--json").stdout)
     assert (done["rows"], done["dry_run"]) == ({"pending": 1}, False)
     assert there(database) == set()

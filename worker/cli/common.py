@@ -10,6 +10,7 @@ from uuid import UUID
 
 import psycopg
 import typer
+from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
@@ -66,8 +67,15 @@ def explained() -> Iterator[None]:
 
 
 def _explain(error: BaseException | None) -> str:
-    answered = getattr(error, "sqlstate", None) is not None
-    return f"Postgres {'refused' if answered else 'cannot be reached'}: {Redactor().text(str(error).strip())}"
+    if isinstance(error, psycopg.DataError) and error.sqlstate is None:
+        return f"Postgres holds what cannot be read here: {Redactor().text(str(error).strip())}"
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return f"Postgres cannot be reached: {Redactor().text(str(error).strip())}"
+    # Neither the statement nor where in a trigger it was: nobody who runs a command can mend those.
+    said = Redactor().text(error.diag.message_primary or str(error).strip())
+    if isinstance(error, UndefinedTable | UndefinedColumn | UndefinedFunction):
+        said += "; the database may be behind: worker migrate"
+    return f"Postgres refused: {said}"
 
 
 def tenant_argument(value: str) -> UUID:

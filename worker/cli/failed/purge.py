@@ -9,7 +9,7 @@ import typer
 
 from db.failed import Filter, InvalidFilter
 from db.failed.batches import Swept
-from db.failed.expiry import expire
+from db.failed.expiry import Expired, expire
 from db.failed.removal import forget as forget_payloads
 from db.failed.removal import purge as purge_jobs
 from worker.cli.common import fail
@@ -44,7 +44,7 @@ def purge(
     with access(asked.as_tenant) as work:
         who = operator_name(by)
         if expired:
-            _expire(asked, work, who, dry_run=dry_run, as_json=as_json)
+            _expire(asked, work, who, dry_run=dry_run, yes=yes, as_json=as_json)
             return
         where = _which(asked, work)
         if not dry_run:
@@ -105,24 +105,34 @@ def _agreed(where: Filter, work: Access, question: str, *, yes: bool) -> Filter:
     return where
 
 
-def _expire(asked: Asked, work: Access, who: str, *, dry_run: bool, as_json: bool) -> None:
+def _expire(asked: Asked, work: Access, who: str, *, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Apply the rules of retention, which say themselves which jobs."""
     if asked.narrows:
         fail("--expired takes no filters: rules of retention say which (worker failed retention list)")
+    if not dry_run and not yes:
+        due = expire(work.begin, now=work.now, by=who, dry_run=True)
+        if due.rows or due.payloads or due.events or due.groups:
+            # A rule that somebody has mistyped is seen here for the last time.
+            confirm(f"Due: {_parts(due)}.", "Remove all that, for ever?", yes=False)
     done = expire(work.begin, now=work.now, by=who, dry_run=dry_run)
     if as_json:
         typer.echo(to_json({**as_dict(done), "dry_run": dry_run}))
         return
-    parts = [
-        f"{_counts(done.rows)}",
-        counted(done.payloads, "payload"),
-        counted(done.events, "event"),
-        counted(done.replays, "replay"),
-        counted(done.groups, "group"),
-    ]
-    say(f"{'Due' if dry_run else 'Removed'}: {listed(parts)}.")
+    say(f"{'Due' if dry_run else 'Removed'}: {_parts(done)}.")
     if done.held:
         say(f"{counted(done.held, 'job')} left: somebody else held them; the next time will do.", "yellow")
+
+
+def _parts(done: Expired) -> str:
+    return listed(
+        [
+            _counts(done.rows),
+            counted(done.payloads, "payload"),
+            counted(done.events, "event"),
+            counted(done.replays, "replay"),
+            counted(done.groups, "group"),
+        ]
+    )
 
 
 def _report(done: Swept, past: str, *, dry_run: bool, as_json: bool) -> None:

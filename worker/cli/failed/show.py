@@ -70,7 +70,7 @@ def show(
     """
     with access(asked.as_tenant) as work:
         with work.begin() as session:
-            incidents = [_look(session, job) for job in _find(session, asked, work)]
+            incidents = [_look(session, job) for job in _find(session, asked, work, as_json=as_json)]
         for n, incident in enumerate(incidents):
             if as_json:
                 typer.echo(to_json(_in_json(incident, work)))
@@ -80,7 +80,7 @@ def show(
             _show(incident, work, full=traceback)
 
 
-def _find(session: Session, asked: Asked, work: Access) -> list[FailedJob]:
+def _find(session: Session, asked: Asked, work: Access, *, as_json: bool) -> list[FailedJob]:
     try:
         where = to_filter(session, asked, work.now, by_default=OPEN)
     except NoSuchJob as e:
@@ -94,6 +94,8 @@ def _find(session: Session, asked: Asked, work: Access) -> list[FailedJob]:
         found = [get(session, job_id) for job_id in where.ids if job_id in matching]
         missing = [str(job_id) for job_id in where.ids if job_id not in matching]
         if missing:
+            for job_id in [] if as_json else missing:
+                _show_what_was(session, UUID(job_id), work.now)
             fail(f"no such failed job: {', '.join(missing)}", NOTHING)
     return [job for job in found if job is not None]
 
@@ -109,6 +111,14 @@ def _look(session: Session, job: FailedJob) -> Incident:
         names=tenant_names(session, [job.tenant_id, *(other.tenant_id for other in chained)]),
         raised=tracebacks.parse(job.traceback, job.task_name, group.place if group else None) if job.traceback else [],
     )
+
+
+def _show_what_was(session: Session, job_id: UUID, now: datetime) -> None:
+    """Print what is known of a job that was removed: its history outlives it."""
+    events = history(session, job_id)
+    if events and get(session, job_id) is None:
+        say(Text.assemble(("GONE  ", "bold"), str(job_id)))
+        _show_history(events, now)
 
 
 def _in_json(incident: Incident, work: Access) -> dict[str, Any]:
