@@ -36,6 +36,7 @@ class Expired:
       rows: By the status that they had.
       payloads: Rows whose arguments and original were forgotten.
       events: Of the history.
+      replays: That had ended, with what they say of each job.
       groups: That have had no row for longer than anything of theirs is kept.
       held: Rows that are there still because somebody else held them. The next time will do.
       stopped: Whether it was asked to stop before it was done.
@@ -44,6 +45,7 @@ class Expired:
     rows: Counter[str] = field(default_factory=Counter)
     payloads: int = 0
     events: int = 0
+    replays: int = 0
     groups: int = 0
     held: int = 0
     stopped: bool = False
@@ -94,6 +96,7 @@ def expire(
         for rule in ending:
             if rule.subject == "events":
                 run.events(rule)
+                run.replays(rule)
     run.groups(in_force)
     return run.done
 
@@ -196,6 +199,14 @@ class _Run:
             _parameters(rule, None, self.now),
         )
         self.done.events += self._of("worker_failed_job_events event", "happened_at", where)
+
+    def replays(self, rule: Rule) -> None:
+        """Remove replays that ended as long ago as history that is due."""
+        where = Where(
+            f"replay.finished_at < {_CUTOFF} AND {_whose(rule, None, 'replay')}",
+            _parameters(rule, None, self.now),
+        )
+        self.done.replays += self._of("worker_replays replay", "id", where)
 
     def groups(self, in_force: list[Rule]) -> None:
         """Remove groups that are nothing but a memory, and an old one."""

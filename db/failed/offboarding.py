@@ -26,7 +26,7 @@ class Offboarded:
     Attributes:
       messages: That waited in Redis, by what the callable calls them: queues, for example.
       rows: Failed jobs, by status.
-      originals, deliveries, groups, events, rules, once_keys: Of the tables beside them.
+      originals, deliveries, groups, events, rules, once_keys, replays, replay_items: Of the tables beside them.
       held: Rows that are there still because somebody else held them.
       complete: Whether the last look found nothing more.
     """
@@ -39,6 +39,8 @@ class Offboarded:
     events: int = 0
     rules: int = 0
     once_keys: int = 0
+    replays: int = 0
+    replay_items: int = 0
     held: int = 0
     complete: bool = False
 
@@ -53,6 +55,8 @@ class Offboarded:
             "events": self.events,
             "rules": self.rules,
             "once_keys": self.once_keys,
+            "replays": self.replays,
+            "replay_items": self.replay_items,
             "complete": self.complete,
         }
 
@@ -70,11 +74,11 @@ def offboard(
 ) -> Offboarded:
     """Remove a tenant's messages, failed jobs and all that stands beside them; one event remains, for operators.
 
-    That is messages, then rows with their originals, deliveries and details, then history, groups, rules of retention
-    and what :func:`db.once.once` recorded; and again, until nothing is found. Stop what sends for the tenant first.
-    A job of the tenant that runs meanwhile can still enqueue, record what happens once, and fail, so add a row with
-    all that; one that is delayed or spooled where ``messages`` does not look, too. Call it again when the longest time
-    limit has passed: it removes what came, and says so. Without the tenant's once keys, a message of it that is
+    That is messages, then rows with their originals, deliveries and details, then history, groups, rules of retention,
+    replays, and what :func:`db.once.once` recorded; and again, until nothing is found. Stop what sends for the tenant
+    first. A job of the tenant that runs meanwhile can still enqueue, record what happens once, and fail, so add a row
+    with all that; one that is delayed or spooled where ``messages`` does not look, too. Call it again when the longest
+    time limit has passed: it removes what came, and says so. Without the tenant's once keys, a message of it that is
     delivered again has its effects again.
 
     The table ``tenants`` is left alone, because its rows, and what refers to them, may be the application's; so are the
@@ -126,6 +130,8 @@ _BESIDE: Final = (
     ("worker_failed_job_groups beside", "id", "groups"),
     ("worker_failed_job_retention beside", "id", "rules"),
     ("worker_once beside", "key", "once_keys"),
+    ("worker_replay_items beside", "id", "replay_items"),
+    ("worker_replays beside", "id", "replays"),
 )
 
 # One with rows is of failures that came meanwhile, and goes with them in the next round. Counts that are wrong, because

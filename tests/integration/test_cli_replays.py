@@ -18,11 +18,13 @@ from uuid import UUID
 
 import pytest
 from dramatiq import Worker
+from sqlalchemy import text
 
 from db.failed import Filter
-from db.replays import runs
+from db.replays import edits, runs
+from db.replays.edits import Arguments, Edit
 from db.sealing import generate
-from db.session import transaction
+from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
 from tests.integration.replaying import A, B, Deployment
 from tests.waiting import eventually
@@ -572,6 +574,29 @@ def test_a_tenant_that_names_anothers_job_touches_it_not(deployment: Deployment)
         assert (done.state, done.items, done.matched) == ("finished", {}, 0)
     assert deployment.status(theirs) == "pending"
     assert len(deployment.ran) == 1
+
+
+def test_a_tenant_that_names_anothers_edit_is_sent_none_of_it(deployment: Deployment) -> None:
+    (ours,) = deployment.fail("1")
+    (theirs,) = deployment.fail("2", tenant=B)
+    with operator_transaction() as session:
+        secret = Edit(Arguments(["2"], {}), Arguments(["hunter2"], {}))
+        edit_id = edits.keep(session, theirs, secret, None)
+    settings = runs.ReplaySettings(edit={"id": str(edit_id)})
+    with tenant_context(A), transaction() as session, pytest.raises(ValueError, match="edit is for operators"):
+        runs.create(session, Filter(ids=(ours,)), settings, by="eve")
+    # As one may who writes the row by hand.
+    with tenant_context(A), transaction() as session:
+        replay_id = runs.create(session, Filter(ids=(ours,)), runs.ReplaySettings(), by="eve")
+        session.execute(
+            text("UPDATE worker_replays SET settings = CAST(:s AS jsonb) WHERE id = :id"),
+            {"s": json.dumps(settings.as_json()), "id": replay_id},
+        )
+    with deployment.working():
+        done = deployment.runner().run_to_end(replay_id)
+    assert done is not None
+    assert done.items == {"refused": 1}
+    assert [what for what, *_ in deployment.ran] == ["1", "2"]
 
 
 def test_a_replay_that_nobody_runs_says_so(deployment: Deployment, shell: Shell) -> None:

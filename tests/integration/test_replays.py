@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
 from db.failed import Filter
-from tests.integration.replaying import A, Deployment
+from db.failed.expiry import expire
+from db.failed.offboarding import offboard
+from db.session import operator_transaction
+from tests.integration.replaying import A, B, Deployment
 from tests.waiting import eventually
 
 
@@ -138,3 +142,26 @@ def test_a_runner_that_dies_after_it_sent_is_followed_by_one_that_sends_none(
     assert done is not None
     assert done.items == {"succeeded": 1}
     assert [what for what, *_ in deployment.ran] == ["one", "one"]
+
+
+def test_what_replays_say_of_a_tenant_goes_with_it(deployment: Deployment) -> None:
+    (row_id,) = deployment.fail("one")
+    (others,) = deployment.fail("two", tenant=B)
+    for each in (row_id, others):
+        with deployment.working():
+            deployment.runner().run_to_end(deployment.replay(Filter(ids=(each,))))
+    done = offboard(operator_transaction, A, by="ann", reason=None)
+    assert (done.complete, done.replay_items) == (True, 1)
+    assert [item["tenant_id"] for item in deployment.items()] == [B]
+
+
+def test_replays_are_kept_as_long_as_history(deployment: Deployment) -> None:
+    (row_id,) = deployment.fail("one")
+    with deployment.working():
+        deployment.runner().run_to_end(deployment.replay(Filter(ids=(row_id,))))
+    under_way = deployment.replay(Filter(ids=(row_id,)))
+    now = datetime.now(UTC)
+    assert expire(operator_transaction, now=now + timedelta(days=399), by="ann").replays == 0
+    assert expire(operator_transaction, now=now + timedelta(days=401), by="ann").replays == 1
+    assert [row["id"] for row in deployment.rows("SELECT id FROM worker_replays")] == [under_way]
+    assert deployment.items() == []

@@ -121,11 +121,19 @@ def _described(counts: Offboarded) -> str:
         counted(counts.events, "event"),
         counted(counts.rules, "rule of retention", "rules of retention"),
         counted(counts.once_keys, "once() key"),
+        counted(counts.replay_items, "replayed job"),
     ]
     return listed(parts)
 
 
 def _total(counts: Offboarded) -> int:
     return (
-        counts.messages.total() + counts.rows.total() + counts.groups + counts.events + counts.rules + counts.once_keys
+        counts.messages.total()
+        + counts.rows.total()
+        + counts.groups
+        + counts.events
+        + counts.rules
+        + counts.once_keys
+        + counts.replay_items
+        + counts.replays
     )

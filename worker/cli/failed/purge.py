@@ -129,6 +129,7 @@ def _parts(done: Expired) -> str:
             _counts(done.rows),
             counted(done.payloads, "payload"),
             counted(done.events, "event"),
+            counted(done.replays, "replay"),
             counted(done.groups, "group"),
         ]
     )
