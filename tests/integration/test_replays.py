@@ -165,3 +165,37 @@ def test_replays_are_kept_as_long_as_history(deployment: Deployment) -> None:
     assert expire(operator_transaction, now=now + timedelta(days=401), by="ann").replays == 1
     assert [row["id"] for row in deployment.rows("SELECT id FROM worker_replays")] == [under_way]
     assert deployment.items() == []
+
+
+def test_an_original_for_another_actor_than_its_row_says_is_not_sent(deployment: Deployment) -> None:
+    """Whoever is bound to a tenant may replace originals of its own."""
+    (row_id,) = deployment.fail("one")
+    deployment.ran.clear()
+    deployment.declare(deployment.run, "test.other")
+    deployment.sql(
+        "UPDATE worker_failed_job_originals SET original ="
+        " convert_to(replace(convert_from(original, 'UTF8'), 'test.replayed', 'test.other'), 'UTF8')"
+    )
+    with deployment.working():
+        deployment.runner().run_to_end(deployment.replay(Filter(ids=(row_id,))))
+    (item,) = deployment.items()
+    assert (item["state"], item["why"]) == (
+        "refused",
+        "its original is for 'test.other', its row for 'test.replayed': say --as which",
+    )
+    assert deployment.ran == []
+
+
+def test_work_across_tenants_is_sent_for_a_tenants_row_only_where_somebody_says_so(deployment: Deployment) -> None:
+    done: list[str] = []
+    deployment.declare(done.append, "test.for_all", tenant_scoped=False)
+    (row_id,) = deployment.fail("one")
+    deployment.sql("DELETE FROM worker_failed_job_originals")
+    deployment.sql("UPDATE worker_failed_jobs SET task_name = 'test.for_all', task_kwargs = '{}'")
+    with deployment.working():
+        deployment.runner().run_to_end(deployment.replay(Filter(ids=(row_id,))))
+        (item,) = deployment.items()
+        assert item["state"] == "refused"
+        assert "across tenants" in item["why"]
+        deployment.runner().run_to_end(deployment.replay(Filter(ids=(row_id,)), actor="test.for_all"))
+    assert done == ["one"]

@@ -18,6 +18,7 @@ from db.sealing import Keys
 from middleware.attempts import OPTION as ATTEMPTS
 from middleware.redaction import REDACTED
 from middleware.replays import OPTION as REPLAY
+from middleware.text import clean
 
 #: Options that tell of the executions before.
 _OF_BEFORE: Final = ("retries", "traceback", "requeue_timestamp", "eta", "redis_message_id", ATTEMPTS, REPLAY)
@@ -44,6 +45,8 @@ class Content:
     message_id: str
     #: The actor that it was for then.
     was: str
+    #: Whether an operator said which actor runs it.
+    chosen: bool = False
 
     def message(self, redis_id: str, replay: Mapping[str, str]) -> Message[Any]:
         """Return the message.
@@ -85,6 +88,11 @@ def content_of(
       NotReplayable: When it cannot be sent again.
     """
     content = _from_original(job, keys) if job.original is not None else _from_row(job)
+    if actor is None and clean(content.actor_name)[:255] != job.task_name:
+        # Tenants write both: what runs is what people see, or what an operator says.
+        raise NotReplayable(
+            f"its original is for {content.actor_name!r}, its row for {job.task_name!r}: say --as which"
+        )
     name = actor or (renamed or {}).get(content.actor_name, content.actor_name)
     args, kwargs = content.args, content.kwargs
     if edit is not None:
@@ -97,7 +105,9 @@ def content_of(
         options["tenant_id"] = str(job.tenant_id)
     if job.correlation_id is not None:
         options["correlation_id"] = str(job.correlation_id)
-    return Content(name, content.queue_name, args, kwargs, options, content.message_id, content.was)
+    return Content(
+        name, content.queue_name, args, kwargs, options, content.message_id, content.was, chosen=actor is not None
+    )
 
 
 def _from_original(job: Candidate, keys: Keys | None) -> Content:

@@ -119,7 +119,14 @@ class Today:
         except ValueError:
             # What is written in C may have no signature.
             pass
-        if actor.options.get("tenant_scoped", True):
+        if not actor.options.get("tenant_scoped", True):
+            if tenant_id is not None and not content.chosen:
+                # Whoever is bound to the tenant may have written the row.
+                raise NotReplayable(
+                    f"{content.actor_name} works across tenants, and the job belongs to one; to send it all the same, "
+                    f"say --as {content.actor_name}"
+                )
+        else:
             if tenant_id is None:
                 raise NotReplayable(f"{content.actor_name} is tenant-scoped, and the job belongs to no tenant")
             self.look_up([tenant_id])
