@@ -359,6 +359,10 @@ def test_ctrl_c_pauses_and_says_how_to_go_on(deployment: Deployment, shell: Shel
         ident = str(replay["id"])[:8]
         assert f"worker replays resume {ident}" in said
         assert f"worker replays cancel {ident}" in said
+        assert f"worker failed list --replay {ident} --status in_progress" in said
+        assert [
+            j["id"] for j in shell.json("failed", "list", "--replay", ident, "--status", "in_progress")["jobs"]
+        ] == [str(rows[0])]
         worker.resume()
         # What was sent goes on, and closes its row.
         eventually(lambda: deployment.status(rows[0]) == "resolved")

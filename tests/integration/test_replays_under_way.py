@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from db.failed import Filter
+from db.failed.originals import as_kept, opened
 from db.replays import claims, runs
 from db.session import operator_transaction
-from tests.integration.replaying import A, Deployment
+from tests.integration.replaying import A, B, Deployment
 from tests.waiting import eventually
 from worker.replay import replayer as replayer_module
 from worker.replay.making import consumed_queues
@@ -268,8 +270,52 @@ def content(**more: Any) -> Content:
 def test_what_no_worker_could_read_is_refused_also_where_its_actor_is_elsewhere(deployment: Deployment) -> None:
     today = Today(deployment.broker, lambda ids: ids, knows_all=False)
     assert today.check(content(), A).queue_name == "attribution"
-    with pytest.raises(NotReplayable, match="option 'max_retries' must be a whole number"):
+    with pytest.raises(NotReplayable, match="option max_retries must be a whole number"):
         today.check(content(options={"max_retries": "3"}), A)
+
+
+def test_why_one_is_refused_tells_a_tenant_nothing_that_its_message_holds(deployment: Deployment) -> None:
+    today = Today(deployment.broker, lambda ids: ids)
+    options = {"pipe_target": {"kwargs": {"password": "hunter2"}}}
+    refused = {"args": ("x",), "actor_name": "test.replayed"}
+    with pytest.raises(NotReplayable, match="option pipe_target must be a message") as said:
+        today.check(content(options=options, **refused), A)
+    assert "hunter2" not in str(said.value)
+
+
+@pytest.mark.parametrize("named", ["\0", str(B), {"password": "hunter2"}])
+def test_one_that_names_another_tenant_is_refused_and_holds_up_none(deployment: Deployment, named: Any) -> None:
+    strange, good = deployment.fail("strange", "good")
+    (kept,) = deployment.rows(f"SELECT original FROM worker_failed_job_originals WHERE failed_job_id = '{strange}'")
+    original = json.loads(opened(kept["original"], None))
+    original["kwargs"]["tenant_id"] = named
+    deployment.sql(
+        "UPDATE worker_failed_job_originals SET original = %s WHERE failed_job_id = %s",
+        as_kept(json.dumps(original).encode(), None),
+        strange,
+    )
+    deployment.fails.clear()
+    with deployment.working():
+        deployment.runner().run_to_end(deployment.replay(Filter(ids=(strange, good))))
+    assert (deployment.status(strange), deployment.status(good)) == ("pending", "resolved")
+    (item,) = deployment.rows("SELECT * FROM worker_replay_items WHERE state = 'refused'")
+    assert item["why"] == f"its argument tenant_id is not the row's tenant, {A}"
+
+
+def test_an_actor_without_a_signature_is_sent_as_it_is(deployment: Deployment) -> None:
+    deployment.declare(max, "test.in_c")
+    today = Today(deployment.broker, lambda ids: ids)
+    assert today.check(content(actor_name="test.in_c", args=(1, 2)), A).args == (1, 2)
+
+
+def test_arguments_that_are_nested_too_deep_to_look_at_are_refused(deployment: Deployment) -> None:
+    (row_id,) = deployment.fail("one")
+    deployment.sql("DELETE FROM worker_failed_job_originals")
+    deep = "[" * 700 + "]" * 700
+    deployment.sql("UPDATE worker_failed_jobs SET task_args = CAST(%s AS jsonb), task_kwargs = NULL", deep)
+    done = deployment.runner().run_to_end(deployment.replay(Filter(ids=(row_id,))))
+    assert done is not None
+    assert (done.state, done.items) == ("finished", {"refused": 1})
 
 
 def test_an_actor_that_is_elsewhere_runs_on_its_own_queue(deployment: Deployment) -> None:

@@ -141,7 +141,11 @@ def _from_row(job: Candidate) -> Content:
     """Return what can be told from a row of which no original is kept: the Celery system's."""
     if job.forgotten_at is not None:
         raise NotReplayable("its arguments were forgotten")
-    if not _is_whole(job.task_args) or not _is_whole(job.task_kwargs):
+    try:
+        whole = _is_whole(job.task_args) and _is_whole(job.task_kwargs)
+    except RecursionError:
+        raise NotReplayable("no original is kept, and its arguments are nested too deep") from None
+    if not whole:
         raise NotReplayable("no original is kept, and its arguments were redacted or cut")
     if job.task_args is None and job.task_kwargs is None:
         raise NotReplayable("neither an original nor arguments are kept")

@@ -88,6 +88,8 @@ def next_steps(replay: Replay, work: Access) -> list[tuple[str, str]]:
     left = [f"{n:,} {words}" for n, words in ((failed, "failed again"), (refused, "refused")) if n]
     if left:
         steps.append((work.command(f"list --replay {ident}"), f"what of it is open: {listed(left)}"))
+    if replay.under_way:
+        steps.append((work.command(f"list --replay {ident} --status in_progress"), "what of it is under way"))
     if failed and replay.settings.edit is not None and work.tenant_id is None:
         steps.append((f"worker failed edit {short(replay.filter.ids[0])}", "a retry sends the original's arguments"))
     match replay.state:
