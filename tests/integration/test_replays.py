@@ -12,7 +12,10 @@ import pytest
 from db.failed import Filter
 from db.failed.expiry import expire
 from db.failed.offboarding import offboard
-from db.session import operator_transaction
+from db.replays import runs
+from db.replays.runs import ReplaySettings
+from db.session import operator_transaction, transaction
+from db.tenancy import tenant_context
 from tests.integration.replaying import A, B, Deployment
 from tests.waiting import eventually
 
@@ -199,3 +202,15 @@ def test_work_across_tenants_is_sent_for_a_tenants_row_only_where_somebody_says_
         assert "across tenants" in item["why"]
         deployment.runner().run_to_end(deployment.replay(Filter(ids=(row_id,)), actor="test.for_all"))
     assert done == ["one"]
+
+
+def test_whoever_is_bound_to_a_tenant_sends_no_work_across_tenants(deployment: Deployment) -> None:
+    done: list[str] = []
+    deployment.declare(done.append, "test.for_all", tenant_scoped=False)
+    (row_id,) = deployment.fail("one")
+    with tenant_context(A), transaction() as s:
+        replay_id = runs.create(s, Filter(ids=(row_id,)), ReplaySettings(actor="test.for_all"), by="tenant")
+    with deployment.working():
+        deployment.runner().run_to_end(replay_id)
+    assert [item["state"] for item in deployment.items()] == ["refused"]
+    assert done == []

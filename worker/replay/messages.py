@@ -74,6 +74,7 @@ def content_of(
     actor: str | None = None,
     edit: Arguments | None = None,
     renamed: Mapping[str, str] | None = None,
+    by_operator: bool = True,
 ) -> Content:
     """Return what the replay of a job is to say.
 
@@ -83,16 +84,16 @@ def content_of(
       actor: The actor that is to run it, where it is another than then.
       edit: Arguments instead of its own.
       renamed: Today's names of actors that had others, the Celery system's for example.
+      by_operator: Whether it is an operator who chose ``actor``, and not somebody who is bound to a tenant.
 
     Raises:
       NotReplayable: When it cannot be sent again.
     """
     content = _from_original(job, keys) if job.original is not None else _from_row(job)
-    if actor is None and clean(content.actor_name)[:255] != job.task_name:
+    was = clean(content.actor_name)[:255]
+    if actor is None and was != job.task_name:
         # Tenants write both: what runs is what people see, or what an operator says.
-        raise NotReplayable(
-            f"its original is for {content.actor_name!r}, its row for {job.task_name!r}: say --as which"
-        )
+        raise NotReplayable(f"its original is for {was!r}, its row for {job.task_name!r}: say --as which")
     name = actor or (renamed or {}).get(content.actor_name, content.actor_name)
     args, kwargs = content.args, content.kwargs
     if edit is not None:
@@ -106,7 +107,14 @@ def content_of(
     if job.correlation_id is not None:
         options["correlation_id"] = str(job.correlation_id)
     return Content(
-        name, content.queue_name, args, kwargs, options, content.message_id, content.was, chosen=actor is not None
+        name,
+        content.queue_name,
+        args,
+        kwargs,
+        options,
+        content.message_id,
+        content.was,
+        chosen=actor is not None and by_operator,
     )
 
 

@@ -224,7 +224,7 @@ class Runner:
             if len(ready) == count:
                 return jobs[:n], ready, refused
             try:
-                content = self._content(job, replay.settings.actor, replay.settings.edit, today)
+                content = self._content(job, replay, replay.settings.edit, today)
                 ready[job.id] = content
                 self._unconsumed.pop(content.queue_name, None)
             except NoConsumer as e:
@@ -244,14 +244,21 @@ class Runner:
     def _content(
         self,
         job: Candidate,
-        actor: str | None,
+        replay: Replay,
         edit: Mapping[str, object] | None,
         today: Today,
         *,
         waits: bool = False,
     ) -> Content:
         after = None if edit is None else self._edited(job, edit)
-        content = content_of(job, keys=self._keys, actor=actor, edit=after, renamed=self._renamed)
+        content = content_of(
+            job,
+            keys=self._keys,
+            actor=replay.settings.actor,
+            edit=after,
+            renamed=self._renamed,
+            by_operator=replay.tenant_id is None,
+        )
         return today.check(content, job.tenant_id, waits=waits)
 
     def _edited(self, job: Candidate, edit: Mapping[str, object]) -> Arguments:
@@ -296,7 +303,7 @@ class Runner:
             for claim in claimed:
                 try:
                     # It was claimed, so it may as well wait in its queue.
-                    ready[claim.job.id] = self._content(claim.job, replay.settings.actor, claim.edit, today, waits=True)
+                    ready[claim.job.id] = self._content(claim.job, replay, claim.edit, today, waits=True)
                 except NotReplayable as e:
                     self.let_go([claim.item], str(e))
             self._send([claim for claim in claimed if claim.job.id in ready], ready)
