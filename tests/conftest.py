@@ -13,8 +13,8 @@ from tests.servers import Cluster, Database, running_cluster, running_redis
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Three processes, each with servers of its own, because most tests wait; one where they are to share a server."""
-    return 0 if os.environ.get("TEST_REDIS_URL") or os.environ.get("TEST_DATABASE_URL") else 3
+    """Two processes, each with servers of its own, because most tests wait; one where they are to share a server."""
+    return 0 if os.environ.get("TEST_REDIS_URL") or os.environ.get("TEST_DATABASE_URL") else 2
 
 
 @pytest.hookimpl(wrapper=True)
