@@ -133,7 +133,9 @@ class TestLostAnswers:
             assert wire.lost.wait(15)
             one.send(job, 2)
             eventually(lambda: 2 in ran)
-            eventually(lambda: kept(client) == in_acks(client))
+            # What is held for ever, not what is about to run.
+            stranded = 1 if type(one.broker) is RedisBroker else 0
+            eventually(lambda: kept(client) == in_acks(client) == stranded)
         return ran
 
     def test_stock_strands_what_it_had_fetched(self, side: Make, wire: CutWire, client: redis.Redis) -> None:
