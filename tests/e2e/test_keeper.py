@@ -87,6 +87,7 @@ def entries(deployment: Deployment, tmp_path: Path) -> Entries:
     return Entries(deployment, tmp_path)
 
 
+@pytest.mark.timeout(400)
 def test_the_row_of_a_message_that_kills_says_how_its_workers_ended(entries: Entries) -> None:
     # Somebody lives all the time, who gives back what the dead leave.
     entries.start("housekeeping", MAX_STARTS="2")
