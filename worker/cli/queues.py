@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 from uuid import UUID
 
 import redis
 import typer
-from dramatiq.errors import ConnectionClosed
 from rich.table import Table
 from rich.text import Text
 
 from worker.cli.audit import keep_event, keep_event_if_possible
-from worker.cli.common import console, explained, fail, tenant_argument
+from worker.cli.common import console, fail, tenant_argument
 from worker.cli.operator import By, operator_name
+from worker.cli.redis_access import redis_access
 from worker.cli.text import counted
 from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, pause, purge, resume
-from worker.redis_client import make_redis
 from worker.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -38,7 +36,7 @@ Named = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; wor
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Show what queues hold, and who consumes them."""
-    with _redis() as (client, settings):
+    with redis_access("queues to look at") as (client, settings):
         states = _states(client, settings)
     if as_json:
         typer.echo(json.dumps([_as_json(state) for state in states]))
@@ -60,7 +58,7 @@ def list_(as_json: AsJson = False) -> None:
 @app.command("pause")
 def pause_(queue: Named, reason: Reason = "", by: By = None) -> None:
     """Let no worker fetch from QUEUE, until it is resumed; what runs or was fetched already finishes."""
-    with _redis() as (client, settings):
+    with redis_access("queues to look at") as (client, settings):
         known = _known(client, settings, queue)
         if known.pause is None:
             found = pause(
@@ -79,7 +77,7 @@ def pause_(queue: Named, reason: Reason = "", by: By = None) -> None:
 @app.command("resume")
 def resume_(queue: Named, reason: Reason = "", by: By = None) -> None:
     """Let workers fetch from QUEUE again."""
-    with _redis() as (client, settings):
+    with redis_access("queues to look at") as (client, settings):
         known = _known(client, settings, queue)
         ended = resume(
             client, queue, by=operator_name(by), reason=reason, namespace=settings.redis_namespace, audit=audit
@@ -104,7 +102,7 @@ def purge_(
 ) -> None:
     """Remove what waits in QUEUE and what is delayed, for ever; what runs or was fetched already finishes."""
     tenant_id = tenant_argument(tenant) if tenant else None
-    with _redis() as (client, settings):
+    with redis_access("queues to look at") as (client, settings):
         _known(client, settings, queue)
         removed = purge(
             client,
@@ -147,19 +145,6 @@ def _counts(found: Found) -> dict[str, Any]:
     # A purge leaves the spool.
     del counts["spooled"]
     return counts
-
-
-@contextmanager
-def _redis() -> Iterator[tuple[redis.Redis, Settings]]:
-    with explained():
-        settings = Settings.load()
-        if settings.stub:
-            fail("REDIS_URL: stub:// has no queues to look at", 2)
-        try:
-            with make_redis(settings) as client:
-                yield client, settings
-        except ConnectionClosed as e:
-            fail(f"Redis cannot be asked: {str(e).removeprefix('Redis: ')}", 2)
 
 
 def _states(client: redis.Redis, settings: Settings) -> list[QueueState]:
