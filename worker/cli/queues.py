@@ -11,14 +11,16 @@ from uuid import UUID
 
 import redis
 import typer
-from rich.table import Table
 from rich.text import Text
 
+from middleware.tally import OUTCOMES
 from worker.cli.audit import keep_event, keep_event_if_possible
 from worker.cli.common import console, fail, tenant_argument
+from worker.cli.failed.looks import grid
 from worker.cli.operator import By, operator_name
 from worker.cli.redis_access import redis_access
-from worker.cli.text import counted
+from worker.cli.text import counted, short_age
+from worker.live import Throughput, throughput
 from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, pause, purge, resume
 from worker.settings import Settings
 
@@ -38,17 +40,27 @@ def list_(as_json: AsJson = False) -> None:
     """Show what queues hold, and who consumes them."""
     with redis_access("queues to look at") as (client, settings):
         states = _states(client, settings)
+        ended = throughput(client, queues=[state.name for state in states], namespace=settings.redis_namespace)
     if as_json:
-        typer.echo(json.dumps([_as_json(state) for state in states]))
+        typer.echo(json.dumps([_as_json(state) | _throughput(ended[state.name]) for state in states]))
         return
-    table = Table()
+    table = grid()
     table.add_column("queue", overflow="fold", min_width=12)
-    for column in ("waiting", "delayed", "running", "oldest", "consumers"):
+    for column in ("waiting", "delayed", "running", "oldest", "/min", "failed/h", "consumers"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for state in states:
         counts = (f"{count:,}" for count in (state.waiting, state.delayed, state.running))
-        table.add_row(Text(state.name), *counts, _age(state.oldest), f"{len(state.consumers):,}", _state(state))
+        rate, failed = ended[state.name].rate, sum(ended[state.name].failed)
+        table.add_row(
+            Text(state.name),
+            *counts,
+            short_age(state.oldest),
+            f"{rate:,.1f}" if 0 < rate < 10 else f"{rate:,.0f}",
+            Text(f"{failed:,}", "bold red" if failed else ""),
+            f"{len(state.consumers):,}",
+            _state(state),
+        )
     console.print(table)
     for state in states:
         for note in _notes(state):
@@ -163,6 +175,11 @@ def _as_json(state: QueueState) -> dict[str, Any]:
     return {**asdict(replace(state, pause=None)), "pause": paused}
 
 
+def _throughput(ended: Throughput) -> dict[str, Any]:
+    last_hour = {outcome: sum(getattr(ended, outcome)) for outcome in OUTCOMES}
+    return {"ended_a_minute": ended.rate, "last_hour": last_hour}
+
+
 def _state(state: QueueState) -> Text:
     if state.pause is not None:
         return Text("paused", "yellow")
@@ -183,12 +200,3 @@ def _notes(state: QueueState) -> Iterator[str]:
 
 def _since(found: Pause) -> str:
     return f"since {found.since:%Y-%m-%d %H:%M} UTC by {found.by}{f': {found.reason}' if found.reason else ''}"
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:.0f} s"
