@@ -86,15 +86,15 @@ def failures_per_minute(
     tenant_id = tenant_of(session) if tenant_id is None else tenant_id
     rows = session.execute(
         text(_OF_ALL if tenant_id is None else _OF_TENANT),
-        {"since": begin, "now": now, "width": width, "first": first, "tenant_id": tenant_id},
+        {"since": begin, "now": now, "width": timedelta(seconds=width), "tenant_id": tenant_id},
     )
     counts: dict[str, Counter[int]] = {}
     for row in rows:
-        counts.setdefault(row.error_type, Counter())[row.bucket] = row.failures
+        counts.setdefault(row.error_type, Counter())[_bucket(row.began, width) - first] = row.failures
     return FailureRates(begin, timedelta(seconds=width), last - first + 1, _stacked(counts, last - first + 1, types))
 
 
-_BUCKET: Final = "CAST(floor(extract(epoch FROM failed_at) / :width) - :first AS integer)"
+_BUCKET: Final = "date_bin(:width, failed_at, :since)"
 # Both columns are in an index with the type first, so of each type a range of it is read and no row. Postgres skips
 # from type to type by itself only from 18 on.
 _OF_ALL: Final = f"""
@@ -107,17 +107,17 @@ WITH RECURSIVE types AS (
     )
     FROM types WHERE types.error_type IS NOT NULL
 )
-SELECT types.error_type, counted.bucket, counted.failures
+SELECT types.error_type, counted.began, counted.failures
 FROM types
 CROSS JOIN LATERAL (
-    SELECT {_BUCKET} AS bucket, count(*) AS failures FROM worker_failed_jobs
+    SELECT {_BUCKET} AS began, count(*) AS failures FROM worker_failed_jobs
     WHERE error_type = types.error_type AND failed_at >= :since AND failed_at <= :now
     GROUP BY 1
 ) counted
 WHERE types.error_type IS NOT NULL
 """
 _OF_TENANT: Final = f"""
-SELECT error_type, {_BUCKET} AS bucket, count(*) AS failures FROM worker_failed_jobs
+SELECT error_type, {_BUCKET} AS began, count(*) AS failures FROM worker_failed_jobs
 WHERE tenant_id = CAST(:tenant_id AS uuid) AND failed_at >= :since AND failed_at <= :now
 GROUP BY 1, 2
 """
