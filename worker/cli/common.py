@@ -18,8 +18,8 @@ from db import session
 from db.errors import ConfigurationError, InvalidTenant
 from db.tenancy import parse_uuid
 from middleware.redaction import Redactor
-from worker.cli.text import printable
 from worker.settings import Settings
+from worker.text import printable
 
 console = Console()
 

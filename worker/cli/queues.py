@@ -19,10 +19,10 @@ from rich.text import Text
 from worker.cli.audit import keep_event, keep_event_if_possible
 from worker.cli.common import console, explained, fail, tenant_argument
 from worker.cli.operator import By, operator_name
-from worker.cli.text import counted
 from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, pause, purge, resume
 from worker.redis_client import make_redis
 from worker.settings import Settings
+from worker.text import counted
 
 app = typer.Typer(no_args_is_help=True)
 
