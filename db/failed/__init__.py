@@ -11,7 +11,18 @@ from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
 from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
 from db.failed.groups import Group, Share, find_groups, get_group, largest_groups
-from db.failed.search import FailedJob, FailedJobSummary, Page, chain, count, find, get, ids_beginning, iterate
+from db.failed.search import (
+    FailedJob,
+    FailedJobSummary,
+    Page,
+    chain,
+    count,
+    count_up_to,
+    find,
+    get,
+    ids_beginning,
+    iterate,
+)
 from db.failed.stats import Count, Stats, stats
 from db.failed.statuses import MOVES, STATUSES, Status, sources
 
@@ -35,6 +46,7 @@ __all__ = [
     "audit",
     "chain",
     "count",
+    "count_up_to",
     "find",
     "find_groups",
     "get",
