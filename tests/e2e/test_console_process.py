@@ -30,8 +30,8 @@ def test_it_listens_for_others_with_tokens_alone() -> None:
     assert where(settings(), "::1", 81) == ("::1", 81)
     assert where(settings(**tokens), None, None) == ("127.0.0.1", PORT)
     assert where(settings(**tokens), "10.0.0.1", None) == ("10.0.0.1", PORT)
-    assert where(settings(**tokens, PORT="5000"), None, None) == ("0.0.0.0", 5000)
-    for wrong, host in ((settings(PORT="5000"), None), (settings(), "0.0.0.0"), (settings(), "example.com")):
+    assert where(settings(**tokens, PORT="5000"), None, None) == ("0.0.0.0", 5000)  # noqa: S104
+    for wrong, host in ((settings(PORT="5000"), None), (settings(), "0.0.0.0"), (settings(), "example.com")):  # noqa: S104
         with pytest.raises(ConfigurationError, match=r"^CONSOLE_TOKENS: required"):
             where(wrong, host, None)
 
