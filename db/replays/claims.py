@@ -7,7 +7,7 @@ under the same id, or released once Redis has promised to take it no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -349,7 +349,7 @@ _RELEASE: Final = text(
     f"""
     WITH given AS MATERIALIZED (
         SELECT failed_job_id, set_config('app.changed_by', :by, true), set_config('app.change_reason', :why, true)
-        FROM worker_replay_items WHERE id = ANY(:items) AND state = 'claimed'
+        FROM worker_replay_items WHERE id = ANY(:items) AND state = ANY(:states)
     ),
     picked AS MATERIALIZED (
         SELECT id FROM worker_failed_jobs WHERE id IN (SELECT failed_job_id FROM given) AND status = 'in_progress'
@@ -358,17 +358,25 @@ _RELEASE: Final = text(
     locked AS MATERIALIZED ({LOCK_GROUPS.replace(":ids", "ARRAY(SELECT id FROM picked)")}),
     released AS (
         UPDATE worker_replay_items SET state = 'released', why = :why, ended_at = clock_timestamp()
-        WHERE id = ANY(:items) AND state = 'claimed'
+        WHERE id = ANY(:items) AND state = ANY(:states)
     )
     UPDATE worker_failed_jobs job SET status = 'pending'
     FROM picked WHERE job.id = picked.id AND (SELECT count(*) FROM locked) >= 0
+    RETURNING job.id
     """
 )
 
 
-def release(session: Session, items: Iterable[UUID], *, by: str, why: str) -> None:
-    """Return jobs whose messages will never be sent to ``pending``."""
-    session.execute(_RELEASE, {"items": list(items), "by": by, "why": why})
+def release(
+    session: Session, items: Iterable[UUID], *, by: str, why: str, states: Collection[str] = ("claimed",)
+) -> int:
+    """Return jobs whose messages will never be sent, or never run, to ``pending``; return how many.
+
+    Arguments:
+      states: Of the items that are meant: with ``sent``, those whose messages were removed from Redis, too.
+    """
+    released = session.execute(_RELEASE, {"items": list(items), "by": by, "why": why, "states": list(states)})
+    return len(released.all())
 
 
 def unsent_of_ended(session: Session, limit: int) -> list[UUID]:

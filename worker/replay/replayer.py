@@ -93,6 +93,7 @@ class Replayer(Middleware):
             tidy = session.execute(_TO_LET_GO).scalar_one()
         if tidy:
             runner.tidy()
+        runner.release_removed()
         for replay_id in found:
             if self._stop.is_set():
                 return False

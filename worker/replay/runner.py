@@ -26,6 +26,7 @@ from middleware.lua_scripts import Scripts
 from middleware.replays import option
 from worker.replay.messages import Content, NotReplayable, content_of
 from worker.replay.ramp import allowed, to_send, too_many_failed, worthwhile
+from worker.replay.removed import release_removed
 from worker.replay.sending import remember, send, withdraw
 from worker.replay.today import NoConsumer, Today
 
@@ -314,6 +315,10 @@ class Runner:
         with self._begin() as session:
             claims.release(session, withdrawn, by=self._name, why=why)
             claims.sent(session, set(items) - withdrawn)
+
+    def release_removed(self) -> int:
+        """Set jobs back whose messages were removed; see :func:`worker.replay.removed.release_removed`."""
+        return release_removed(self._run, self._begin)
 
     def tidy(self) -> int:
         """Let go of what cancelled replays had claimed and not sent, and return how many."""
