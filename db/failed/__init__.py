@@ -13,7 +13,18 @@ from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
 from db.failed.groups import Group, Share, find_groups, get_group, largest_groups
 from db.failed.rates import FailureRates, Series, failures_per_minute
-from db.failed.search import FailedJob, FailedJobSummary, Page, chain, count, find, get, ids_beginning, iterate
+from db.failed.search import (
+    FailedJob,
+    FailedJobSummary,
+    Page,
+    chain,
+    count,
+    count_up_to,
+    find,
+    get,
+    ids_beginning,
+    iterate,
+)
 from db.failed.stats import Count, Stats, stats
 from db.failed.statuses import MOVES, STATUSES, Status, sources
 
@@ -41,6 +52,7 @@ __all__ = [
     "audit",
     "chain",
     "count",
+    "count_up_to",
     "failures_by_tenant",
     "failures_per_minute",
     "find",

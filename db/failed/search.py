@@ -16,6 +16,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from db.failed.filters import SEARCHED, Filter, InvalidFilter, contains, spelled_out
+from db.failed.groups import group_conditions
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
 
@@ -131,6 +132,34 @@ def count(session: Session, where: Filter) -> int:
     condition, parameters = spelled_out(session, where).where()
     details = _FROM if where.fingerprint else "worker_failed_jobs job"
     return int(session.execute(text(f"SELECT count(*) FROM {details} WHERE {condition}"), parameters).scalar_one())
+
+
+def count_up_to(session: Session, where: Filter, most: int) -> tuple[int, bool]:
+    """Return how many jobs match, and whether these are all; of more than ``most`` it returns that, and that they are
+    not.
+
+    What asks for groups alone (see :attr:`Filter.of_groups`) is summed from their counts, and then these are all,
+    however many.
+    """
+    where = spelled_out(session, where)
+    if where.of_groups:
+        conditions, parameters = group_conditions(where)
+        counted = " + ".join(where.status or STATUSES)
+        found = session.execute(
+            text(
+                f"SELECT CAST(coalesce(sum({counted}), 0) AS bigint)"
+                f" FROM worker_failed_job_groups groups WHERE {' AND '.join(conditions)}"
+            ),
+            parameters,
+        ).scalar_one()
+        return int(found), True
+    condition, parameters = where.where()
+    details = _FROM if where.fingerprint else "worker_failed_jobs job"
+    found = session.execute(
+        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) some"),
+        {**parameters, "most": most + 1},
+    ).scalar_one()
+    return min(int(found), most), int(found) <= most
 
 
 def get(session: Session, job_id: UUID) -> FailedJob | None:

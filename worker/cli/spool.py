@@ -10,8 +10,8 @@ from rich.table import Table
 
 from worker.cli.common import console
 from worker.cli.redis_access import redis_access
-from worker.cli.text import printable, to_json
 from worker.live import spool_groups, spool_state
+from worker.text import printable, to_json
 
 
 def show(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:

@@ -12,10 +12,10 @@ from rich.text import Text
 from worker.cli.common import console
 from worker.cli.failed.looks import grid
 from worker.cli.redis_access import redis_access
-from worker.cli.text import counted, last_name, one_line, short_age, to_json
 from worker.live import RunningMessage, WorkerState, list_workers
 from worker.queue_admin.keys import asking
 from worker.queue_admin.lives import server_time
+from worker.text import counted, last_name, one_line, short_age, to_json
 
 app = typer.Typer(no_args_is_help=True)
 

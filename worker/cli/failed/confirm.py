@@ -13,7 +13,7 @@ from db.failed import Filter, Stats, find, largest_groups, stats
 from worker.cli.common import fail
 from worker.cli.failed.looks import say
 from worker.cli.failed.options import Access
-from worker.cli.text import counted, last_name, listed, one_line
+from worker.text import counted, last_name, listed, one_line
 
 #: Groups that are named.
 _GROUPS = 3

@@ -21,12 +21,12 @@ from worker.cli.failed.confirm import can_be_asked
 from worker.cli.failed.editor import in_editor
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import heading
-from worker.cli.failed.options import AsJson, AsTenant, NoSuchJob, Yes, access, find_id
+from worker.cli.failed.options import AsJson, AsTenant, Yes, access
 from worker.cli.failed.retry import REPLAYABLE, check_actor
 from worker.cli.operator import By, operator_name
 from worker.cli.replays.options import As, Detach, Module, Reason
 from worker.cli.replays.report import run, show_changed
-from worker.cli.text import one_line, short
+from worker.failed.asked import NoSuchJob, find_id
 from worker.redis_client import make_redis
 from worker.replay import editing
 from worker.replay.application import import_application
@@ -34,6 +34,7 @@ from worker.replay.making import make_today
 from worker.replay.messages import Content, NotReplayable, content_of
 from worker.replay.today import Today
 from worker.settings import Settings
+from worker.text import one_line, short
 
 _PANEL = "What to change"
 

@@ -23,7 +23,7 @@ from worker.cli.common import console, fail
 from worker.cli.failed.confirm import confirm, described, held_fast
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import grid, progressing, say
-from worker.cli.failed.options import Access, AsJson, Asked, NoSuchJob, Yes, access, filtered, statuses, to_filter
+from worker.cli.failed.options import Access, AsJson, Yes, access, filtered
 from worker.cli.operator import By, operator_name
 from worker.cli.replays.options import (
     RAMP_DEFAULT,
@@ -40,12 +40,13 @@ from worker.cli.replays.options import (
     to_settings,
 )
 from worker.cli.replays.report import run
-from worker.cli.text import counted, one_line, short, to_json
+from worker.failed.asked import Asked, NoSuchJob, statuses, to_filter
 from worker.redis_client import make_redis
 from worker.replay.application import import_application
 from worker.replay.dry_run import DryRun, dry_run
 from worker.replay.making import make_today
 from worker.settings import Settings
+from worker.text import counted, one_line, short, to_json
 
 #: What a replay takes jobs from.
 REPLAYABLE: Final[tuple[Status, ...]] = ("pending", "abandoned")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -15,47 +15,21 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.orm import Session
 
-from db.failed import Event, FailedJob, FailedJobSummary, Group, chain, find, get, get_group, history
+from db.failed import Event, FailedJob, Group, find, get, history
 from worker.cli.common import console, fail
-from worker.cli.failed import advice, tracebacks
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.list import show_jobs
 from worker.cli.failed.looks import STATUS_STYLES, heading, say, say_command
-from worker.cli.failed.options import OPEN, Access, AsJson, Asked, NoSuchJob, access, filtered, to_filter
-from worker.cli.text import age, ago, counted, last_name, one_line, printable, to_json
-from worker.tenants import tenant_names
+from worker.cli.failed.options import Access, AsJson, access, filtered
+from worker.failed import advice, tracebacks
+from worker.failed.asked import OPEN, Asked, NoSuchJob, to_filter
+from worker.failed.incident import FRAMES, Incident, look
+from worker.text import age, ago, counted, last_name, one_line, printable, to_json
 
 #: Lines of a message, frames, events and jobs of one chain that are shown; --traceback shows a message and its frames
 #: in full.
 _LINES: Final = 12
-_FRAMES: Final = 8
 _EVENTS: Final = 30
-_CHAIN: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """All that is known of a failed job."""
-
-    job: FailedJob
-    #: Where it has one.
-    group: Group | None
-    history: list[Event]
-    #: The failed jobs of the same piece of work, this one among them.
-    chain: list[FailedJobSummary]
-    names: Mapping[UUID, str]
-    raised: list[tracebacks.Raised]
-
-    @property
-    def folds(self) -> bool:
-        """Whether frames are left out, unless all are asked for."""
-        return any(not frame.own for raised in self.raised for frame in raised.frames) or any(
-            len(raised.own) > _FRAMES for raised in self.raised
-        )
-
-    def steps(self, work: Access, *, full: bool) -> list[advice.Step]:
-        """Return what can be done about it."""
-        return advice.steps(self.job, self.group, len(self.chain), work.command, truncated=not full and self.folds)
 
 
 @filtered
@@ -70,7 +44,7 @@ def show(
     """
     with access(asked.as_tenant) as work:
         with work.begin() as session:
-            incidents = [_look(session, job) for job in _find(session, asked, work, as_json=as_json)]
+            incidents = [look(session, job) for job in _find(session, asked, work, as_json=as_json)]
         for n, incident in enumerate(incidents):
             if as_json:
                 typer.echo(to_json(_in_json(incident, work)))
@@ -100,19 +74,6 @@ def _find(session: Session, asked: Asked, work: Access, *, as_json: bool) -> lis
     return [job for job in found if job is not None]
 
 
-def _look(session: Session, job: FailedJob) -> Incident:
-    chained = chain(session, job.correlation_id, limit=_CHAIN) if job.correlation_id else []
-    group = get_group(session, job.fingerprint) if job.fingerprint else None
-    return Incident(
-        job=job,
-        group=group,
-        history=history(session, job.id),
-        chain=chained,
-        names=tenant_names(session, [job.tenant_id, *(other.tenant_id for other in chained)]),
-        raised=tracebacks.parse(job.traceback, job.task_name, group.place if group else None) if job.traceback else [],
-    )
-
-
 def _show_what_was(session: Session, job_id: UUID, now: datetime) -> None:
     """Print what is known of a job that was removed: its history outlives it."""
     events = history(session, job_id)
@@ -131,7 +92,7 @@ def _in_json(incident: Incident, work: Access) -> dict[str, Any]:
         "history": incident.history,
         "chain": incident.chain,
         "advice": advice.first(job),
-        "next_steps": incident.steps(work, full=True),
+        "next_steps": _steps(incident, work, full=True),
     }
 
 
@@ -232,12 +193,12 @@ def _show_where(raised: list[tracebacks.Raised], *, full: bool) -> None:
         if n and (each.said or each.frames):
             said = one_line(each.said[0]) if each.said else "?"
             say(Text.assemble((f"  {each.link or 'after'} ", "dim"), (said[:300], "red")))
-        shown = each.frames if full else each.own[-_FRAMES:]
+        shown = each.frames if full else each.own[-FRAMES:]
         for frame in reversed(shown):
             _show_frame(frame, mark=full)
         folded = len(each.frames) - len(shown)
         if folded:
-            own = "" if len(each.own) <= _FRAMES else " and outer ones of its own"
+            own = "" if len(each.own) <= FRAMES else " and outer ones of its own"
             nothing = "" if shown else "none of its own; "
             say(f"  {nothing}{counted(folded, 'frame')} of libraries{own} folded", "dim")
 
@@ -351,10 +312,17 @@ def _show_chain(incident: Incident, now: datetime) -> None:
     show_jobs(incident.chain, incident.names, now)
 
 
+def _steps(incident: Incident, work: Access, *, full: bool) -> list[advice.Step]:
+    """Return what can be done about it."""
+    return advice.steps(
+        incident.job, incident.group, len(incident.chain), work.command, truncated=not full and incident.folds
+    )
+
+
 def _show_steps(incident: Incident, work: Access, *, full: bool) -> None:
     heading("What next")
     for sentence in (advice.closed(incident.job), advice.first(incident.job)):
         if sentence:
             console.print(Padding(Text(sentence), (0, 0, 0, 2)))
-    for step in incident.steps(work, full=full):
+    for step in _steps(incident, work, full=full):
         say_command(f"  {step.command}", f"  # {step.purpose}")

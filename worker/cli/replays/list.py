@@ -15,7 +15,7 @@ from worker.cli.common import console
 from worker.cli.failed.looks import grid, say
 from worker.cli.failed.options import AsJson, AsTenant, access
 from worker.cli.replays.words import STATE_STYLES, in_json, which
-from worker.cli.text import age, one_line, short, to_json
+from worker.text import age, one_line, short, to_json
 
 
 def list_(

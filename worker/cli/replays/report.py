@@ -19,8 +19,8 @@ from worker.cli.failed.looks import heading, say, say_command
 from worker.cli.failed.options import Access
 from worker.cli.replays.running import follow
 from worker.cli.replays.words import command, in_json, next_steps, not_sent, outcomes
-from worker.cli.text import counted, last_name, one_line, printable, short, to_json
 from worker.replay.editing import Changed
+from worker.text import counted, last_name, one_line, printable, short, to_json
 
 #: Jobs that failed again and are named.
 _NAMED: Final = 5

@@ -18,9 +18,9 @@ from worker.cli.failed.options import Access, AsJson, AsTenant, access
 from worker.cli.replays.options import Ident, the_replay
 from worker.cli.replays.report import show_changed, show_failures, show_reasons, show_steps
 from worker.cli.replays.words import STATE_STYLES, arguments_of, in_json, next_steps, not_sent, outcomes
-from worker.cli.text import ago, counted, one_line, printable, to_json
 from worker.replay import editing
 from worker.settings import Settings
+from worker.text import ago, counted, one_line, printable, to_json
 
 #: Jobs that failed again and are named.
 _FAILURES = 10

@@ -14,7 +14,7 @@ from rich.text import Text
 from db.failed import Filter
 from db.replays.runs import Replay, State, filter_as_json
 from worker.cli.failed.options import Access
-from worker.cli.text import counted, listed, one_line, short
+from worker.text import counted, listed, one_line, short
 
 STATE_STYLES: Final[dict[State, str]] = {
     "running": "cyan",

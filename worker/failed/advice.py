@@ -8,7 +8,7 @@ from typing import Final
 
 from db.failed import FailedJob, Group
 from middleware import classification as kinds
-from worker.cli.text import counted, short
+from worker.text import counted, short
 
 #: What to look at first, by error type.
 _FIRST: Final = {

@@ -1,0 +1,8 @@
+"""The pages, each with its forms, in a module of its own."""
+
+from __future__ import annotations
+
+from worker.console.pages import failures, login
+
+#: In the order in which routes are tried.
+ALL = (login, failures)
