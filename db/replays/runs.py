@@ -17,6 +17,7 @@ from db.errors import DramaturgError
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.filters import Filter
 from db.session import tenant_of
+from db.times import moment_of
 
 State = Literal["running", "paused", "stopped", "cancelled", "finished"]
 
@@ -375,7 +376,7 @@ def filter_from_json(values: Mapping[str, Any]) -> Filter:
     """
     kinds: dict[str, Callable[[Any], Any]] = {
         **dict.fromkeys(("ids", "tenant_id", "correlation_id", "replay"), UUID),
-        **dict.fromkeys(("since", "until"), datetime.fromisoformat),
+        **dict.fromkeys(("since", "until"), moment_of),
     }
 
     def made(name: str, value: Any) -> Any:

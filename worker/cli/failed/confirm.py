@@ -10,6 +10,7 @@ import typer
 from sqlalchemy.orm import Session
 
 from db.failed import Filter, Stats, find, largest_groups, stats
+from db.times import FarTime
 from worker.cli.common import fail
 from worker.cli.failed.looks import say
 from worker.cli.failed.options import Access
@@ -24,8 +25,12 @@ def held_fast(session: Session, where: Filter) -> Filter:
     if where.until is not None:
         return where
     newest = find(session, where, limit=1).jobs
+    if not newest:
+        return where
     # Not this machine's time: workers' clocks wrote theirs.
-    return replace(where, until=newest[0].failed_at + timedelta(microseconds=1)) if newest else where
+    last = newest[0].failed_at
+    # Of times that Python does not have there is none after it; see db.times.
+    return replace(where, until=last if isinstance(last, FarTime) else last + timedelta(microseconds=1))
 
 
 def described(session: Session, where: Filter, work: Access) -> tuple[Stats, str]:
