@@ -165,7 +165,9 @@ class TestPurge:
             GLOBEX,
         )
         done = run("purge", "llm", "--yes", "--json")
-        assert json.loads(done.stdout) == {"queue": "llm", "waiting": 6, "delayed": 0, "suspects": 0, "running": 0}
+        assert json.loads(done.stdout) == {
+            "queue": "llm", "waiting": 6, "delayed": 0, "suspects": 0, "running": 0, "released": 0,
+        }  # fmt: skip
         assert json.loads(run("purge", "llm", "--json").stdout)["waiting"] == 0
 
     @pytest.mark.parametrize(("answer", "left"), [("y", 3), ("n", 6), ("", 6)])

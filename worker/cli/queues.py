@@ -15,12 +15,17 @@ import typer
 from dramatiq.errors import ConnectionClosed
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
+from db.errors import ConfigurationError
+from db.session import operator_transaction
+from middleware.lua_scripts import Scripts
 from worker.cli.audit import keep_event, keep_event_if_possible
 from worker.cli.common import console, explained, fail, tenant_argument
 from worker.cli.operator import By, operator_name
 from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, pause, purge, resume
 from worker.redis_client import make_redis
+from worker.replay.removed import release_removed
 from worker.settings import Settings
 from worker.text import counted
 
@@ -117,10 +122,27 @@ def purge_(
             before_removal=lambda found: None if yes else _confirm(found[0], tenant_id, actor),
             audit=strict_audit,
         )
+        released = release(client, settings) if removed.removable else 0
     if as_json:
-        typer.echo(json.dumps(_counts(removed)))
+        typer.echo(json.dumps({**_counts(removed), "released": released}))
         return
     console.print(Text(f"Removed: {_described(removed)}. {removed.running:,} with workers, left."), soft_wrap=True)
+    if released:
+        console.print(
+            Text(f"Pending again, because it was to retry them: {counted(released, 'failed job')}."), soft_wrap=True
+        )
+
+
+def release(client: redis.Redis, settings: Settings) -> int:
+    """Set failed jobs back whose replays were removed, and return how many; where Postgres is away, workers do it."""
+    try:
+        return release_removed(Scripts(client, settings.redis_namespace), operator_transaction)
+    except (SQLAlchemyError, ConfigurationError) as e:
+        sys.stderr.write(
+            f"worker: Postgres is away ({type(e).__name__}), so failed jobs that were being retried by what was removed"
+            " are in progress until a worker that consumes housekeeping finds it back\n"
+        )
+        return 0
 
 
 def _confirm(found: Found, tenant_id: UUID | None, actor: str | None) -> None:
