@@ -8,9 +8,11 @@ that change take what gives sessions, because they use several, one after the ot
 from __future__ import annotations
 
 from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
+from db.failed.by_tenant import TenantFailures, TenantPage, failures_by_tenant
 from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
 from db.failed.groups import Group, Share, find_groups, get_group, largest_groups
+from db.failed.rates import FailureRates, Series, failures_per_minute
 from db.failed.search import (
     FailedJob,
     FailedJobSummary,
@@ -34,19 +36,25 @@ __all__ = [
     "Event",
     "FailedJob",
     "FailedJobSummary",
+    "FailureRates",
     "Filter",
     "Group",
     "InvalidFilter",
     "Moved",
     "Page",
+    "Series",
     "Share",
     "Stats",
     "Status",
+    "TenantFailures",
+    "TenantPage",
     "abandon",
     "audit",
     "chain",
     "count",
     "count_up_to",
+    "failures_by_tenant",
+    "failures_per_minute",
     "find",
     "find_groups",
     "get",
