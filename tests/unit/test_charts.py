@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.console.charts import COLOURS, HEIGHT, REST, ROWS, colours_of, nice_scale, spark, stacked_bars
+from worker.console.charts import COLOURS, HEIGHT, REST, ROWS, colours_of, in_short, nice_scale, spark, stacked_bars
 
 SINCE = datetime(2026, 5, 1, 11, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -120,3 +120,10 @@ def test_spark_lines() -> None:
     assert spark((0, 5, 10)) == "0,1000 1,500 2,0"
     assert spark((0, 0)) == "0,1000 1,1000"
     assert spark(()) == ""
+
+
+def test_round_numbers_are_short() -> None:
+    numbers = (0, 5, 1_500, 5_000, 10_000, 25_000, 500_000, 1_000_000, 1_500_000, 20_000_000)
+    assert [in_short(number) for number in numbers] == [
+        "0", "5", "1,500", "5,000", "10k", "25k", "500k", "1M", "1.5M", "20M",
+    ]  # fmt: skip

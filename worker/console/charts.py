@@ -128,7 +128,7 @@ def stacked_bars(series: Sequence[tuple[str | None, Sequence[int]]], since: date
         bars=bars,
         width=width,
         stacks=tuple(stacks),
-        heights=tuple(Mark(round(100 - 100 * value / scale[-1], 2), f"{value:,}") for value in scale),
+        heights=tuple(Mark(round(100 - 100 * value / scale[-1], 2), in_short(value)) for value in scale),
         times=tuple(_times(since, width, bars)),
         filled=tuple(
             Bar(n, since + n * width, totals[n], tuple((name, counts[n]) for name, counts in series if counts[n]))
@@ -170,6 +170,14 @@ def nice_scale(highest: int) -> tuple[int, ...]:
     return tuple(step * n for n in range(steps + 1))
 
 
+def in_short(value: int) -> str:
+    """Return a round number in few characters: ``1,500``, ``20k``, ``3M``."""
+    for size, unit in ((1_000_000, "M"), (10_000, "k")):
+        if value >= size:
+            return f"{value / (1_000 if unit == 'k' else size):,.4g}{unit}"
+    return f"{value:,}"
+
+
 def spark(values: Sequence[int]) -> str:
     """Return the points of a line through ``values``, one unit apart, as SVG has them; the highest is at the top."""
     highest = max(values, default=0) or 1
@@ -187,7 +195,7 @@ def _times(since: datetime, width: timedelta, bars: int) -> Iterable[Mark]:
     """Give round times, four to eight of them, and no label that would be cut off."""
     whole = width * bars
     minutes = whole / timedelta(minutes=1)
-    step = timedelta(minutes=next((step for step in _STEPS if minutes / step <= 6), _STEPS[-1]))
+    step = timedelta(minutes=next((step for step in _STEPS if minutes / step < 7), _STEPS[-1]))
     midnight = since.replace(hour=0, minute=0, second=0, microsecond=0)
     at = midnight + ((since - midnight) // step + 1) * step
     while at < since + whole:
