@@ -4,8 +4,8 @@
 -- Of those that are replays it is remembered whose they were: nobody else would tell Postgres that they never end.
 -- KEYS: namespace. ARGV: queue; what to look at: "list", "suspects", "due" (of a delay queue), "taking" or "held" (by a
 -- broker, and never removed); broker id or ''; where to go on, 0 at first; how many to look at; 1 to remove them; the
--- tenant's 32 hexadecimal digits or '' for any; the actor's name or '' for any; who removes them and why, as it is to be
--- remembered of replays.
+-- tenant's 32 hexadecimal digits or '' for any; the actor's name, or from a dot on its end, or '' for any; who removes
+-- them and why, as it is to be remembered of replays.
 -- Returns how many were meant; where to go on, -1 at the end; of a list how many were looked at, and how long it is.
 local ns, queue, what, broker = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local at, count, remove, tenant, actor = ARGV[4], tonumber(ARGV[5]), ARGV[6] == "1", ARGV[7], ARGV[8]
@@ -30,6 +30,10 @@ local function decode(data)
   end
   return ok and type(message) == "table" and message or {}
 end
+local function is_of(name)
+  return name == actor or (type(name) == "string" and string.sub(actor, 1, 1) == "."
+    and string.sub(name, -#actor) == actor)
+end
 local function matches(data)
   if tenant == "" and actor == "" then
     return true
@@ -39,7 +43,7 @@ local function matches(data)
     return false
   end
   local message = decode(data)
-  if actor ~= "" and message.actor_name ~= actor then
+  if actor ~= "" and not is_of(message.actor_name) then
     return false
   end
   local options = type(message.options) == "table" and message.options or {}

@@ -224,6 +224,33 @@ class TestPurge:
         }  # fmt: skip
         assert json.loads(run("purge", "llm", "--json").stdout)["waiting"] == 0
 
+    def test_tenants_and_actors_as_the_commands_about_failures_take_them(
+        self, client: redis.Redis, database: Database
+    ) -> None:
+        with psycopg.connect(database.admin_url) as connection:
+            connection.execute("INSERT INTO tenants (id, name) VALUES (%s, 'Acme'), (%s, 'Globex')", [ACME, GLOBEX])
+        for actor in ("worker.llm.ask", "shop.ask", "mask", "ask.others"):
+            fill(client, actor=actor)
+            fill(client, actor=actor, tenant=GLOBEX)
+        said = json.loads(run("purge", "llm", "--tenant", "Globex", "--actor", "ask", "--yes", "--json").stdout)
+        assert said["waiting"] == 6
+        assert client.llen("dramatiq:llm") == 18
+        # One that is called so is meant alone.
+        fill(client, actor="ask")
+        done = run("purge", "llm", "--actor", "ask")
+        assert "3 waiting messages, 0 delayed of actor ask in queue llm" in done.stderr
+        assert json.loads(run("purge", "llm", "--actor", "ask", "--yes", "--json").stdout)["waiting"] == 3
+        done = run("purge", "llm", "--actor", "ask")
+        assert "6 waiting messages, 0 delayed of actors whose name ends with .ask in queue llm" in done.stderr
+
+    @pytest.mark.parametrize("tenant", ["Nobody", ""])
+    def test_a_tenant_that_is_nobody(self, client: redis.Redis, tenant: str) -> None:
+        fill(client)
+        done = run("purge", "llm", "--tenant", tenant, "--yes")
+        said = f"worker: tenant must be a UUID or the name of one that is there, not {tenant!r}\n"
+        assert (done.exit_code, done.stderr) == (1, said)
+        assert client.llen("dramatiq:llm") == 3
+
     @pytest.mark.parametrize(("answer", "left"), [("y", 3), ("n", 6), ("", 6)])
     def test_it_asks_whoever_is_there_with_the_counts(self, client: redis.Redis, answer: str, left: int) -> None:
         fill(client)

@@ -19,14 +19,15 @@ from db.session import operator_transaction
 from middleware.lua_scripts import Scripts
 from middleware.tally import OUTCOMES
 from worker.cli.audit import keep_event, keep_event_if_possible
-from worker.cli.common import console, fail, tenant_argument
+from worker.cli.common import configure_sessions, console, fail
 from worker.cli.failed.looks import grid
 from worker.cli.operator import By, operator_name
 from worker.cli.redis_access import redis_access
 from worker.live import Throughput, throughput
-from worker.queue_admin import Audit, Found, Pause, QueueState, list_queues, pause, purge, resume
+from worker.queue_admin import Audit, Found, Pause, QueueState, count_messages, list_queues, pause, purge, resume
 from worker.replay.removed import release_removed
 from worker.settings import Settings
+from worker.tenants import tenant_named
 from worker.text import counted, short_age
 
 app = typer.Typer(no_args_is_help=True)
@@ -110,17 +111,23 @@ def resume_(queue: Named, reason: Reason = "", by: By = None) -> None:
 @app.command("purge")
 def purge_(
     queue: Named,
-    tenant: Annotated[str | None, typer.Option("--tenant", help="This tenant's messages only; its UUID.")] = None,
-    actor: Annotated[str | None, typer.Option("--actor", help="This actor's messages only.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="This tenant's messages only: its UUID, or its name.")
+    ] = None,
+    actor: Annotated[
+        str | None, typer.Option("--actor", help="This actor's messages only; its last name will do.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
     reason: Reason = "",
     by: By = None,
 ) -> None:
     """Remove what waits in QUEUE and what is delayed, for ever; what runs or was fetched already finishes."""
-    tenant_id = tenant_argument(tenant) if tenant else None
     with redis_access("queues to look at") as (client, settings):
         _known(client, settings, queue)
+        # Not one that is empty: whoever names nobody means not everybody.
+        tenant_id = None if tenant is None else _tenant_named(tenant)
+        actor = actor and _in_full(client, settings, queue, tenant_id, actor)
         removed = purge(
             client,
             queue,
@@ -143,6 +150,22 @@ def purge_(
         )
 
 
+def _tenant_named(tenant: str) -> UUID:
+    try:
+        return UUID(tenant)
+    except ValueError:
+        configure_sessions()
+    with operator_transaction() as session:
+        return tenant_named(session, tenant)
+
+
+def _in_full(client: redis.Redis, settings: Settings, queue: str, tenant_id: UUID | None, actor: str) -> str:
+    """Return an actor's name where one with messages here is called so, else what the names of those end with that a
+    person means."""
+    found = count_messages(client, tenant_id=tenant_id, actor=actor, queues=[queue], namespace=settings.redis_namespace)
+    return actor if any(one.removable for one in found) or actor.startswith(".") else f".{actor}"
+
+
 def release(client: redis.Redis, settings: Settings) -> int:
     """Set failed jobs back whose replays were removed, and return how many; where Postgres is away, workers do it."""
     try:
@@ -157,9 +180,9 @@ def release(client: redis.Redis, settings: Settings) -> int:
 
 def _confirm(found: Found, tenant_id: UUID | None, actor: str | None) -> None:
     """Ask whether to go on; it ends the command where the answer is no, or nobody is there to give one."""
-    whose = "".join(
-        f" of {what} {value}" for what, value in (("tenant", tenant_id), ("actor", actor)) if value is not None
-    )
+    whose = "" if tenant_id is None else f" of tenant {tenant_id}"
+    if actor is not None:
+        whose += f" of actors whose name ends with {actor}" if actor.startswith(".") else f" of actor {actor}"
     what = f"{_described(found)}{whose} in queue {found.queue}"
     if not sys.stdin.isatty():
         fail(f"this would remove {what}: say --yes, because nobody can be asked")

@@ -55,7 +55,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Meant:
-    """Which messages are meant: all where both are ``None``."""
+    """Which messages are meant: all where both are ``None``. See :func:`remove_messages`."""
 
     tenant_id: UUID | None
     actor: str | None
@@ -78,7 +78,7 @@ class _Meant:
             # Of a replay: its row would be open for ever.
             return False
         return (self.tenant_id is None or tenant_id == str(self.tenant_id)) and (
-            self.actor is None or actor == self.actor
+            self.actor is None or actor == self.actor or (self.actor[0] == "." and str(actor).endswith(self.actor))
         )
 
 
@@ -149,7 +149,8 @@ def remove_messages(
       by: The operator.
       reason: Why, in the operator's words.
       tenant_id: Of whom; of all where it is ``None``.
-      actor: Which; all where it is ``None``.
+      actor: Which, or with a dot at its beginning those whose names end so: ``.recompute_window``; all where it is
+        ``None``.
       namespace: Prefix of every key.
       before_removal: Told what was found, before anything is removed; what it raises prevents that. Not called where
         there is nothing to remove.
