@@ -25,6 +25,7 @@ from db.failed.search import (
     ids_beginning,
     iterate,
 )
+from db.failed.standing import Standing, standing
 from db.failed.stats import Count, Stats, stats
 from db.failed.statuses import MOVES, STATUSES, Status, sources
 
@@ -44,6 +45,7 @@ __all__ = [
     "Page",
     "Series",
     "Share",
+    "Standing",
     "Stats",
     "Status",
     "TenantFailures",
@@ -68,6 +70,7 @@ __all__ = [
     "reopen",
     "resolve",
     "sources",
+    "standing",
     "stats",
     "write_event",
 ]

@@ -19,12 +19,15 @@ from worker.console.attempts import Attempts
 from worker.console.deployment import Deployment
 from worker.console.rendering import FOLDER
 from worker.console.sessions import SessionCookies
+from worker.console.shared import Shared
 from worker.console_tokens import read_tokens
 from worker.redis_client import make_redis
 from worker.settings import Settings
 
 #: Seconds that Redis may take where a page can do without.
 ANSWERS_WITHIN: Final = 2.0
+#: Seconds for which what one sees of a live page is what the next sees, too; less than its parts are asked for again.
+SHARED_FOR: Final = 4.0
 
 
 class _Files(StaticFiles):
@@ -55,6 +58,7 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
     app.state.settings = settings
     app.state.client = client
     app.state.doorkeeper = make_doorkeeper(settings, client)
+    app.state.shared = Shared(SHARED_FOR)
     app.state.deployment = deployment or Deployment(settings)
     problems.install(app)
     app.mount("/static", _Files(directory=FOLDER / "static"), name="static")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.console.pages import failures, login
+from worker.console.pages import failure, failures, login, overview
 
 #: In the order in which routes are tried.
-ALL = (login, failures)
+ALL = (login, overview, failures, failure)
