@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from uuid import UUID
 
 from dramatiq import Broker
 
@@ -48,3 +49,6 @@ class Deployment:
         if self._broker is None:
             raise ConfigurationError(f"the application cannot be imported here: {self._wrong}")
         return self._broker
+
+    def run_soon(self, replay_id: UUID) -> None:
+        """Have a replay run that was made; workers that consume housekeeping take it within seconds."""
