@@ -20,8 +20,8 @@ _LOOKED_AT: Final = 100_000
 class Group:
     """Failures with one fingerprint, of all tenants that the session sees.
 
-    Where rows are asked for by what groups do not know (text, ids, a correlation id), these are the groups that such
-    rows are in, each with all its counts.
+    Where rows are asked for by what groups do not know (text, ids, a correlation id, a replay), these are the groups
+    that such rows are in, each with all its counts.
     """
 
     fingerprint: str
@@ -189,7 +189,7 @@ def group_conditions(where: Filter) -> tuple[list[str], dict[str, Any]]:
             kind = "uuid" if column == "tenant_id" else "text"
             conditions.append(f"groups.{column} = ANY(CAST(:{column} AS {kind}[]))")
             parameters[column] = list(values)
-    if where.ids or where.correlation_id is not None or where.text is not None:
+    if where.ids or where.correlation_id is not None or where.text is not None or where.replay is not None:
         condition, of_rows = where.where()
         conditions.append(
             f"""
