@@ -10,7 +10,16 @@ from __future__ import annotations
 from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
 from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
-from db.failed.groups import Group, Share, find_groups, get_group, largest_groups
+from db.failed.groups import (
+    Group,
+    Share,
+    Touched,
+    find_groups,
+    get_group,
+    hours_of_group,
+    largest_groups,
+    tenants_of_group,
+)
 from db.failed.search import (
     FailedJob,
     FailedJobSummary,
@@ -42,6 +51,7 @@ __all__ = [
     "Share",
     "Stats",
     "Status",
+    "Touched",
     "abandon",
     "audit",
     "chain",
@@ -52,6 +62,7 @@ __all__ = [
     "get",
     "get_group",
     "history",
+    "hours_of_group",
     "ids_beginning",
     "iterate",
     "largest_groups",
@@ -61,5 +72,6 @@ __all__ = [
     "resolve",
     "sources",
     "stats",
+    "tenants_of_group",
     "write_event",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.failed.filters import Filter, InvalidFilter, spelled_out
+from db.failed.statuses import STATUSES
 
 #: Matching rows that are looked at for their groups, where the filter is not one of groups.
 _LOOKED_AT: Final = 100_000
@@ -52,6 +53,8 @@ class Group:
     regressed_at: datetime | None
     #: How often it did.
     regressions: int
+    #: Whether failures of no tenant are among them.
+    of_nobody: bool = False
 
     @property
     def open(self) -> int:
@@ -112,7 +115,7 @@ def find_groups(
                     (array_agg(sample_id ORDER BY last_seen DESC))[1] AS sample_id,
                     CASE WHEN sum(pending) + sum(in_progress) = 0 THEN max(resolved_at) END AS resolved_at,
                     max(regressed_at) FILTER (WHERE pending + in_progress > 0) AS regressed_at,
-                    CAST(sum(regressions) AS bigint) AS regressions
+                    CAST(sum(regressions) AS bigint) AS regressions, bool_or(tenant_id IS NULL) AS of_nobody
                 FROM worker_failed_job_groups groups
                 WHERE {" AND ".join(conditions)}
                 GROUP BY fingerprint
@@ -133,6 +136,63 @@ def get_group(session: Session, fingerprint: str) -> Group | None:
     """Return the group of a fingerprint, or of the beginning of one that is no other's; else None."""
     found, _ = find_groups(session, Filter(fingerprint=(fingerprint,)), limit=2)
     return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What a group did to one tenant, or to nobody's work."""
+
+    tenant_id: UUID | None
+    open: int
+    jobs: int
+    last_seen: datetime
+
+
+def tenants_of_group(session: Session, fingerprint: str, *, limit: int = 10) -> list[Touched]:
+    """Return whom a group touched, those with the most open jobs first.
+
+    Arguments:
+      session: An operator's, or one that is bound to a tenant, and then knows that one alone.
+      fingerprint: In full.
+      limit: How many.
+    """
+    rows = session.execute(
+        text(
+            f"""
+            SELECT tenant_id, pending + in_progress AS open, {" + ".join(STATUSES)} AS jobs, last_seen
+            FROM worker_failed_job_groups WHERE fingerprint = :fingerprint
+            ORDER BY 2 DESC, 3 DESC, tenant_id LIMIT :limit
+            """
+        ),
+        {"fingerprint": fingerprint, "limit": limit},
+    )
+    return [Touched(**row._mapping) for row in rows]
+
+
+def hours_of_group(session: Session, fingerprint: str, *, now: datetime, hours: int = 24) -> list[tuple[datetime, int]]:
+    """Return how many jobs of a group last failed in each of the last hours, oldest first, by when the hour began.
+
+    Arguments:
+      session: An operator's, or one that is bound to a tenant.
+      fingerprint: In full.
+      now: With a time zone; the last hour is the one that is not over yet.
+      hours: How many.
+    """
+    first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours - 1)
+    # All of it is in the index of groups.
+    rows = session.execute(
+        text(
+            """
+            SELECT CAST(floor(extract(epoch FROM failed_at - :first) / 3600) AS integer) AS hour, count(*) AS jobs
+            FROM worker_failed_job_details
+            WHERE fingerprint = :fingerprint AND status = ANY(:each) AND failed_at >= :first AND failed_at <= :now
+            GROUP BY 1
+            """
+        ),
+        {"fingerprint": fingerprint, "each": list(STATUSES), "first": first, "now": now},
+    )
+    counts = {row.hour: row.jobs for row in rows}
+    return [(first + timedelta(hours=hour), counts.get(hour, 0)) for hour in range(hours)]
 
 
 @dataclass(frozen=True, slots=True)

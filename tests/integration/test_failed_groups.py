@@ -89,7 +89,9 @@ def test_groups_of_a_replay_are_those_of_its_jobs(database: Database) -> None:
     with operator_transaction() as session:
         replay_id = runs.create(session, Filter(ids=(sent,)), ReplaySettings(), by="ada")
         session.execute(
-            text("INSERT INTO worker_replay_items (replay_id, failed_job_id, tenant_id) VALUES (:replay, :job, :tenant)"),
+            text(
+                "INSERT INTO worker_replay_items (replay_id, failed_job_id, tenant_id) VALUES (:replay, :job, :tenant)"
+            ),
             {"replay": replay_id, "job": sent, "tenant": A},
         )
         found, _ = find_groups(session, Filter(replay=replay_id))
