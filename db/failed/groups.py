@@ -205,28 +205,54 @@ class Share:
     jobs: int
 
 
-def largest_groups(session: Session, where: Filter, *, limit: int = 3) -> list[Share]:
+def largest_groups(session: Session, where: Filter, *, limit: int = 3, at_most: int | None = None) -> list[Share]:
     """Return of which groups most of the jobs are that match, the most first.
 
     Arguments:
       session: An operator's, or one that is bound to a tenant.
       where: Which jobs; unlike in :func:`find_groups` only they are counted.
+      limit: How many groups.
+      at_most: How many jobs are looked at, any of them; all by default. What asks for groups alone (see
+        :attr:`Filter.of_groups`) is then summed from their counts, all of it.
     """
-    condition, parameters = spelled_out(session, where).where()
+    where = spelled_out(session, where)
+    if at_most is not None and where.of_groups:
+        return _from_counts(session, where, limit)
+    condition, parameters = where.where()
+    some = "" if at_most is None else "LIMIT :at_most"
     rows = session.execute(
         text(
             f"""
             SELECT counted.fingerprint, named.exception_class, named.title, counted.jobs FROM (
-                SELECT details.fingerprint, count(*) AS jobs
-                FROM worker_failed_jobs job JOIN worker_failed_job_details details ON details.failed_job_id = job.id
-                WHERE {condition} AND details.fingerprint IS NOT NULL
-                GROUP BY details.fingerprint ORDER BY 2 DESC, 1 LIMIT :limit
+                SELECT fingerprint, count(*) AS jobs FROM (
+                    SELECT details.fingerprint
+                    FROM worker_failed_jobs job JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+                    WHERE {condition} AND details.fingerprint IS NOT NULL {some}
+                ) matching
+                GROUP BY fingerprint ORDER BY 2 DESC, 1 LIMIT :limit
             ) counted
             CROSS JOIN LATERAL (
                 SELECT exception_class, title FROM worker_failed_job_groups known
                 WHERE known.fingerprint = counted.fingerprint ORDER BY last_seen DESC LIMIT 1
             ) named
             ORDER BY counted.jobs DESC, counted.fingerprint
+            """
+        ),
+        {**parameters, "limit": limit, **({} if at_most is None else {"at_most": at_most})},
+    )
+    return [Share(**row._mapping) for row in rows]
+
+
+def _from_counts(session: Session, where: Filter, limit: int) -> list[Share]:
+    conditions, parameters = group_conditions(where)
+    counted = " + ".join(f"sum({status})" for status in where.status or STATUSES)
+    rows = session.execute(
+        text(
+            f"""
+            SELECT fingerprint, max(exception_class) AS exception_class, max(title) AS title,
+                CAST({counted} AS bigint) AS jobs
+            FROM worker_failed_job_groups groups WHERE {" AND ".join(conditions)}
+            GROUP BY fingerprint HAVING {counted} > 0 ORDER BY 4 DESC, 1 LIMIT :limit
             """
         ),
         {**parameters, "limit": limit},

@@ -25,8 +25,8 @@ from worker.console.choices import choices
 from worker.console.rendering import render
 from worker.failed import tracebacks
 from worker.failed.asked import OPEN, to_filter
+from worker.failed.groups import tenants_touched
 from worker.failed.incident import FRAMES
-from worker.failed.words import tenants_touched
 from worker.tenants import tenant_names
 
 router = APIRouter()

@@ -1,4 +1,4 @@
-"""Failed jobs and their groups in words."""
+"""Groups of failed jobs in words."""
 
 from __future__ import annotations
 
