@@ -8,6 +8,7 @@ that change take what gives sessions, because they use several, one after the ot
 from __future__ import annotations
 
 from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
+from db.failed.by_tenant import TenantFailures, TenantPage, failures_by_tenant
 from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
 from db.failed.groups import (
@@ -20,6 +21,7 @@ from db.failed.groups import (
     largest_groups,
     tenants_of_group,
 )
+from db.failed.rates import FailureRates, Series, failures_per_minute
 from db.failed.search import (
     FailedJob,
     FailedJobSummary,
@@ -43,20 +45,26 @@ __all__ = [
     "Event",
     "FailedJob",
     "FailedJobSummary",
+    "FailureRates",
     "Filter",
     "Group",
     "InvalidFilter",
     "Moved",
     "Page",
+    "Series",
     "Share",
     "Stats",
     "Status",
+    "TenantFailures",
+    "TenantPage",
     "Touched",
     "abandon",
     "audit",
     "chain",
     "count",
     "count_up_to",
+    "failures_by_tenant",
+    "failures_per_minute",
     "find",
     "find_groups",
     "get",

@@ -223,7 +223,8 @@ def find(
     """
     rows = session.execute(
         text(
-            f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)} WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
+            f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)}"
+            " WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
             " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
             " ORDER BY created_at DESC, id LIMIT :limit"
         ),

@@ -169,6 +169,7 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     assert "attribution recompute failure requested" in done.stdout
     assert "14,819.90" in done.stdout
     assert "pong" in done.stdout
+    assert "The console shows the failed job, at http://127.0.0.1:" in done.stdout
     assert "Every job has ended" in done.stdout
     # One job fails, on purpose; nothing else goes wrong.
     assert logs.count("Traceback") == 0
