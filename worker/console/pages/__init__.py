@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.console.pages import failure, failure_actions, failures, login, overview
+from worker.console.pages import failure, failure_actions, failures, groups, login, overview
 
 #: In the order in which routes are tried.
-ALL = (login, overview, failures, failure, failure_actions)
+ALL = (login, overview, groups, failures, failure, failure_actions)
