@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -57,6 +58,13 @@ def import_application(
 
     _import("worker.broker")
     return dramatiq.get_broker()
+
+
+def names_like(broker: Broker, actor: str) -> list[str]:
+    """Return up to five names of actors that are nearly so, for an error about one that there is not."""
+    like = difflib.get_close_matches(actor, broker.actors, n=3, cutoff=0.5)
+    like += [name for name in broker.actors if name.endswith(f".{actor.rpartition('.')[2]}") and name not in like]
+    return like[:5]
 
 
 def _of_procfile(folder: Path, environ: Mapping[str, str]) -> tuple[Collection[str], Collection[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Final
@@ -18,6 +17,7 @@ from db.failed import Filter, InvalidFilter, Status, find
 from db.failed.statuses import why_not
 from db.replays import runs
 from db.replays.runs import ReplaySettings
+from db.replays.single import REPLAYABLE
 from db.session import operator_transaction
 from worker.cli.common import console, fail
 from worker.cli.failed.confirm import confirm, described, held_fast
@@ -42,14 +42,12 @@ from worker.cli.replays.options import (
 from worker.cli.replays.report import run
 from worker.failed.asked import Asked, NoSuchJob, statuses, to_filter
 from worker.redis_client import make_redis
-from worker.replay.application import import_application
+from worker.replay.application import import_application, names_like
 from worker.replay.dry_run import DryRun, dry_run
 from worker.replay.making import make_today
 from worker.settings import Settings
 from worker.text import counted, one_line, short, to_json
 
-#: What a replay takes jobs from.
-REPLAYABLE: Final[tuple[Status, ...]] = ("pending", "abandoned")
 #: Jobs that are looked at before somebody is asked, and reasons that are named then.
 _LOOKED_AT: Final = 5_000
 _REASONS: Final = 5
@@ -117,11 +115,10 @@ def check_actor(broker: Broker | None, actor: str | None) -> None:
     """
     if broker is None or actor is None or actor in broker.actors:
         return
-    like = difflib.get_close_matches(actor, broker.actors, n=3, cutoff=0.5)
-    like += [name for name in broker.actors if name.endswith(f".{actor.rpartition('.')[2]}") and name not in like]
+    like = names_like(broker, actor)
     raise ValueError(
         f"--as: there is no actor {actor!r} in the modules that were imported"
-        + (f"; there is {', '.join(like[:5])}" if like else " (--module imports more)")
+        + (f"; there is {', '.join(like)}" if like else " (--module imports more)")
     )
 
 

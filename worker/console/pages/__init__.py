@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.console.pages import failure, failure_actions, failures, login
+from worker.console.pages import failure, failure_actions, failure_edit, failures, login
 
 #: In the order in which routes are tried.
-ALL = (login, failures, failure, failure_actions)
+ALL = (login, failures, failure, failure_actions, failure_edit)
