@@ -46,7 +46,8 @@ def replays() -> list[runs.Replay]:
 
 
 def test_a_retry_is_seen_to_its_end(deployment: Deployment, console: Console) -> None:
-    job, other = deployment.fail("one", "two")
+    # One after the other, for which of two fails first is chance.
+    (job,), (other,) = deployment.fail("one"), deployment.fail("two")
     deployment.fails = {"two"}
     with console.logged_in("operator") as client:
         name = "operator-0"

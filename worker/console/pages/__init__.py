@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from worker.console.pages import failure, failure_actions, failures, groups, login, overview
+from worker.console.pages import (
+    failure,
+    failure_actions,
+    failure_edit,
+    failures,
+    groups,
+    login,
+    overview,
+)
 
 #: In the order in which routes are tried.
-ALL = (login, overview, groups, failures, failure, failure_actions)
+ALL = (
+    login,
+    overview,
+    groups,
+    failures,
+    failure,
+    failure_actions,
+    failure_edit,
+)
