@@ -170,7 +170,7 @@ def test_an_original_that_is_not_there_and_one_that_is_large(
     deployment: Deployment, browser: tuple[TestClient, Imported]
 ) -> None:
     client, _ = browser
-    (job, large) = deployment.fail("one", "x" * 250_000)
+    (job,), (large,) = deployment.fail("one"), deployment.fail("x" * 250_000)
     deployment.sql("DELETE FROM worker_failed_job_originals WHERE failed_job_id = %s", job)
     answer = client.get(f"/failures/{job}/edit")
     assert answer.status_code == 303

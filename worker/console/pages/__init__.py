@@ -9,10 +9,12 @@ from worker.console.pages import (
     failures,
     groups,
     login,
+    new_replay,
     overview,
+    replays,
 )
 
-#: In the order in which routes are tried.
+#: In the order in which routes are tried: what is called new is no replay's id.
 ALL = (
     login,
     overview,
@@ -21,4 +23,6 @@ ALL = (
     failure,
     failure_actions,
     failure_edit,
+    new_replay,
+    replays,
 )
