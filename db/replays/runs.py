@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, Literal
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from sqlalchemy import Row, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -25,6 +27,10 @@ RAMP: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 
 #: Seconds for which a process has a replay to itself after each sign of life.
 LEASE: Final = 15.0
+
+#: Hours for which a key gives the replay that was made with it; and what a replay's settings keep of the request.
+KEY_HOLDS: Final = 24
+_REQUEST: Final = "request"
 
 
 class IllegalChange(DramaturgError, ValueError):
@@ -110,17 +116,34 @@ class Replay:
         return self.items.get("claimed", 0) + self.items.get("sent", 0)
 
 
-def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str, reason: str | None = None) -> UUID:
+def create(
+    session: Session,
+    where: Filter,
+    settings: ReplaySettings,
+    *,
+    by: str,
+    reason: str | None = None,
+    key: str | None = None,
+    request: str | None = None,
+) -> UUID:
     """Make a replay, which whoever is an operator's process then runs, and return its id.
 
     Arguments:
       session: Whose tenant it is bound to, the replay is.
       where: Which jobs; of those only pending and abandoned ones are sent, and abandoned ones where ``status`` or
         ``ids`` say so.
+      key: Of the same author and tenant the same makes no second replay, however often and by how many at once it is
+        given; the id is then that of the first. A caller asks :func:`made_with` before it looks which jobs there are:
+        the first may have sent them.
+      request: What was asked for, as it came; with the same ``key`` it must be the same. By default the other
+        arguments.
 
     Raises:
-      ValueError: When ``by`` is empty, or ``where`` is: that is every job there is; or ``reason`` is too long.
+      ValueError: When ``by`` is empty, or ``where`` is: that is every job there is; or ``reason`` or ``key`` cannot be
+        so.
+      IllegalChange: When ``key`` was given for another request, or longer ago than :data:`KEY_HOLDS` hours.
     """
+    by = checked("by", by, NAME_AT_MOST)
     reason = checked("reason", reason, REASON_AT_MOST) if reason else None
     if where.is_empty:
         raise ValueError("say which jobs: by id, or by what they have in common")
@@ -128,12 +151,16 @@ def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str
         raise ValueError("edit is for one job, named by its id")
     if settings.edit is not None and tenant_of(session) is not None:
         raise ValueError("edit is for operators: whoever is bound to a tenant cannot read what a job was called with")
-    replay_id: UUID = session.execute(
+    kept = settings.as_json()
+    if key is not None:
+        request = json.dumps([filter_as_json(where), kept, reason]) if request is None else request
+        kept[_REQUEST] = _digest(request)
+    replay_id: UUID | None = session.execute(
         text(
             """
-            INSERT INTO worker_replays (tenant_id, filter, settings, created_by, reason, until_at)
+            INSERT INTO worker_replays (id, tenant_id, filter, settings, created_by, reason, until_at)
             VALUES (
-                :tenant_id, :filter, :settings, :by, :reason,
+                :id, :tenant_id, :filter, :settings, :by, :reason,
                 -- Workers' clocks may be ahead of this one.
                 greatest(
                     now(),
@@ -141,17 +168,24 @@ def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str
                     (SELECT max(failed_at) FROM worker_failed_jobs WHERE status = 'abandoned')
                 )
             )
-            RETURNING id
+            ON CONFLICT DO NOTHING RETURNING id
             """
         ).bindparams(bindparam("filter", type_=JSONB), bindparam("settings", type_=JSONB)),
         {
+            "id": uuid4() if key is None else _id_with(session, key, by),
             "tenant_id": tenant_of(session),
             "filter": filter_as_json(where),
-            "settings": settings.as_json(),
-            "by": checked("by", by, NAME_AT_MOST),
+            "settings": kept,
+            "by": by,
             "reason": reason,
         },
-    ).scalar_one()
+    ).scalar()
+    if replay_id is None:
+        # Another request with the same key was first, and has ended by now.
+        found = made_with(session, key or "", by=by, request=request or "")
+        if found is None:
+            raise IllegalChange(f"key {key!r} cannot be used: give another")
+        return found
     write_event(
         session,
         "replay_started",
@@ -161,6 +195,45 @@ def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str
         after={"replay_id": str(replay_id), "filter": filter_as_json(where)},
     )
     return replay_id
+
+
+def made_with(session: Session, key: str, *, by: str, request: str) -> UUID | None:
+    """Return the id of the replay that :func:`create` made with a key; None where there is none.
+
+    Raises:
+      ValueError: When ``key`` cannot be one.
+      IllegalChange: When it was made for another request, or longer ago than :data:`KEY_HOLDS` hours.
+    """
+    replay_id = _id_with(session, key, checked("by", by, NAME_AT_MOST))
+    row = session.execute(
+        text(
+            f"""
+            SELECT settings ->> '{_REQUEST}' AS request, created_at,
+                created_at < now() - make_interval(hours => {KEY_HOLDS}) AS is_old
+            FROM worker_replays WHERE id = :id
+            """
+        ),
+        {"id": replay_id},
+    ).first()
+    if row is None:
+        return None
+    if row.is_old:
+        raise IllegalChange(
+            f"key {key!r} made replay {replay_id} at {row.created_at.isoformat(timespec='seconds')}, more than "
+            f"{KEY_HOLDS} hours ago: give another"
+        )
+    if row.request != _digest(request):
+        raise IllegalChange(f"key {key!r} made replay {replay_id}, for another request: give another")
+    return replay_id
+
+
+def _id_with(session: Session, key: str, by: str) -> UUID:
+    whose = [str(tenant_of(session)), by, checked("key", key, NAME_AT_MOST)]
+    return uuid5(NAMESPACE_URL, f"dramaturg:replay:{json.dumps(whose)}")
+
+
+def _digest(request: str) -> str:
+    return hashlib.sha256(request.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 _ITEMS: Final = """(
