@@ -22,6 +22,7 @@ from loguru import logger
 
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
+from middleware.tally import UNCOUNTED
 from worker.queue_admin import pauses
 from worker.queue_admin.keys import answer, asking
 from worker.replay.making import consumed_queues
@@ -139,7 +140,7 @@ class Probe:
             actor_name=ACTOR,
             args=(probe_id,),
             kwargs={},
-            options={"redis_message_id": probe_id},
+            options={"redis_message_id": probe_id, UNCOUNTED: True},
             message_id=probe_id,
             message_timestamp=current_millis(),
         )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, Literal
-from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+from uuid import UUID
 
 from sqlalchemy import Row, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -19,6 +17,7 @@ from db.errors import DramaturgError
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.filters import Filter
 from db.session import tenant_of
+from db.times import moment_of
 
 State = Literal["running", "paused", "stopped", "cancelled", "finished"]
 
@@ -28,13 +27,16 @@ RAMP: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 #: Seconds for which a process has a replay to itself after each sign of life.
 LEASE: Final = 15.0
 
-#: Hours for which a key gives the replay that was made with it; and what a replay's settings keep of the request.
-KEY_HOLDS: Final = 24
-_REQUEST: Final = "request"
+#: Under which a replay's settings keep the request that it was made for.
+REQUEST: Final = "request"
 
 
 class IllegalChange(DramaturgError, ValueError):
     """Raised when a replay cannot take a state from the one that it has; the message says which it has."""
+
+
+class AlreadyMade(DramaturgError, ValueError):
+    """Raised when there is a replay of that id: whoever asked twice gets one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ def create(
     *,
     by: str,
     reason: str | None = None,
-    key: str | None = None,
+    replay_id: UUID | None = None,
     request: str | None = None,
 ) -> UUID:
     """Make a replay, which whoever is an operator's process then runs, and return its id.
@@ -132,18 +134,13 @@ def create(
       session: Whose tenant it is bound to, the replay is.
       where: Which jobs; of those only pending and abandoned ones are sent, and abandoned ones where ``status`` or
         ``ids`` say so.
-      key: Of the same author and tenant the same makes no second replay, however often and by how many at once it is
-        given; the id is then that of the first. A caller asks :func:`made_with` before it looks which jobs there are:
-        the first may have sent them.
-      request: What was asked for, as it came; with the same ``key`` it must be the same. By default the other
-        arguments.
+      replay_id: Its id, where whoever asks may ask twice for the same; a random one by default.
+      request: Kept with it, for :mod:`db.replays.keys`.
 
     Raises:
-      ValueError: When ``by`` is empty, or ``where`` is: that is every job there is; or ``reason`` or ``key`` cannot be
-        so.
-      IllegalChange: When ``key`` was given for another request, or longer ago than :data:`KEY_HOLDS` hours.
+      AlreadyMade: When there is one of that id; nothing was done.
+      ValueError: When ``by`` is empty, or ``where`` is: that is every job there is; or ``reason`` is too long.
     """
-    by = checked("by", by, NAME_AT_MOST)
     reason = checked("reason", reason, REASON_AT_MOST) if reason else None
     if where.is_empty:
         raise ValueError("say which jobs: by id, or by what they have in common")
@@ -151,16 +148,12 @@ def create(
         raise ValueError("edit is for one job, named by its id")
     if settings.edit is not None and tenant_of(session) is not None:
         raise ValueError("edit is for operators: whoever is bound to a tenant cannot read what a job was called with")
-    kept = settings.as_json()
-    if key is not None:
-        request = json.dumps([filter_as_json(where), kept, reason]) if request is None else request
-        kept[_REQUEST] = _digest(request)
-    replay_id: UUID | None = session.execute(
+    made: UUID | None = session.execute(
         text(
             """
             INSERT INTO worker_replays (id, tenant_id, filter, settings, created_by, reason, until_at)
             VALUES (
-                :id, :tenant_id, :filter, :settings, :by, :reason,
+                coalesce(CAST(:id AS uuid), gen_random_uuid()), :tenant_id, :filter, :settings, :by, :reason,
                 -- Workers' clocks may be ahead of this one.
                 greatest(
                     now(),
@@ -172,68 +165,25 @@ def create(
             """
         ).bindparams(bindparam("filter", type_=JSONB), bindparam("settings", type_=JSONB)),
         {
-            "id": uuid4() if key is None else _id_with(session, key, by),
+            "id": replay_id,
             "tenant_id": tenant_of(session),
             "filter": filter_as_json(where),
-            "settings": kept,
-            "by": by,
+            "settings": {**settings.as_json(), **({} if request is None else {REQUEST: request})},
+            "by": checked("by", by, NAME_AT_MOST),
             "reason": reason,
         },
     ).scalar()
-    if replay_id is None:
-        # Another request with the same key was first, and has ended by now.
-        found = made_with(session, key or "", by=by, request=request or "")
-        if found is None:
-            raise IllegalChange(f"key {key!r} cannot be used: give another")
-        return found
+    if made is None:
+        raise AlreadyMade(f"there is a replay {replay_id} already")
     write_event(
         session,
         "replay_started",
         by=by,
         reason=reason,
         tenant_id=tenant_of(session),
-        after={"replay_id": str(replay_id), "filter": filter_as_json(where)},
+        after={"replay_id": str(made), "filter": filter_as_json(where)},
     )
-    return replay_id
-
-
-def made_with(session: Session, key: str, *, by: str, request: str) -> UUID | None:
-    """Return the id of the replay that :func:`create` made with a key; None where there is none.
-
-    Raises:
-      ValueError: When ``key`` cannot be one.
-      IllegalChange: When it was made for another request, or longer ago than :data:`KEY_HOLDS` hours.
-    """
-    replay_id = _id_with(session, key, checked("by", by, NAME_AT_MOST))
-    row = session.execute(
-        text(
-            f"""
-            SELECT settings ->> '{_REQUEST}' AS request, created_at,
-                created_at < now() - make_interval(hours => {KEY_HOLDS}) AS is_old
-            FROM worker_replays WHERE id = :id
-            """
-        ),
-        {"id": replay_id},
-    ).first()
-    if row is None:
-        return None
-    if row.is_old:
-        raise IllegalChange(
-            f"key {key!r} made replay {replay_id} at {row.created_at.isoformat(timespec='seconds')}, more than "
-            f"{KEY_HOLDS} hours ago: give another"
-        )
-    if row.request != _digest(request):
-        raise IllegalChange(f"key {key!r} made replay {replay_id}, for another request: give another")
-    return replay_id
-
-
-def _id_with(session: Session, key: str, by: str) -> UUID:
-    whose = [str(tenant_of(session)), by, checked("key", key, NAME_AT_MOST)]
-    return uuid5(NAMESPACE_URL, f"dramaturg:replay:{json.dumps(whose)}")
-
-
-def _digest(request: str) -> str:
-    return hashlib.sha256(request.encode("utf-8", "surrogatepass")).hexdigest()
+    return made
 
 
 _ITEMS: Final = """(
@@ -241,6 +191,7 @@ _ITEMS: Final = """(
         SELECT state, count(*) AS jobs FROM worker_replay_items WHERE replay_id = replay.id GROUP BY state
     ) counted
 )"""
+_NOT_COUNTED: Final = "CAST('{}' AS jsonb)"
 _SELECT: Final = """
     SELECT
         id, tenant_id, state, why, filter, settings, created_by, reason, created_at, finished_at, matched, until_at,
@@ -256,23 +207,30 @@ def get(session: Session, replay_id: UUID, *, counted: bool = True) -> Replay | 
       counted: Whether to count its items, which takes a quarter of a second for a million.
     """
     row = session.execute(
-        text(_SELECT.format(items=_ITEMS if counted else "CAST('{}' AS jsonb)") + " WHERE id = :id"), {"id": replay_id}
+        text(_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED) + " WHERE id = :id"), {"id": replay_id}
     ).first()
     return None if row is None else _replay(row)
 
 
 def find(
-    session: Session, *, states: Sequence[State] = (), before: datetime | None = None, limit: int = 50
+    session: Session,
+    *,
+    states: Sequence[State] = (),
+    before: datetime | None = None,
+    limit: int = 50,
+    counted: bool = True,
 ) -> list[Replay]:
     """Return replays, newest first.
 
     Arguments:
       states: Which; all by default.
       before: Made before then.
+      counted: Whether to count their items; see :func:`get`, and :func:`db.replays.items.counts`.
     """
     rows = session.execute(
         text(
-            f"{_SELECT.format(items=_ITEMS)} WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
+            f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)}"
+            " WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
             " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
             " ORDER BY created_at DESC, id LIMIT :limit"
         ),
@@ -448,7 +406,7 @@ def filter_from_json(values: Mapping[str, Any]) -> Filter:
     """
     kinds: dict[str, Callable[[Any], Any]] = {
         **dict.fromkeys(("ids", "tenant_id", "correlation_id", "replay"), UUID),
-        **dict.fromkeys(("since", "until"), datetime.fromisoformat),
+        **dict.fromkeys(("since", "until"), moment_of),
     }
 
     def made(name: str, value: Any) -> Any:

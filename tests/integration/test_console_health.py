@@ -116,6 +116,9 @@ def test_a_probe_goes_through_a_queue_and_back_and_leaves_nothing(
             wrong = client.get(f"/health/worker?timeout={timeout}")
             assert (wrong.status_code, "timeout" in wrong.json()["detail"]) == (422, True), wrong.text
     assert left(redis_url) == before
+    # Of what ended here it is none.
+    with redis.Redis.from_url(redis_url) as server:
+        assert not server.keys("dramatiq:__dramaturg__.ended.*")
 
 
 def test_a_paused_queue_is_said_to_be(console: Console, deployment: Deployment, redis_url: str) -> None:

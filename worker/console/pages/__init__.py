@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.console.pages import failures, login
+from worker.console.pages import failure, failure_actions, failures, groups, login, overview
 
 #: In the order in which routes are tried.
-ALL = (login, failures)
+ALL = (login, overview, groups, failures, failure, failure_actions)
