@@ -119,6 +119,7 @@ def test_a_probe_goes_through_a_queue_and_back_and_leaves_nothing(
     # Of what ended here it is none.
     with redis.Redis.from_url(redis_url) as server:
         assert not server.keys("dramatiq:__dramaturg__.ended.*")
+    assert not deployment.broker.tally.take()  # type: ignore[attr-defined]
 
 
 def test_a_paused_queue_is_said_to_be(console: Console, deployment: Deployment, redis_url: str) -> None:
