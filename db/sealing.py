@@ -48,6 +48,11 @@ class Keys:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._keys)})"
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the keys, the one that seals first."""
+        return tuple(self._keys)
+
     @classmethod
     def from_setting(cls, value: str) -> Keys:
         """Return the keys of ``FAILED_JOB_KEYS``, separated by commas.

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from db.times import FarTime
+
 #: Format characters that scripts and emoji are written with; the others turn text around, or hide it.
 _JOINERS = frozenset("\u200c\u200d")
 _UNITS = (("w", 7 * 86_400), ("d", 86_400), ("h", 3_600), ("m", 60))
@@ -66,6 +68,16 @@ def age(then: datetime, now: datetime) -> str:
     return f"{seconds}s"
 
 
+def short_age(seconds: float | None) -> str:
+    """Return so many seconds in one unit that leaves two of it at least: ``119 s``, ``2 min``; a dash for None."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def ago(then: datetime, now: datetime) -> str:
     """Return how long ago and when exactly, in UTC as logs are."""
     return f"{age(then, now)} ago ({moment(then)})"
@@ -75,6 +87,8 @@ def moment(then: datetime) -> str:
     """Return a time to the second."""
     from datetime import UTC
 
+    if isinstance(then, FarTime):
+        return then.isoformat()
     return f"{then.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -5,15 +5,17 @@ It is written by triggers in the transaction of each change; who and why are wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import Row, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
+
+from db.failed.filters import Filter, InvalidFilter
 
 #: Characters of a name, and of a reason.
 NAME_AT_MOST, REASON_AT_MOST = 255, 10_000
@@ -122,21 +124,66 @@ def history(session: Session, failed_job_id: UUID, *, limit: int = 1_000) -> lis
         ),
         {"id": failed_job_id, "limit": limit},
     ).all()
-    return [Event(**row._mapping) for row in reversed(rows)]
+    return [_event(row) for row in reversed(rows)]
 
 
-def audit(session: Session, *, before: int | None = None, limit: int = 50) -> list[Event]:
+def audit(
+    session: Session,
+    *,
+    by: Sequence[str] = (),
+    events: Sequence[str] = (),
+    since: datetime | None = None,
+    until: datetime | None = None,
+    before: int | None = None,
+    limit: int = 50,
+) -> list[Event]:
     """Return what people did, newest first: all but the failures themselves.
 
     Arguments:
+      session: An operator's, or one that is bound to a tenant, and then sees that one's alone.
+      by: Who, as they said; anybody by default.
+      events: What, as events are called; anything by default.
+      since: At that moment or later.
+      until: Before it.
       before: Id of the last event of the page before.
+      limit: 1 to 1,000.
+
+    Raises:
+      InvalidFilter: When ``limit`` cannot be, or nothing is between ``since`` and ``until``.
     """
+    if not 1 <= limit <= 1_000:
+        raise InvalidFilter(f"limit must be 1 to 1000, not {limit!r}")
+    # It checks both.
+    Filter(since=since, until=until)
     rows = session.execute(
         text(
-            f"SELECT {_COLUMNS} FROM worker_failed_job_events"
-            " WHERE event NOT IN ('captured', 'failed_again') AND (CAST(:before AS bigint) IS NULL OR id < :before)"
-            " ORDER BY id DESC LIMIT :limit"
+            f"""
+            SELECT {_COLUMNS} FROM worker_failed_job_events
+            WHERE event NOT IN ('captured', 'failed_again')
+              AND (CAST(:by AS text[]) IS NULL OR changed_by = ANY(:by))
+              AND (CAST(:events AS text[]) IS NULL OR event = ANY(:events))
+              AND (CAST(:since AS timestamptz) IS NULL OR happened_at >= :since)
+              AND (CAST(:until AS timestamptz) IS NULL OR happened_at < :until)
+              AND (CAST(:before AS bigint) IS NULL OR id < :before)
+            ORDER BY id DESC LIMIT :limit
+            """
         ),
-        {"before": before, "limit": limit},
+        {
+            "by": list(by) or None,
+            "events": list(events) or None,
+            "since": since,
+            "until": until,
+            "before": before,
+            "limit": limit,
+        },
     )
-    return [Event(**row._mapping) for row in rows]
+    return [_event(row) for row in rows]
+
+
+def _event(row: Row[Any]) -> Event:
+    values = dict(row._mapping)
+    for name in ("before", "after"):
+        if not isinstance(values[name], dict):
+            # Tenants with SQL of their own write what they like.
+            values[name] = None
+    return Event(**values)

@@ -63,17 +63,25 @@ def get_original(session: Session, failed_job_id: UUID, keys: Keys | None) -> by
 
 
 def sealed_with(session: Session) -> dict[str | None, int]:
-    """Return how many originals each key has sealed, by its id; None for those that are not encrypted.
+    """Return how many originals, and arguments that people edited, each key has sealed, by its id; None for those that
+    are not encrypted.
 
-    A key may go once nothing is sealed with it.
+    A key may go once nothing is sealed with it, here and in the spool (:func:`worker.queue_admin.sealed_in_spool`).
+
+    Arguments:
+      session: An operator's.
     """
+    # Tenants write originals: what follows the mark may be anything.
     rows = session.execute(
         text(
             """
-            SELECT CASE WHEN starts THEN convert_from(substring(original FROM :from FOR 16), 'SQL_ASCII') END, count(*)
+            SELECT CASE WHEN starts THEN encode(substring(kept FROM :from FOR 16), 'escape') END, count(*)
             FROM (
-                SELECT original, substring(original FOR :length) = :mark AS starts FROM worker_failed_job_originals
-            ) kept GROUP BY 1
+                SELECT kept, substring(kept FOR :length) = :mark AS starts FROM (
+                    SELECT original AS kept FROM worker_failed_job_originals
+                    UNION ALL SELECT edit FROM worker_replay_edits
+                ) both_kinds
+            ) each GROUP BY 1
             """
         ),
         {"from": len(SEALED) + 1, "length": len(SEALED), "mark": SEALED},

@@ -7,7 +7,7 @@ under the same id, or released once Redis has promised to take it no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from db.failed.actions import LOCK_GROUPS
 from db.failed.filters import Filter, spelled_out
 from db.failed.statuses import Status
-from db.replays.runs import LEASE, Replay
+from db.replays.runs import LEASE, Replay, State
 
 #: Why a job that matched could not be claimed.
 ELSEWHERE: Final = "somebody else had it, or it was closed, when it was to be claimed"
@@ -349,7 +349,7 @@ _RELEASE: Final = text(
     f"""
     WITH given AS MATERIALIZED (
         SELECT failed_job_id, set_config('app.changed_by', :by, true), set_config('app.change_reason', :why, true)
-        FROM worker_replay_items WHERE id = ANY(:items) AND state = 'claimed'
+        FROM worker_replay_items WHERE id = ANY(:items) AND state = ANY(:states)
     ),
     picked AS MATERIALIZED (
         SELECT id FROM worker_failed_jobs WHERE id IN (SELECT failed_job_id FROM given) AND status = 'in_progress'
@@ -358,29 +358,106 @@ _RELEASE: Final = text(
     locked AS MATERIALIZED ({LOCK_GROUPS.replace(":ids", "ARRAY(SELECT id FROM picked)")}),
     released AS (
         UPDATE worker_replay_items SET state = 'released', why = :why, ended_at = clock_timestamp()
-        WHERE id = ANY(:items) AND state = 'claimed'
+        WHERE id = ANY(:items) AND state = ANY(:states)
     )
     UPDATE worker_failed_jobs job SET status = 'pending'
     FROM picked WHERE job.id = picked.id AND (SELECT count(*) FROM locked) >= 0
+    RETURNING job.id
     """
 )
 
 
-def release(session: Session, items: Iterable[UUID], *, by: str, why: str) -> None:
-    """Return jobs whose messages will never be sent to ``pending``."""
-    session.execute(_RELEASE, {"items": list(items), "by": by, "why": why})
+def release(
+    session: Session, items: Iterable[UUID], *, by: str, why: str, states: Collection[str] = ("claimed",)
+) -> int:
+    """Return jobs whose messages will never be sent, or never run, to ``pending``; return how many.
+
+    Arguments:
+      states: Of the items that are meant: with ``sent``, those whose messages were removed from Redis, too.
+    """
+    released = session.execute(_RELEASE, {"items": list(items), "by": by, "why": why, "states": list(states)})
+    return len(released.all())
 
 
-def unsent_of_ended(session: Session, limit: int) -> list[UUID]:
-    """Return items of cancelled replays that were claimed and are not known to be sent."""
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """An item that was claimed and is not known to be sent, of a replay that does not go on by itself."""
+
+    item: UUID
+    replay_id: UUID
+    state: State
+
+
+def unsent_of_idle(session: Session, limit: int) -> list[Unsent]:
+    """Return what was claimed and is not known to be sent, of replays that are cancelled, or that wait for a person,
+    once the process that ran them is gone."""
+    rows = session.execute(
+        text(
+            """
+            SELECT item.id AS item, replay.id AS replay_id, replay.state
+            FROM worker_replays replay JOIN worker_replay_items item ON item.replay_id = replay.id
+            WHERE replay.state IN ('paused', 'stopped', 'cancelled') AND item.state = 'claimed'
+              AND (replay.runner_until IS NULL OR replay.runner_until < now())
+            ORDER BY replay.id, item.id LIMIT :limit
+            """
+        ),
+        {"limit": limit},
+    )
+    return [Unsent(**row._mapping) for row in rows]
+
+
+# As if they had not been claimed: whoever resumes the replay comes by them again. The replay first, as whoever claims.
+_GIVE_BACK: Final = text(
+    f"""
+    WITH held AS MATERIALIZED (
+        SELECT id, set_config('app.changed_by', :by, true),
+            set_config('app.change_reason', 'its replay is ' || state || ', and what ran it is gone', true)
+        FROM worker_replays
+        WHERE id = :replay AND state IN ('paused', 'stopped') AND (runner_until IS NULL OR runner_until < now())
+        FOR UPDATE
+    ),
+    given AS MATERIALIZED (
+        SELECT id, failed_job_id FROM worker_replay_items
+        WHERE id = ANY(:items) AND state = 'claimed' AND replay_id IN (SELECT id FROM held)
+    ),
+    picked AS MATERIALIZED (
+        SELECT id, failed_at FROM worker_failed_jobs
+        WHERE id IN (SELECT failed_job_id FROM given) AND status = 'in_progress' ORDER BY id FOR UPDATE
+    ),
+    locked AS MATERIALIZED ({LOCK_GROUPS.replace(":ids", "ARRAY(SELECT id FROM picked)")}),
+    gone AS (DELETE FROM worker_replay_items WHERE id IN (SELECT id FROM given)),
+    comes_again AS (
+        UPDATE worker_replays replay SET
+            come_to_at = earliest.failed_at, come_to_id = '00000000-0000-0000-0000-000000000000'
+        FROM (SELECT min(failed_at) AS failed_at FROM picked) earliest
+        WHERE replay.id = :replay AND earliest.failed_at <= replay.come_to_at
+    )
+    UPDATE worker_failed_jobs job SET status = 'pending'
+    FROM picked WHERE job.id = picked.id AND (SELECT count(*) FROM locked) >= 0
+    RETURNING job.id
+    """
+)
+
+
+def give_back(session: Session, replay_id: UUID, items: Iterable[UUID], *, by: str) -> int:
+    """Return jobs whose messages will never be sent to ``pending``, for their replay to take them again when it goes
+    on; return how many. Of one that goes on already, or has ended, nothing is given back."""
+    given = session.execute(_GIVE_BACK, {"replay": replay_id, "items": list(items), "by": by})
+    return len(given.all())
+
+
+def moved(session: Session, limit: int) -> list[UUID]:
+    """Return replays whose executions have ended for jobs that were handed to another tenant meanwhile, and that are
+    in progress still: see :func:`follow_the_moved`."""
     return list(
         session.scalars(
             text(
                 """
-                SELECT item.id FROM worker_replays replay JOIN worker_replay_items item ON item.replay_id = replay.id
-                WHERE replay.state = 'cancelled' AND item.state = 'claimed'
-                  AND (replay.runner_until IS NULL OR replay.runner_until < now())
-                ORDER BY item.id LIMIT :limit
+                SELECT DISTINCT item.replay_id
+                FROM worker_failed_jobs job JOIN worker_replay_items item ON item.failed_job_id = job.id
+                WHERE job.status = 'in_progress' AND item.state IN ('succeeded', 'failed')
+                  AND item.tenant_id IS DISTINCT FROM job.tenant_id
+                LIMIT :limit
                 """
             ),
             {"limit": limit},

@@ -1,12 +1,15 @@
 #!lua flags=allow-oom
 -- One step through one key of a queue: counts the messages that are meant, and removes them if it is told to, from that
 -- key and from the queue at once. What a worker takes meanwhile is not there any more, and runs.
+-- Of those that are replays it is remembered whose they were: nobody else would tell Postgres that they never end.
 -- KEYS: namespace. ARGV: queue; what to look at: "list", "suspects", "due" (of a delay queue), "taking" or "held" (by a
 -- broker, and never removed); broker id or ''; where to go on, 0 at first; how many to look at; 1 to remove them; the
--- tenant's 32 hexadecimal digits or '' for any; the actor's name or '' for any.
+-- tenant's 32 hexadecimal digits or '' for any; the actor's name, or from a dot on its end, or '' for any; who removes
+-- them and why, as it is to be remembered of replays.
 -- Returns how many were meant; where to go on, -1 at the end; of a list how many were looked at, and how long it is.
 local ns, queue, what, broker = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local at, count, remove, tenant, actor = ARGV[4], tonumber(ARGV[5]), ARGV[6] == "1", ARGV[7], ARGV[8]
+local note = ARGV[9]
 local own, name = ns .. ":__dramaturg__.", ns .. ":" .. queue
 local messages = name .. ".msgs"
 local key = ({list = name, suspects = own .. "suspects." .. queue, due = own .. "due." .. queue,
@@ -27,6 +30,10 @@ local function decode(data)
   end
   return ok and type(message) == "table" and message or {}
 end
+local function is_of(name)
+  return name == actor or (type(name) == "string" and string.sub(actor, 1, 1) == "."
+    and string.sub(name, -#actor) == actor)
+end
 local function matches(data)
   if tenant == "" and actor == "" then
     return true
@@ -36,11 +43,22 @@ local function matches(data)
     return false
   end
   local message = decode(data)
-  if actor ~= "" and message.actor_name ~= actor then
+  if actor ~= "" and not is_of(message.actor_name) then
     return false
   end
   local options = type(message.options) == "table" and message.options or {}
   return tenant == "" or (type(options.tenant_id) == "string" and digits(options.tenant_id) == tenant)
+end
+local function remember_replay(data)
+  -- Few are replays, so few are decoded.
+  if not string.find(data, '"dramaturg_replay"', 1, true) then
+    return
+  end
+  local options = decode(data).options
+  local replay = type(options) == "table" and options.dramaturg_replay
+  if type(replay) == "table" and type(replay.item) == "string" then
+    redis.call("hset", own .. "removed_replays", replay.item, note)
+  end
 end
 -- Tells whether a mention is to go.
 local function sift(id)
@@ -56,6 +74,7 @@ local function sift(id)
   meant = meant + 1
   if remove then
     local entry = queue .. ":" .. id
+    remember_replay(data)
     redis.call("hdel", messages, id)
     redis.call("hdel", own .. "crashes", entry)
     redis.call("srem", own .. "begun_before", entry)

@@ -135,7 +135,7 @@ class TestPurge:
 
     def test_a_step_ends_with_what_large_messages_hold(self, client: redis.Redis) -> None:
         redis_ids = add(client, *(message((TENANT, OTHER)[n % 2], args=["x" * 600_000]) for n in range(8)))
-        step = Scripts(client, "dramatiq")("sift", QUEUE, "list", "", 0, 2_000, 0, OTHER.hex, "")
+        step = Scripts(client, "dramatiq")("sift", QUEUE, "list", "", 0, 2_000, 0, OTHER.hex, "", "")
         # Two were looked at, of which one is meant; then on after two.
         assert step == [1, b"2", 2, 8]
         assert purge(client, QUEUE, by="ann", tenant_id=OTHER).waiting == 4

@@ -20,6 +20,7 @@ from db.tenancy import tenant_context
 from middleware.lua_scripts import Scripts
 from tests.integration.replaying import A, B, Deployment
 from tests.waiting import eventually
+from worker.replay.replayer import Replayer
 from worker.replay.sending import send, withdraw
 
 BY_HAND = {
@@ -201,10 +202,75 @@ def test_what_a_cancelled_replay_had_claimed_goes_back(deployment: Deployment, m
     with operator_transaction() as s:
         runs.cancel(s, replay_id, by="ann")
     runner = deployment.runner("second")
-    assert runner.tidy() == 1
-    assert runner.tidy() == 0
+    Replayer(operator_transaction, lambda *_: runner).look(runner)
     assert deployment.status(row_id) == "pending"
     assert deployment.stands(replay_id).items == {"released": 1}
+    deployment.assert_counts_are_right()
+
+
+@pytest.mark.parametrize("state", ["paused", "stopped"])
+def test_what_a_replay_that_waits_for_a_person_had_claimed_goes_back_and_is_sent_when_it_goes_on(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    rows = deployment.fail("one", "two", "three", "four")
+    names = {row["id"]: row["task_args"][0] for row in deployment.rows()}
+    deployment.sql("UPDATE worker_failed_job_originals SET original = 'none' WHERE failed_job_id = %s", rows[0])
+    deployment.fails.clear()
+    deployment.ran.clear()
+    replay_id = deployment.replay(Filter(actor=("test.replayed",)), ramp=(3,))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), deployment.working():
+        patch.setattr("worker.replay.runner.send", die)
+        deployment.runner("first").run_to_end(replay_id)
+    assert [deployment.status(row) for row in rows] == ["pending", "in_progress", "in_progress", "pending"]
+    # One was sent, and its process died before it could say so.
+    (sent,) = deployment.rows(f"SELECT id FROM worker_replay_items WHERE failed_job_id = '{rows[1]}'")
+    deployment.broker.client.set(f"dramatiq:__dramaturg__.replay.{sent['id']}", "sent")  # type: ignore[attr-defined]
+    with operator_transaction() as s:
+        runs.pause(s, replay_id, by="ann") if state == "paused" else runs.stop(s, replay_id, runner="first", why="many")
+    runner = deployment.runner("housekeeping", stop=lambda: True)
+    # Its process has the replay to itself, until it is known to be gone.
+    deployment.sql("UPDATE worker_replays SET runner = 'first', runner_until = now() + interval '10 seconds'")
+    Replayer(operator_transaction, lambda *_: runner).look(runner)
+    assert deployment.status(rows[2]) == "in_progress"
+    deployment.sql("UPDATE worker_replays SET runner_until = now()")
+    Replayer(operator_transaction, lambda *_: runner).look(runner)
+    assert [deployment.status(row) for row in rows] == ["pending", "in_progress", "pending", "pending"]
+    assert deployment.stands(replay_id).items == {"refused": 1, "sent": 1}
+    event = deployment.rows("SELECT * FROM worker_failed_job_events WHERE event = 'released'")[-1]
+    assert (event["failed_job_id"], event["reason"]) == (rows[2], f"its replay is {state}, and what ran it is gone")
+    deployment.assert_counts_are_right()
+    # The one that was sent ends.
+    deployment.sql("UPDATE worker_replay_items SET state = 'succeeded' WHERE state = 'sent'")
+    deployment.sql("UPDATE worker_failed_jobs SET status = 'resolved' WHERE id = %s", rows[1])
+    with operator_transaction() as s:
+        runs.resume(s, replay_id, by="ann")
+    with deployment.working():
+        done = deployment.runner("second").run_to_end(replay_id)
+    assert done is not None
+    assert (done.state, done.items) == ("finished", {"refused": 1, "succeeded": 3})
+    assert sorted(what for what, *_ in deployment.ran) == sorted([names[rows[2]], names[rows[3]]])
+    deployment.assert_counts_are_right()
+
+
+@pytest.mark.parametrize("then", ["succeeds", "fails"])
+def test_a_row_of_a_cancelled_replay_that_is_handed_to_another_tenant_is_closed(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    (row_id,) = deployment.fail("one")
+    replay_id = claimed_and_sent(deployment, row_id, monkeypatch)
+    with operator_transaction() as s:
+        runs.cancel(s, replay_id, by="ann")
+    deployment.sql("UPDATE worker_failed_jobs SET tenant_id = %s", B)
+    runner = deployment.runner("housekeeping", stop=lambda: True)
+    Replayer(operator_transaction, lambda *_: runner).look(runner)
+    # What was sent goes on.
+    assert deployment.status(row_id) == "in_progress"
+    if then == "succeeds":
+        deployment.fails.clear()
+    with deployment.working():
+        eventually(lambda: [item["state"] for item in deployment.items()] != ["sent"])
+    Replayer(operator_transaction, lambda *_: runner).look(runner)
+    assert deployment.status(row_id) == ("resolved" if then == "succeeds" else "pending")
     deployment.assert_counts_are_right()
 
 

@@ -213,6 +213,9 @@ class Waits:
     def tidy(self) -> int:
         return 0
 
+    def release_removed(self) -> int:
+        return 0
+
     def run_to_end(self, replay_id: UUID, *, at_most: float) -> None:
         assert at_most < 60
         self.ran.append(replay_id)

@@ -119,7 +119,9 @@ worker.stop()
 
 def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
-    assert words == {"tenants", "events", "migrate", "check", "spool", "queues", "failed", "replays"}
+    assert words == {
+        "tenants", "events", "migrate", "check", "spool", "queues", "workers", "failed", "replays", "console",
+    }  # fmt: skip
 
 
 def test_the_commands_on_failed_jobs_do_what_they_say(
@@ -149,8 +151,8 @@ def test_the_commands_on_failed_jobs_do_what_they_say(
     lines = [words for words in lines if words not in sent]
     ran = [words[2] for words in lines if words[1] == "failed"]
     assert ran == [
-        *("groups", "list", "show", "stats", "resolve", "abandon", "reopen", "note", "export", "forget"),
-        *("retention", "purge"),
+        *("groups", "list", "show", "stats", "resolve", "abandon", "reopen", "note", "audit", "keys", "export"),
+        *("forget", "retention", "purge"),
     ]
     for words in lines:
         worker(*(given.get(word, word) for word in words[1:]), *(["--yes"] if words[2] == "forget" else []))

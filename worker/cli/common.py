@@ -29,6 +29,11 @@ def fail(message: str, status: int = 1) -> NoReturn:
     raise typer.Exit(status)
 
 
+def warn(message: str) -> None:
+    """Say on standard error what a command had to do without."""
+    sys.stderr.write(f"worker: {printable(message)}\n")
+
+
 def configure_sessions() -> Settings:
     """Configure ``db.session`` from the environment; a command needs no broker for that.
 

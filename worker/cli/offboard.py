@@ -22,6 +22,7 @@ from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import say
 from worker.cli.failed.options import AsJson, Yes
 from worker.cli.operator import By, operator_name
+from worker.cli.queues import release
 from worker.queue_admin import Found, count_messages, remove_messages
 from worker.redis_client import make_redis
 from worker.settings import Settings
@@ -96,6 +97,8 @@ def _remove(client: redis.Redis, settings: Settings, tenant_id: UUID, by: str, r
     removed = remove_messages(
         client, by=by, reason=reason or "", tenant_id=tenant_id, namespace=settings.redis_namespace, audit=keep_event
     )
+    # Its rows go next; so that Redis remembers nothing of it.
+    release(client, settings)
     return {found.queue: found.removable for found in removed if found.removable}
 
 

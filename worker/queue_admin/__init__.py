@@ -7,6 +7,7 @@ They take a client that decodes nothing and the namespace, and need no broker. E
 from worker.queue_admin.audit import Audit, log_event
 from worker.queue_admin.pauses import Pause, pause, pauses, resume
 from worker.queue_admin.removal import Found, count_messages, purge, remove_messages
+from worker.queue_admin.spooled import sealed_in_spool
 from worker.queue_admin.states import QueueState, list_queues
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "purge",
     "remove_messages",
     "resume",
+    "sealed_in_spool",
 ]

@@ -1,7 +1,8 @@
 """Removing messages that wait: all of a queue, or a tenant's or an actor's wherever they are.
 
 It goes in steps that are short for Redis, and each message leaves its list and its queue in one step. It is safe while
-messages are sent and worked on: one that a worker takes first runs, and is not counted as removed.
+messages are sent and worked on: one that a worker takes first runs, and is not counted as removed. What is removed of a
+replay is remembered in the same step, and :mod:`worker.replay.removed` sets its failed job back.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from middleware.spool import TO_ITSELF
 from worker.queue_admin.audit import PURGED, Audit, log_event
 from worker.queue_admin.keys import answer, asking, read_keys
 from worker.queues import Queue
+from worker.replay.removed import note
 
 #: Messages, and failures of the spool, that are looked at in one step. Many, because taking some out of the middle of a
 #: list costs Redis a walk to them: 20 ms in one of a million.
@@ -53,7 +55,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Meant:
-    """Which messages are meant: all where both are ``None``."""
+    """Which messages are meant: all where both are ``None``. See :func:`remove_messages`."""
 
     tenant_id: UUID | None
     actor: str | None
@@ -69,11 +71,14 @@ class _Meant:
         """Tell of a failure in the spool."""
         try:
             failure: dict[str, Any] = json.loads(data)
-            tenant_id, actor = failure["tenant_id"], failure["task_name"]
-        except (ValueError, KeyError, TypeError):
+            tenant_id, actor, kind = failure["tenant_id"], failure["task_name"], failure.get("kind")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        if kind == "success":
+            # Of a replay: its row would be open for ever.
             return False
         return (self.tenant_id is None or tenant_id == str(self.tenant_id)) and (
-            self.actor is None or actor == self.actor
+            self.actor is None or actor == self.actor or (self.actor[0] == "." and str(actor).endswith(self.actor))
         )
 
 
@@ -135,14 +140,17 @@ def remove_messages(
 
     What runs is counted and left: it may send more, and a failure of it may be tried again. To off-board a tenant, stop
     sending for it, remove, wait until nothing of it runs, and remove again; then remove its rows. A group that a
-    removed message was a child of never completes.
+    removed message was a child of never completes. A failed job that was being replayed by a removed message is
+    ``pending`` again within seconds, where a worker consumes ``housekeeping``, and at once by
+    :func:`worker.replay.removed.release_removed`.
 
     Arguments:
       client: To Redis.
       by: The operator.
       reason: Why, in the operator's words.
       tenant_id: Of whom; of all where it is ``None``.
-      actor: Which; all where it is ``None``.
+      actor: Which, or with a dot at its beginning those whose names end so: ``.recompute_window``; all where it is
+        ``None``.
       namespace: Prefix of every key.
       before_removal: Told what was found, before anything is removed; what it raises prevents that. Not called where
         there is nothing to remove.
@@ -184,7 +192,7 @@ def _remove(
         before={"actor": sieve.meant.actor, "queues": [asdict(one) for one in found if one.removable]},
         after={},
     )
-    return sieve.remove()
+    return sieve.remove(note(by, reason))
 
 
 class _Sieve:
@@ -201,6 +209,8 @@ class _Sieve:
         self._run = Scripts(client, namespace)
         self.meant = meant
         self._queues = queues
+        #: What is remembered with replays that are removed.
+        self._note = ""
 
     def count(self) -> list[Found]:
         """Return what is meant, by queue."""
@@ -210,8 +220,9 @@ class _Sieve:
         self._count_spooled(found)
         return _by_queue(found, queues)
 
-    def remove(self) -> list[Found]:
+    def remove(self, note: str) -> list[Found]:
         """Remove what is meant, and return it by queue, with what runs afterwards."""
+        self._note = note
         removed = Counter[tuple[str, str]]()
         for _ in range(PASSES):
             queues, _ = self._look()
@@ -258,7 +269,7 @@ class _Sieve:
         meant: int
         while True:
             meant, at, looked, length = self._run(
-                "sift", queue, what, broker, at, AT_ONCE, int(remove), *self.meant.arguments()
+                "sift", queue, what, broker, at, AT_ONCE, int(remove), *self.meant.arguments(), self._note
             )
             total += meant
             # What is sent meanwhile is looked at, too; but whoever sends faster than this must not keep it for ever.
@@ -266,23 +277,30 @@ class _Sieve:
             if at == b"-1" or seen > enough:
                 return total
 
-    def _spooled(self) -> Iterator[list[tuple[bytes, str]]]:
-        """Give the failures in the spool that are meant, some at a time, by name and queue."""
+    def _spooled(self) -> Iterator[list[tuple[bytes, str, str | None]]]:
+        """Give the failures in the spool that are meant, some at a time: name, queue, and the item of a replay."""
         cursor: Any = 0
         while True:
             with asking():
                 cursor, batch = answer(
                     self._client.hscan(f"{self._namespace}:__dramaturg__.spool", cursor, count=SPOOLED_AT_ONCE)
                 )
-            names = [name for name, data in batch.items() if self.meant.is_failure(data)]
-            yield [(name, name.decode("utf-8", "replace").partition(":")[0].removesuffix(".DQ")) for name in names]
+            yield [
+                (
+                    name,
+                    name.decode("utf-8", "replace").partition(":")[0].removesuffix(".DQ"),
+                    json.loads(data).get("replay_item"),
+                )
+                for name, data in batch.items()
+                if self.meant.is_failure(data)
+            ]
             if int(cursor) == 0:
                 return
 
     def _count_spooled(self, found: Counter[tuple[str, str]]) -> None:
         if self._queues is None:
             for batch in self._spooled():
-                found.update((queue, "spooled") for _, queue in batch)
+                found.update((queue, "spooled") for _, queue, _ in batch)
 
     def _remove_spooled(self, removed: Counter[tuple[str, str]]) -> None:
         """Remove them while no worker drains the spool, so that each is either recorded or removed."""
@@ -291,8 +309,12 @@ class _Sieve:
         try:
             for batch in self._spooled():
                 if batch:
-                    self._run("spool_remove", *(name for name, _ in batch))
-                    removed.update((queue, "spooled") for _, queue in batch)
+                    items = [item for _, _, item in batch if isinstance(item, str)]
+                    if items:
+                        # First: one that is set back and then recorded all the same is a failure of it.
+                        self._run("note_removed_replays", self._note, *items)
+                    self._run("spool_remove", *(name for name, _, _ in batch))
+                    removed.update((queue, "spooled") for _, queue, _ in batch)
                     self._take_spool(me)
         finally:
             self._run("spool_leave", me)

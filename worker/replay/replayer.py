@@ -15,7 +15,7 @@ from loguru import logger
 from sqlalchemy import text
 
 from db.failed.actions import Begin
-from db.replays import runs
+from db.replays import claims, runs
 from middleware.lossless_broker import LosslessBroker
 from middleware.process_facts import process_name
 from worker.queues import Queue
@@ -90,9 +90,13 @@ class Replayer(Middleware):
         """
         with self._begin() as session:
             found = runs.waiting(session, AT_A_TIME)
+            for replay_id in claims.moved(session, AT_A_TIME):
+                # Of those that are cancelled, for one; whoever runs one does it at its end.
+                claims.follow_the_moved(session, replay_id)
             tidy = session.execute(_TO_LET_GO).scalar_one()
         if tidy:
             runner.tidy()
+        runner.release_removed()
         for replay_id in found:
             if self._stop.is_set():
                 return False
@@ -105,7 +109,10 @@ _TO_LET_GO = text(
     """
     SELECT EXISTS (
         SELECT FROM worker_replays replay JOIN worker_replay_items item ON item.replay_id = replay.id
-        WHERE replay.state = 'cancelled' AND replay.finished_at > now() - interval '30 days' AND item.state = 'claimed'
+        WHERE item.state = 'claimed' AND (
+            replay.state IN ('paused', 'stopped')
+            OR (replay.state = 'cancelled' AND replay.finished_at > now() - interval '30 days')
+        )
     )
     """
 )

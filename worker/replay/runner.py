@@ -26,6 +26,7 @@ from middleware.lua_scripts import Scripts
 from middleware.replays import option
 from worker.replay.messages import Content, NotReplayable, content_of
 from worker.replay.ramp import allowed, to_send, too_many_failed, worthwhile
+from worker.replay.removed import release_removed
 from worker.replay.sending import remember, send, withdraw
 from worker.replay.today import NoConsumer, Today
 
@@ -315,13 +316,31 @@ class Runner:
             claims.release(session, withdrawn, by=self._name, why=why)
             claims.sent(session, set(items) - withdrawn)
 
+    def release_removed(self) -> int:
+        """Set jobs back whose messages were removed; see :func:`worker.replay.removed.release_removed`."""
+        return release_removed(self._run, self._begin)
+
     def tidy(self) -> int:
-        """Let go of what cancelled replays had claimed and not sent, and return how many."""
+        """Let go of what replays had claimed and not sent that nobody runs any more, and return how many jobs that is.
+
+        Those of cancelled ones are let go for good. Those of ones that wait for a person are as they were before, so
+        that they are sent when it lets them go on.
+        """
         done = 0
         while True:
             with self._begin() as session:
-                items = claims.unsent_of_ended(session, AT_ONCE)
-            if not items:
+                unsent = claims.unsent_of_idle(session, AT_ONCE)
+            if not unsent:
                 return done
-            self.let_go(items, "its replay was cancelled")
-            done += len(items)
+            cancelled = [one.item for one in unsent if one.state == "cancelled"]
+            if cancelled:
+                self.let_go(cancelled, "its replay was cancelled")
+            for replay_id in {one.replay_id for one in unsent if one.state != "cancelled"}:
+                self._give_back(replay_id, [one.item for one in unsent if one.replay_id == replay_id])
+            done += len(unsent)
+
+    def _give_back(self, replay_id: UUID, items: Collection[UUID]) -> None:
+        withdrawn = withdraw(self._run, items)
+        with self._begin() as session:
+            claims.give_back(session, replay_id, withdrawn, by=self._name)
+            claims.sent(session, set(items) - withdrawn)

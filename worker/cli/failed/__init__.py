@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli.failed import actions, edit, export, groups, purge, retention, retry, show, stats
+from worker.cli.failed import actions, audit, edit, export, groups, keys, purge, retention, retry, show, stats
 from worker.cli.failed import list as list_
 
 app = typer.Typer(no_args_is_help=True)
@@ -18,6 +18,8 @@ app.command("resolve")(actions.resolve)
 app.command("abandon")(actions.abandon)
 app.command("reopen")(actions.reopen)
 app.command("note")(actions.note)
+app.command("audit")(audit.audit)
+app.command("keys")(keys.keys)
 app.command("export")(export.export)
 app.command("purge")(purge.purge)
 app.command("forget")(purge.forget)

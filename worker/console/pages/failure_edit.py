@@ -21,7 +21,7 @@ from worker.console.problems import Illegal
 from worker.console.rendering import render
 from worker.failed.asked import NoSuchJob, find_id
 from worker.replay import editing
-from worker.replay.application import names_like
+from worker.replay.application import NoSuchActor, check_is_there
 from worker.replay.editing import Changed, Draft, Field
 from worker.replay.making import make_today
 from worker.replay.messages import NotReplayable
@@ -122,9 +122,11 @@ def _look(request: Request, draft: Draft, said: dict[str, str]) -> Looked:
     deployment: Deployment = request.app.state.deployment
     settings: Settings = request.app.state.settings
     broker = deployment.broker
-    if draft.actor is not None and draft.actor not in broker.actors:
-        like = names_like(broker, draft.actor)
-        return Looked(wrong=f"there is no actor {draft.actor!r}" + (f"; there is {', '.join(like)}" if like else ""))
+    if draft.actor is not None:
+        try:
+            check_is_there(broker, draft.actor)
+        except NoSuchActor as e:
+            return Looked(wrong=str(e))
     try:
         after = _read(said, editing.in_fields(draft.was, broker, draft.actor_name))
     except ValueError as e:
