@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.console.pages import failure, failures, login, overview
+from worker.console.pages import audit, failure, failures, login, overview, tenants
 
 #: In the order in which routes are tried.
-ALL = (login, overview, failures, failure)
+ALL = (login, overview, failures, failure, tenants, audit)
