@@ -106,7 +106,8 @@ def test_what_is_wrong_is_seen_at_a_glance_and_leads_on(
     assert verdict.index("is back") < verdict.index("nobody consumes") < verdict.index("are open")
     assert part(page, "tiles") == (
         "5 open failures in 3 groups 1 regressed were resolved, and are back"
-        " 2h since the oldest failed pending; go to it 1 replay runs 1 stopped 1 worker lives running 1 message 1 queue paused of 4 1 in the spool since 2m"
+        " 2h since the oldest failed pending; go to it 1 replay runs 1 stopped"
+        " 1 worker lives running 1 message 1 queue paused of 4 1 in the spool since 2m"
     )
     # To each in one click, and from a group to its failures in the third.
     for path in (
