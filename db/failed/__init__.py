@@ -11,7 +11,16 @@ from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
 from db.failed.by_tenant import TenantFailures, TenantPage, failures_by_tenant
 from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
-from db.failed.groups import Group, Share, find_groups, get_group, largest_groups
+from db.failed.groups import (
+    Group,
+    Share,
+    Touched,
+    find_groups,
+    get_group,
+    hours_of_group,
+    largest_groups,
+    tenants_of_group,
+)
 from db.failed.rates import FailureRates, Series, failures_per_minute
 from db.failed.search import (
     FailedJob,
@@ -50,6 +59,7 @@ __all__ = [
     "Status",
     "TenantFailures",
     "TenantPage",
+    "Touched",
     "abandon",
     "audit",
     "chain",
@@ -62,6 +72,7 @@ __all__ = [
     "get",
     "get_group",
     "history",
+    "hours_of_group",
     "ids_beginning",
     "iterate",
     "largest_groups",
@@ -72,5 +83,6 @@ __all__ = [
     "sources",
     "standing",
     "stats",
+    "tenants_of_group",
     "write_event",
 ]

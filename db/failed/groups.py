@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.failed.filters import Filter, InvalidFilter, spelled_out
+from db.failed.statuses import STATUSES
 
 #: Matching rows that are looked at for their groups, where the filter is not one of groups.
 _LOOKED_AT: Final = 100_000
@@ -20,8 +21,8 @@ _LOOKED_AT: Final = 100_000
 class Group:
     """Failures with one fingerprint, of all tenants that the session sees.
 
-    Where rows are asked for by what groups do not know (text, ids, a correlation id), these are the groups that such
-    rows are in, each with all its counts.
+    Where rows are asked for by what groups do not know (text, ids, a correlation id, a replay), these are the groups
+    that such rows are in, each with all its counts.
     """
 
     fingerprint: str
@@ -52,6 +53,8 @@ class Group:
     regressed_at: datetime | None
     #: How often it did.
     regressions: int
+    #: Whether failures of no tenant are among them.
+    of_nobody: bool = False
 
     @property
     def open(self) -> int:
@@ -112,7 +115,7 @@ def find_groups(
                     (array_agg(sample_id ORDER BY last_seen DESC))[1] AS sample_id,
                     CASE WHEN sum(pending) + sum(in_progress) = 0 THEN max(resolved_at) END AS resolved_at,
                     max(regressed_at) FILTER (WHERE pending + in_progress > 0) AS regressed_at,
-                    CAST(sum(regressions) AS bigint) AS regressions
+                    CAST(sum(regressions) AS bigint) AS regressions, bool_or(tenant_id IS NULL) AS of_nobody
                 FROM worker_failed_job_groups groups
                 WHERE {" AND ".join(conditions)}
                 GROUP BY fingerprint
@@ -136,6 +139,63 @@ def get_group(session: Session, fingerprint: str) -> Group | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Touched:
+    """What a group did to one tenant, or to nobody's work."""
+
+    tenant_id: UUID | None
+    open: int
+    jobs: int
+    last_seen: datetime
+
+
+def tenants_of_group(session: Session, fingerprint: str, *, limit: int = 10) -> list[Touched]:
+    """Return whom a group touched, those with the most open jobs first.
+
+    Arguments:
+      session: An operator's, or one that is bound to a tenant, and then knows that one alone.
+      fingerprint: In full.
+      limit: How many.
+    """
+    rows = session.execute(
+        text(
+            f"""
+            SELECT tenant_id, pending + in_progress AS open, {" + ".join(STATUSES)} AS jobs, last_seen
+            FROM worker_failed_job_groups WHERE fingerprint = :fingerprint
+            ORDER BY 2 DESC, 3 DESC, tenant_id LIMIT :limit
+            """
+        ),
+        {"fingerprint": fingerprint, "limit": limit},
+    )
+    return [Touched(**row._mapping) for row in rows]
+
+
+def hours_of_group(session: Session, fingerprint: str, *, now: datetime, hours: int = 24) -> list[tuple[datetime, int]]:
+    """Return how many jobs of a group last failed in each of the last hours, oldest first, by when the hour began.
+
+    Arguments:
+      session: An operator's, or one that is bound to a tenant.
+      fingerprint: In full.
+      now: With a time zone; the last hour is the one that is not over yet.
+      hours: How many.
+    """
+    first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours - 1)
+    # All of it is in the index of groups.
+    rows = session.execute(
+        text(
+            """
+            SELECT CAST(floor(extract(epoch FROM failed_at - :first) / 3600) AS integer) AS hour, count(*) AS jobs
+            FROM worker_failed_job_details
+            WHERE fingerprint = :fingerprint AND status = ANY(:each) AND failed_at >= :first AND failed_at <= :now
+            GROUP BY 1
+            """
+        ),
+        {"fingerprint": fingerprint, "each": list(STATUSES), "first": first, "now": now},
+    )
+    counts = {row.hour: row.jobs for row in rows}
+    return [(first + timedelta(hours=hour), counts.get(hour, 0)) for hour in range(hours)]
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """How many of the jobs that match are of one group."""
 
@@ -145,28 +205,54 @@ class Share:
     jobs: int
 
 
-def largest_groups(session: Session, where: Filter, *, limit: int = 3) -> list[Share]:
+def largest_groups(session: Session, where: Filter, *, limit: int = 3, at_most: int | None = None) -> list[Share]:
     """Return of which groups most of the jobs are that match, the most first.
 
     Arguments:
       session: An operator's, or one that is bound to a tenant.
       where: Which jobs; unlike in :func:`find_groups` only they are counted.
+      limit: How many groups.
+      at_most: How many jobs are looked at, any of them; all by default. What asks for groups alone (see
+        :attr:`Filter.of_groups`) is then summed from their counts, all of it.
     """
-    condition, parameters = spelled_out(session, where).where()
+    where = spelled_out(session, where)
+    if at_most is not None and where.of_groups:
+        return _from_counts(session, where, limit)
+    condition, parameters = where.where()
+    some = "" if at_most is None else "LIMIT :at_most"
     rows = session.execute(
         text(
             f"""
             SELECT counted.fingerprint, named.exception_class, named.title, counted.jobs FROM (
-                SELECT details.fingerprint, count(*) AS jobs
-                FROM worker_failed_jobs job JOIN worker_failed_job_details details ON details.failed_job_id = job.id
-                WHERE {condition} AND details.fingerprint IS NOT NULL
-                GROUP BY details.fingerprint ORDER BY 2 DESC, 1 LIMIT :limit
+                SELECT fingerprint, count(*) AS jobs FROM (
+                    SELECT details.fingerprint
+                    FROM worker_failed_jobs job JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+                    WHERE {condition} AND details.fingerprint IS NOT NULL {some}
+                ) matching
+                GROUP BY fingerprint ORDER BY 2 DESC, 1 LIMIT :limit
             ) counted
             CROSS JOIN LATERAL (
                 SELECT exception_class, title FROM worker_failed_job_groups known
                 WHERE known.fingerprint = counted.fingerprint ORDER BY last_seen DESC LIMIT 1
             ) named
             ORDER BY counted.jobs DESC, counted.fingerprint
+            """
+        ),
+        {**parameters, "limit": limit, **({} if at_most is None else {"at_most": at_most})},
+    )
+    return [Share(**row._mapping) for row in rows]
+
+
+def _from_counts(session: Session, where: Filter, limit: int) -> list[Share]:
+    conditions, parameters = group_conditions(where)
+    counted = " + ".join(f"sum({status})" for status in where.status or STATUSES)
+    rows = session.execute(
+        text(
+            f"""
+            SELECT fingerprint, max(exception_class) AS exception_class, max(title) AS title,
+                CAST({counted} AS bigint) AS jobs
+            FROM worker_failed_job_groups groups WHERE {" AND ".join(conditions)}
+            GROUP BY fingerprint HAVING {counted} > 0 ORDER BY 4 DESC, 1 LIMIT :limit
             """
         ),
         {**parameters, "limit": limit},
@@ -189,7 +275,7 @@ def group_conditions(where: Filter) -> tuple[list[str], dict[str, Any]]:
             kind = "uuid" if column == "tenant_id" else "text"
             conditions.append(f"groups.{column} = ANY(CAST(:{column} AS {kind}[]))")
             parameters[column] = list(values)
-    if where.ids or where.correlation_id is not None or where.text is not None:
+    if where.ids or where.correlation_id is not None or where.text is not None or where.replay is not None:
         condition, of_rows = where.where()
         conditions.append(
             f"""

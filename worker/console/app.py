@@ -5,10 +5,13 @@ from __future__ import annotations
 import getpass
 import hashlib
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import redis
 from fastapi import APIRouter, FastAPI
+from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
@@ -53,6 +56,7 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        lifespan=_until_the_end,
     )
     client = make_redis(settings, answers_within=ANSWERS_WITHIN)
     app.state.settings = settings
@@ -76,6 +80,14 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
     app.add_middleware(AnswerHeaders, https=https)
     app.add_middleware(Prefix, prefix=settings.console_prefix)
     return app
+
+
+@asynccontextmanager
+async def _until_the_end(app: FastAPI) -> AsyncIterator[None]:
+    """Serve, and then leave to others what runs here."""
+    yield
+    deployment: Deployment = app.state.deployment
+    await run_in_threadpool(deployment.close)
 
 
 def make_doorkeeper(settings: Settings, client: redis.Redis) -> Doorkeeper:

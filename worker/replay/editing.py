@@ -11,13 +11,15 @@ from uuid import UUID
 from dramatiq import Broker
 from sqlalchemy.orm import Session
 
+from db.errors import KeyMissing, SealBroken
 from db.failed.events import write_event
 from db.failed.filters import Filter
 from db.replays import edits, runs
 from db.replays.claims import Candidate
 from db.replays.edits import Arguments, Edit
-from db.replays.runs import ReplaySettings
+from db.replays.runs import Replay, ReplaySettings
 from db.sealing import Keys
+from db.session import tenant_of
 from middleware.redaction import Redactor
 from middleware.signatures import positional_names
 
@@ -51,6 +53,20 @@ def changes(edit: Edit, broker: Broker, actor_name: str, redact: Redactor) -> li
         for name in dict.fromkeys([*before, *after])
         if name not in before or name not in after or before[name] != after[name]
     ]
+
+
+def shown_of(session: Session, replay: Replay, keys: Keys | None) -> list[Changed] | None:
+    """Return what arguments of a replay's job were and were edited to, redacted; None where none were, or the session
+    is bound to a tenant and may not know, or whoever has the key is elsewhere."""
+    if replay.settings.edit is None or tenant_of(session) is not None:
+        return None
+    try:
+        edit_id, (job_id,) = UUID(str(replay.settings.edit.get("id"))), replay.filter.ids
+        found = edits.get(session, edit_id, job_id, keys)
+    except (KeyMissing, SealBroken, ValueError):
+        # Another's deployment may have the key; and whoever may make a replay may write anything there.
+        return None
+    return None if found is None else [Changed(**one) for one in found.shown]
 
 
 def start_edited(

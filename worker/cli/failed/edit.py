@@ -22,11 +22,12 @@ from worker.cli.failed.editor import in_editor
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import heading
 from worker.cli.failed.options import AsJson, AsTenant, Yes, access
-from worker.cli.failed.retry import REPLAYABLE, check_actor
+from worker.cli.failed.retry import check_actor
 from worker.cli.operator import By, operator_name
 from worker.cli.replays.options import As, Detach, Module, Reason
 from worker.cli.replays.report import run, show_changed
 from worker.failed.asked import NoSuchJob, find_id
+from worker.failed.choosing import REPLAYABLE
 from worker.redis_client import make_redis
 from worker.replay import editing
 from worker.replay.application import import_application

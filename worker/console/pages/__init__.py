@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.console.pages import audit, failure, failures, login, overview, tenants
+from worker.console.pages import audit, failure, failure_actions, failures, groups, login, overview, tenants
 
 #: In the order in which routes are tried.
-ALL = (login, overview, failures, failure, tenants, audit)
+ALL = (login, overview, groups, failures, failure, failure_actions, tenants, audit)
