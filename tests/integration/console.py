@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from typing import Any
 from uuid import UUID
 
@@ -84,6 +85,42 @@ def csrf(page: Response) -> str:
     found = re.search(r'name="csrf" value="([^"]+)"', page.text)
     assert found is not None, page.text
     return found[1]
+
+
+def part(page: Response, name: str) -> str:
+    """Return the text of one live part of a page, as people read it."""
+    reader = _PartReader(name)
+    reader.feed(page.text)
+    assert reader.found, f"there is no part {name!r} in {page.text}"
+    return " ".join("".join(reader.said).split())
+
+
+class _PartReader(HTMLParser):
+    """Reads the text within the element that is marked so."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.found = False
+        self.said: list[str] = []
+        self._name = name
+        self._depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if self._depth or ("data-live", self._name) in attrs:
+            self.found = True
+            self._depth += tag not in {"input", "br", "hr", "img"}
+            self.said.append(" ")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """It holds nothing."""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._depth = max(0, self._depth - 1)
+        self.said.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if self._depth:
+            self.said.append(data)
 
 
 def submit(client: TestClient, page: str, action: str, **values: str) -> Response:

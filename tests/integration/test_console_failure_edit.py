@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from typing import Any
-from uuid import UUID
 
 import pytest
-from dramatiq import Broker
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
@@ -21,29 +19,21 @@ from db.session import operator_transaction
 from tests.integration.console import Console, csrf
 from tests.integration.replaying import A, Deployment
 from tests.integration.test_console_failure import text_of
-
-
-class Imported:
-    """Stands for :class:`worker.console.deployment.Deployment`: the test's actors are imported already."""
-
-    def __init__(self, broker: Broker) -> None:
-        self.broker = broker
-        self.started: list[UUID] = []
-
-    def run_soon(self, replay_id: UUID) -> None:
-        """Keep what is to be run."""
-        self.started.append(replay_id)
-
-    def close(self) -> None:
-        """Leave nothing."""
+from tests.integration.test_console_failure_actions import Imported
 
 
 @pytest.fixture
-def browser(deployment: Deployment, console: Console) -> Iterator[tuple[TestClient, Imported]]:
-    """An operator's browser, in a console that knows the test's actors."""
-    imported = Imported(deployment.broker)
+def imported(deployment: Deployment, console: Console) -> Imported:
+    """What each console of the test knows: the test's actors."""
+    imported = Imported(console, deployment.broker)
+    console.deployment = lambda _: imported
+    return imported
+
+
+@pytest.fixture
+def browser(console: Console, imported: Imported) -> Iterator[tuple[TestClient, Imported]]:
+    """An operator's browser."""
     with console.logged_in("operator") as client:
-        client.app.state.deployment = imported  # type: ignore[attr-defined]
         yield client, imported
 
 
@@ -117,7 +107,7 @@ def test_what_changes_is_seen_redacted_and_then_sent_once(
         ({"args.0": ""}, "its arguments do not fit test.replayed"),
         (
             {"actor": "test.replaye"},
-            "there is no actor 'test.replaye' in the modules that were imported; there is test.replayed",
+            "there is no actor 'test.replaye' in the modules that were imported; there is test",
         ),
         ({"reason": "r" * 10_001, "args.0": "1", "step": "send"}, "reason must be at most 10,000 characters"),
     ],
@@ -181,6 +171,7 @@ def test_an_original_that_is_not_there_and_one_that_is_large(
     assert client.get(f"/failures/{large}/edit").status_code == 303
 
 
+@pytest.mark.usefixtures("imported")
 def test_what_a_job_was_called_with_is_for_operators_of_all_tenants(deployment: Deployment, console: Console) -> None:
     (job,) = deployment.fail("one")
     everybody = (("viewer", None), ("viewer", A), ("operator", A))
@@ -188,7 +179,6 @@ def test_what_a_job_was_called_with_is_for_operators_of_all_tenants(deployment: 
         console.token(role, tenant_id)
     for role, tenant_id in everybody:
         with console.logged_in(role, tenant_id) as client:
-            client.app.state.deployment = Imported(deployment.broker)  # type: ignore[attr-defined]
             form = {"csrf": csrf(client.get("/failures")), "args.0": '"two"', "step": "send"}
             for answer in (client.get(f"/failures/{job}/edit"), client.post(f"/failures/{job}/edit", data=form)):
                 assert answer.status_code == 403

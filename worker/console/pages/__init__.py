@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from worker.console.pages import (
+    audit,
     failure,
     failure_actions,
     failure_edit,
@@ -12,6 +13,7 @@ from worker.console.pages import (
     new_replay,
     overview,
     replays,
+    tenants,
 )
 
 #: In the order in which routes are tried: what is called new is no replay's id.
@@ -25,4 +27,6 @@ ALL = (
     failure_edit,
     new_replay,
     replays,
+    tenants,
+    audit,
 )

@@ -21,7 +21,7 @@ from worker.console.problems import Illegal
 from worker.console.rendering import render
 from worker.failed.asked import NoSuchJob, find_id
 from worker.replay import editing
-from worker.replay.application import check_is_there
+from worker.replay.application import NoSuchActor, check_is_there
 from worker.replay.editing import Changed, Draft, Field
 from worker.replay.making import make_today
 from worker.replay.messages import NotReplayable
@@ -122,9 +122,12 @@ def _look(request: Request, draft: Draft, said: dict[str, str]) -> Looked:
     deployment: Deployment = request.app.state.deployment
     settings: Settings = request.app.state.settings
     broker = deployment.broker
-    try:
-        if draft.actor is not None:
+    if draft.actor is not None:
+        try:
             check_is_there(broker, draft.actor)
+        except NoSuchActor as e:
+            return Looked(wrong=str(e))
+    try:
         after = _read(said, editing.in_fields(draft.was, broker, draft.actor_name))
     except ValueError as e:
         return Looked(wrong=str(e))
