@@ -23,10 +23,10 @@ from tests.integration.test_console_failure_actions import Imported
 
 
 @pytest.fixture
-def imported(deployment: Deployment, console: Console, monkeypatch: pytest.MonkeyPatch) -> Imported:
+def imported(deployment: Deployment, console: Console) -> Imported:
     """What each console of the test knows: the test's actors."""
     imported = Imported(console, deployment.broker)
-    monkeypatch.setattr("worker.console.app.Deployment", lambda _: imported)
+    console.deployment = lambda _: imported
     return imported
 
 

@@ -137,6 +137,9 @@ def test_each_filter_and_each_pair_finds_what_looking_at_every_row_finds(databas
             ids = [row["id"] for row in wanted]
             assert [job.id for job in every_page(session, where, r.choice((1, 3, 17, 1000)))] == ids, where
             assert count(session, where) == len(ids), where
+            assert count_up_to(session, where, len(ids)) == (len(ids), True), where
+            if ids and not where.of_groups:
+                assert count_up_to(session, where, len(ids) - 1) == (len(ids) - 1, False), where
             assert [job.id for job in iterate(session, where)] == ids, where
             found = stats(session, where, now=NOW)
             assert {k: v for k, v in found.by_status.items() if v} == Counter(r_["status"] for r_ in wanted), where
@@ -176,6 +179,9 @@ def test_a_tenants_session_finds_its_own_alone_by_every_filter(database: Databas
             ids = [row["id"] for row in wanted]
             assert [job.id for job in every_page(session, where, 1000)] == ids, where
             assert count(session, where) == len(ids), where
+            assert count_up_to(session, where, len(ids)) == (len(ids), True), where
+            if ids and not where.of_groups:
+                assert count_up_to(session, where, len(ids) - 1) == (len(ids) - 1, False), where
             assert [job.id for job in iterate(session, where)] == ids, where
             assert stats(session, where, now=NOW).jobs == len(ids), where
             groups, _ = find_groups(session, where, limit=1000)

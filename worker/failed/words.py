@@ -73,8 +73,10 @@ def attempted_at(attempt: Mapping[str, Any]) -> datetime | None:
 
 def changes(event: Event) -> str:
     """Return what changed, as far as the event's name does not say it."""
-    if event.event == "edited" and event.after is not None and "arguments" in event.after:
-        return printable(", ".join(map(str, event.after["arguments"])))
+    arguments = (event.after or {}).get("arguments")
+    # Whoever has SQL of a tenant may write there what is none.
+    if event.event == "edited" and isinstance(arguments, list):
+        return printable(", ".join(map(str, arguments)))
     if event.event == "captured" or event.before is None or event.after is None:
         return ""
     known = _SAID if event.event in _MOVES else _SAID - {"status"}
