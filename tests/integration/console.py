@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from httpx2 import Response
 
 from tests.servers import Database
 from worker.console.app import make_app
+from worker.console.deployment import Deployment
 from worker.console_tokens import make_token
 from worker.settings import Settings
 
@@ -26,6 +27,8 @@ class Console:
 
     database: Database
     redis_url: str
+    #: What it knows of the application; by default what the Procfile's modules say.
+    deployment: Callable[[Settings], Deployment] | None = None
     #: Further settings, by variable.
     environment: dict[str, str] = field(default_factory=dict)
     _tokens: dict[tuple[str, UUID | None], str] = field(default_factory=dict)
@@ -54,7 +57,9 @@ class Console:
     def client(self, **arguments: Any) -> Iterator[TestClient]:
         """Give a browser of nobody yet."""
         arguments = {"base_url": BASE, "follow_redirects": False, **arguments}
-        with TestClient(make_app(self.settings()), raise_server_exceptions=False, **arguments) as client:
+        settings = self.settings()
+        deployment = self.deployment(settings) if self.deployment else None
+        with TestClient(make_app(settings, deployment), raise_server_exceptions=False, **arguments) as client:
             yield client
 
     @contextmanager
