@@ -34,6 +34,7 @@ from db.failed.search import (
     ids_beginning,
     iterate,
 )
+from db.failed.standing import Standing, standing
 from db.failed.stats import Count, Stats, stats
 from db.failed.statuses import MOVES, STATUSES, Status, sources
 
@@ -53,6 +54,7 @@ __all__ = [
     "Page",
     "Series",
     "Share",
+    "Standing",
     "Stats",
     "Status",
     "TenantFailures",
@@ -79,6 +81,7 @@ __all__ = [
     "reopen",
     "resolve",
     "sources",
+    "standing",
     "stats",
     "tenants_of_group",
     "write_event",

@@ -19,6 +19,7 @@ from db.failed.filters import SEARCHED, Filter, InvalidFilter, contains, spelled
 from db.failed.groups import group_conditions
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
+from db.times import moment_of
 
 #: Jobs of a page, at most.
 PAGE_AT_MOST: Final = 1_000
@@ -345,13 +346,14 @@ def _summaries(keys: str, parameters: dict[str, Any]) -> tuple[Any, dict[str, An
 
 
 def _key(job: FailedJobSummary) -> str:
-    return f"{job.failed_at.isoformat()}~{job.id}"
+    # As one word, to be typed.
+    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
 
 
 def _parse(after: str) -> tuple[datetime, UUID]:
     at, _, job_id = after.partition("~")
     try:
-        key = datetime.fromisoformat(at), UUID(job_id)
+        key = moment_of(at.replace("_", " ")), UUID(job_id)
     except ValueError:
         key = None
     if key is None or key[0].tzinfo is None:

@@ -17,6 +17,7 @@ from db.errors import DramaturgError
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.filters import Filter
 from db.session import tenant_of
+from db.times import moment_of
 
 State = Literal["running", "paused", "stopped", "cancelled", "finished"]
 
@@ -25,6 +26,9 @@ RAMP: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 
 #: Seconds for which a process has a replay to itself after each sign of life.
 LEASE: Final = 15.0
+
+#: Under which a replay's settings keep the request that it was made for.
+REQUEST: Final = "request"
 
 
 class IllegalChange(DramaturgError, ValueError):
@@ -122,6 +126,7 @@ def create(
     by: str,
     reason: str | None = None,
     replay_id: UUID | None = None,
+    request: str | None = None,
 ) -> UUID:
     """Make a replay, which whoever is an operator's process then runs, and return its id.
 
@@ -130,6 +135,7 @@ def create(
       where: Which jobs; of those only pending and abandoned ones are sent, and abandoned ones where ``status`` or
         ``ids`` say so.
       replay_id: Its id, where whoever asks may ask twice for the same; a random one by default.
+      request: Kept with it, for :mod:`db.replays.keys`.
 
     Raises:
       AlreadyMade: When there is one of that id; nothing was done.
@@ -162,7 +168,7 @@ def create(
             "id": replay_id,
             "tenant_id": tenant_of(session),
             "filter": filter_as_json(where),
-            "settings": settings.as_json(),
+            "settings": {**settings.as_json(), **({} if request is None else {REQUEST: request})},
             "by": checked("by", by, NAME_AT_MOST),
             "reason": reason,
         },
@@ -400,7 +406,7 @@ def filter_from_json(values: Mapping[str, Any]) -> Filter:
     """
     kinds: dict[str, Callable[[Any], Any]] = {
         **dict.fromkeys(("ids", "tenant_id", "correlation_id", "replay"), UUID),
-        **dict.fromkeys(("since", "until"), datetime.fromisoformat),
+        **dict.fromkeys(("since", "until"), moment_of),
     }
 
     def made(name: str, value: Any) -> Any:

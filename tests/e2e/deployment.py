@@ -18,6 +18,7 @@ import redis
 from dramatiq import Message
 from psycopg.rows import dict_row
 
+from tests import forks
 from tests.servers import Database
 from worker.broker import make_broker
 from worker.settings import Settings
@@ -76,6 +77,10 @@ class Deployment:
             timeout=120,
             check=False,
         )
+
+    def worker(self, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command ``worker`` to its end, as :mod:`tests.forks` does."""
+        return forks.run(words, cwd=cwd, env={**self.environment(), **environment})
 
     def send(self, actor: dramatiq.Actor[..., Any], tenant_id: UUID | None = None, **kwargs: Any) -> Message[Any]:
         """Send through this deployment's Redis, whatever broker the actor was declared on."""

@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from typing import Any
 from uuid import UUID
 
+from dramatiq import Broker
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
+from db.errors import ConfigurationError
 from tests.servers import Database
 from worker.console.app import make_app
 from worker.console.deployment import Deployment
@@ -21,16 +24,20 @@ from worker.settings import Settings
 BASE = "http://console.test"
 
 
+def _nothing() -> Broker:
+    raise ConfigurationError("no application in this test")
+
+
 @dataclass
 class Console:
     """A console with tokens for whoever is asked for."""
 
     database: Database
     redis_url: str
-    #: What it knows of the application; by default what the Procfile's modules say.
-    deployment: Callable[[Settings], Deployment] | None = None
     #: Further settings, by variable.
     environment: dict[str, str] = field(default_factory=dict)
+    #: What it knows of an application: by default there is none here, so it runs no replays, either.
+    deployment: Callable[[Settings], Deployment] = lambda settings: Deployment(settings, imported=_nothing)
     _tokens: dict[tuple[str, UUID | None], str] = field(default_factory=dict)
     _entries: list[str] = field(default_factory=list)
 
@@ -58,8 +65,9 @@ class Console:
         """Give a browser of nobody yet."""
         arguments = {"base_url": BASE, "follow_redirects": False, **arguments}
         settings = self.settings()
-        deployment = self.deployment(settings) if self.deployment else None
-        with TestClient(make_app(settings, deployment), raise_server_exceptions=False, **arguments) as client:
+        with TestClient(
+            make_app(settings, self.deployment(settings)), raise_server_exceptions=False, **arguments
+        ) as client:
             yield client
 
     @contextmanager
@@ -77,6 +85,42 @@ def csrf(page: Response) -> str:
     found = re.search(r'name="csrf" value="([^"]+)"', page.text)
     assert found is not None, page.text
     return found[1]
+
+
+def part(page: Response, name: str) -> str:
+    """Return the text of one live part of a page, as people read it."""
+    reader = _PartReader(name)
+    reader.feed(page.text)
+    assert reader.found, f"there is no part {name!r} in {page.text}"
+    return " ".join("".join(reader.said).split())
+
+
+class _PartReader(HTMLParser):
+    """Reads the text within the element that is marked so."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.found = False
+        self.said: list[str] = []
+        self._name = name
+        self._depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if self._depth or ("data-live", self._name) in attrs:
+            self.found = True
+            self._depth += tag not in {"input", "br", "hr", "img"}
+            self.said.append(" ")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """It holds nothing."""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._depth = max(0, self._depth - 1)
+        self.said.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if self._depth:
+            self.said.append(data)
 
 
 def submit(client: TestClient, page: str, action: str, **values: str) -> Response:

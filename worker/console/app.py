@@ -15,19 +15,22 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from worker.console import pages, problems
+from worker.console import health, pages, problems
 from worker.console.access import Doorkeeper
 from worker.console.asgi import LOOPBACK, AnswerHeaders, HttpsOnly, KnownHosts, Prefix, SmallBodies
 from worker.console.attempts import Attempts
 from worker.console.deployment import Deployment
 from worker.console.rendering import FOLDER
 from worker.console.sessions import SessionCookies
+from worker.console.shared import Shared
 from worker.console_tokens import read_tokens
 from worker.redis_client import make_redis
 from worker.settings import Settings
 
 #: Seconds that Redis may take where a page can do without.
 ANSWERS_WITHIN: Final = 2.0
+#: Seconds for which what one sees of a live page is what the next sees, too; less than its parts are asked for again.
+SHARED_FOR: Final = 4.0
 
 
 class _Files(StaticFiles):
@@ -59,13 +62,16 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
     app.state.settings = settings
     app.state.client = client
     app.state.doorkeeper = make_doorkeeper(settings, client)
+    app.state.shared = Shared(SHARED_FOR)
     app.state.deployment = deployment or Deployment(settings)
+    app.state.health = health.Health(settings, client)
     problems.install(app)
     app.mount("/static", _Files(directory=FOLDER / "static"), name="static")
     router = APIRouter()
     for module in pages.ALL:
         router.include_router(module.router)
     app.include_router(router, include_in_schema=False)
+    app.include_router(health.router, include_in_schema=False)
 
     https = bool(settings.console_https)
     # The last that is added sees a request first.

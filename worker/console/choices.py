@@ -40,3 +40,20 @@ def choices(session: Session) -> Choices:
         )
     ).one()
     return Choices(*((names or [])[:_AT_MOST] for names in row))
+
+
+def people(session: Session) -> list[str]:
+    """Return who did anything lately, by name: people and programs, as they said."""
+    return list(
+        session.execute(
+            text(
+                """
+                SELECT DISTINCT changed_by FROM (
+                    SELECT changed_by FROM worker_failed_job_events
+                    WHERE event NOT IN ('captured', 'failed_again') ORDER BY id DESC LIMIT 1000
+                ) newest ORDER BY changed_by LIMIT :at_most
+                """
+            ),
+            {"at_most": _AT_MOST},
+        ).scalars()
+    )

@@ -8,6 +8,7 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from db.failed import Filter, find
+from db.times import FarTime
 
 
 def held_fast(session: Session, where: Filter) -> Filter:
@@ -15,5 +16,9 @@ def held_fast(session: Session, where: Filter) -> Filter:
     if where.until is not None:
         return where
     newest = find(session, where, limit=1).jobs
+    if not newest:
+        return where
     # Not this machine's time: workers' clocks wrote theirs.
-    return replace(where, until=newest[0].failed_at + timedelta(microseconds=1)) if newest else where
+    last = newest[0].failed_at
+    # Of times that Python does not have there is none after it; see db.times.
+    return replace(where, until=last if isinstance(last, FarTime) else last + timedelta(microseconds=1))

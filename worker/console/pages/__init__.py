@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from worker.console.pages import failures, groups, login, new_replay, replays
+from worker.console.pages import (
+    audit,
+    failure,
+    failure_actions,
+    failure_edit,
+    failures,
+    groups,
+    login,
+    new_replay,
+    overview,
+    replays,
+    tenants,
+)
 
 #: In the order in which routes are tried: what is called new is no replay's id.
-ALL = (login, failures, groups, new_replay, replays)
+ALL = (
+    login,
+    overview,
+    groups,
+    failures,
+    failure,
+    failure_actions,
+    failure_edit,
+    new_replay,
+    replays,
+    tenants,
+    audit,
+)

@@ -42,7 +42,7 @@
       } catch {
         failures += 1;
       }
-      document.body.classList.toggle("stale", failures > 1);
+      document.querySelector("[data-stale]").hidden = failures < 2;
       soon();
     }, every * Math.min(2 ** failures, 16));
   };
