@@ -157,7 +157,7 @@ def count_up_to(session: Session, where: Filter, most: int) -> tuple[int, bool]:
     condition, parameters = where.where()
     details = _FROM if where.fingerprint else "worker_failed_jobs job"
     found = session.execute(
-        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) some"),
+        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) counted"),
         {**parameters, "most": most + 1},
     ).scalar_one()
     return min(int(found), most), int(found) <= most

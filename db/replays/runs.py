@@ -27,6 +27,9 @@ RAMP: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 #: Seconds for which a process has a replay to itself after each sign of life.
 LEASE: Final = 15.0
 
+#: Under which a replay's settings keep the request that it was made for.
+REQUEST: Final = "request"
+
 
 class IllegalChange(DramaturgError, ValueError):
     """Raised when a replay cannot take a state from the one that it has; the message says which it has."""
@@ -123,6 +126,7 @@ def create(
     by: str,
     reason: str | None = None,
     replay_id: UUID | None = None,
+    request: str | None = None,
 ) -> UUID:
     """Make a replay, which whoever is an operator's process then runs, and return its id.
 
@@ -131,6 +135,7 @@ def create(
       where: Which jobs; of those only pending and abandoned ones are sent, and abandoned ones where ``status`` or
         ``ids`` say so.
       replay_id: Its id, where whoever asks may ask twice for the same; a random one by default.
+      request: Kept with it, for :mod:`db.replays.keys`.
 
     Raises:
       AlreadyMade: When there is one of that id; nothing was done.
@@ -163,7 +168,7 @@ def create(
             "id": replay_id,
             "tenant_id": tenant_of(session),
             "filter": filter_as_json(where),
-            "settings": settings.as_json(),
+            "settings": {**settings.as_json(), **({} if request is None else {REQUEST: request})},
             "by": checked("by", by, NAME_AT_MOST),
             "reason": reason,
         },

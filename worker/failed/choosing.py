@@ -13,10 +13,9 @@ from sqlalchemy.orm import Session
 from db.errors import DramaturgError
 from db.failed import Filter, InvalidFilter, Status, find
 from db.failed.statuses import why_not
+from db.replays.single import REPLAYABLE
 from worker.failed.asked import Asked, statuses, to_filter
 
-#: What a replay takes jobs from.
-REPLAYABLE: Final[tuple[Status, ...]] = ("pending", "abandoned")
 #: Ids looked up at a time.
 _AT_ONCE: Final = 1_000
 

@@ -30,9 +30,9 @@ def retry_one(request: Request, work: Acting, ident: str) -> Response:
             replay_id = single.create(session, job_id, ReplaySettings(), by=work.who.name)
         except OnItsWay as e:
             # A second click, or somebody else's: what was asked for is done.
-            return back(request, job_id, f"{_sentence(job_id, str(e))} It was not sent twice.")
+            return back(request, job_id, f"{sentence(job_id, str(e))} It was not sent twice.")
         except IllegalMove as e:
-            return back(request, job_id, f"Not sent. {_sentence(job_id, str(e))}", kind="bad")
+            return back(request, job_id, f"Not sent. {sentence(job_id, str(e))}", kind="bad")
         except LookupError as e:
             raise NoSuchJob(str(e)) from None
     # Committed, so that whoever runs it finds it.
@@ -83,7 +83,7 @@ def _change(
         return back(request, job_id, done)
     if why == "is not there":
         raise NoSuchJob(f"there is no failed job {job_id}")
-    said = _sentence(job_id, why)
+    said = sentence(job_id, why)
     if why.endswith("already"):
         # A second click.
         return back(request, job_id, said)
@@ -101,6 +101,6 @@ def back(request: Request, job_id: UUID, say: str = "", *, kind: str = "good") -
     return redirect(request, f"/failures/{job_id}", say=say, kind=kind)
 
 
-def _sentence(job_id: UUID, why: str) -> str:
+def sentence(job_id: UUID, why: str) -> str:
     """Return why not in a sentence, of this job."""
     return f"It {why.removeprefix(str(job_id)).strip()}.".replace("in_progress", "in progress")
