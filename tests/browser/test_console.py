@@ -57,7 +57,7 @@ def test_a_bulk_replay_is_tried_dry_and_stops_by_itself(site: Site) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Retry jobs")
     page.get_by_text("Ramp, rate and when it stops").click()
     page.get_by_label("Window").fill("4")
-    page.get_by_role("button", name="Dry run").click()
+    page.get_by_role("button", name="Dry run", exact=True).click()
     expect(page.get_by_role("status")).to_contain_text("12 of 12 jobs would go now")
     page.get_by_label("Why").fill("the gateway is said to be up")
     page.get_by_role("button", name="Start the replay").click()
