@@ -110,7 +110,13 @@ def find(session: Session, where: Filter, *, after: str | None = None, limit: in
     else:
         rows = _containing(session, where, begin, limit + 1)
     jobs = [FailedJobSummary(**row._mapping) for row in rows[:limit]]
-    return Page(jobs, _key(jobs[-1]) if len(rows) > limit else None)
+    return Page(jobs, beyond(jobs[-1]) if len(rows) > limit else None)
+
+
+def beyond(job: FailedJobSummary) -> str:
+    """Return what to give :func:`find` as ``after`` for those that failed before a job, whether that matches or not."""
+    # As one word, to be typed.
+    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
 
 
 def iterate(session: Session, where: Filter) -> Iterator[FailedJob]:
@@ -343,11 +349,6 @@ def _summaries(keys: str, parameters: dict[str, Any]) -> tuple[Any, dict[str, An
         ORDER BY found.failed_at DESC, found.id DESC
     """
     return text(statement), parameters
-
-
-def _key(job: FailedJobSummary) -> str:
-    # As one word, to be typed.
-    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
 
 
 def _parse(after: str) -> tuple[datetime, UUID]:
