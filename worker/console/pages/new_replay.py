@@ -37,6 +37,7 @@ router = APIRouter()
 
 #: Jobs that are counted, and looked at for their groups, where that takes looking at each; and groups that are named.
 COUNTED: Final = 10_000
+GROUPED: Final = 2_000
 GROUPS: Final = 5
 #: Jobs that were named and cannot be sent, that are told.
 REFUSED: Final = 20
@@ -134,7 +135,7 @@ def _look_up(session: Session, work: Work, asked: Asked, wanted: Wanted) -> Show
     held = _held(session, where, work, wanted)
     count, is_all = _count(session, where, held)
     # Of many, groups know without a look at each, and what has failed since makes no difference.
-    groups = largest_groups(session, held if count <= COUNTED else where, limit=GROUPS + 1, at_most=COUNTED)
+    groups = largest_groups(session, held if count <= GROUPED else where, limit=GROUPS + 1, at_most=GROUPED)
     return Shown(chosen, held, count, is_all, groups, tenant_names(session, where.tenant_id))
 
 
@@ -312,6 +313,8 @@ def _page(
         cannot_import=deployment.wrong,
         actors=[] if work.tenant_id else deployment.actors,
         groups_named=GROUPS,
+        # Of how many the groups are; None for all.
+        grouped=None if shown is None or shown.count <= GROUPED or shown.chosen.where.of_groups else GROUPED,
         refused_named=REFUSED,
         **fields,
     )
