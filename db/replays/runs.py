@@ -217,6 +217,7 @@ def find(
     *,
     states: Sequence[State] = (),
     before: datetime | None = None,
+    after: tuple[datetime, UUID] | None = None,
     limit: int = 50,
     counted: bool = True,
 ) -> list[Replay]:
@@ -225,6 +226,7 @@ def find(
     Arguments:
       states: Which; all by default.
       before: Made before then.
+      after: When the last of the page before was made, and its id.
       counted: Whether to count their items; see :func:`get`, and :func:`db.replays.items.counts`.
     """
     rows = session.execute(
@@ -232,9 +234,17 @@ def find(
             f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)}"
             " WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
             " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
+            " AND (CAST(:last_id AS uuid) IS NULL"
+            "   OR created_at < :last_at OR (created_at = :last_at AND id > :last_id))"
             " ORDER BY created_at DESC, id LIMIT :limit"
         ),
-        {"states": list(states) or None, "before": before, "limit": limit},
+        {
+            "states": list(states) or None,
+            "before": before,
+            "last_at": after[0] if after else None,
+            "last_id": after[1] if after else None,
+            "limit": limit,
+        },
     )
     return [_replay(row) for row in rows]
 
