@@ -100,12 +100,27 @@ def find_groups(
         back, seen, fingerprint = _parse(after)
         begin = "WHERE (regressed_at IS NOT NULL, last_seen, fingerprint) < (:back, :seen, :after)"
         parameters |= {"back": back, "seen": seen, "after": fingerprint}
+    named, _ = _named(where)
+    # Which they are is known from few columns, and the rest is summed of those alone.
     rows = session.execute(
         text(
             f"""
-            SELECT * FROM (
+            SELECT told.* FROM (
+                SELECT * FROM (
+                    SELECT fingerprint, max(last_seen) AS last_seen,
+                        max(regressed_at) FILTER (WHERE pending + in_progress > 0) AS regressed_at
+                    FROM worker_failed_job_groups groups
+                    WHERE {" AND ".join(conditions)}
+                    GROUP BY fingerprint
+                    HAVING {" AND ".join(having)}
+                ) matching
+                {begin}
+                ORDER BY regressed_at IS NOT NULL DESC, last_seen DESC, fingerprint DESC
+                LIMIT :limit
+            ) found
+            CROSS JOIN LATERAL (
                 SELECT
-                    fingerprint, max(task_name) AS task_name, max(queue) AS queue, max(error_type) AS error_type,
+                    found.fingerprint, max(task_name) AS task_name, max(queue) AS queue, max(error_type) AS error_type,
                     max(exception_class) AS exception_class, max(title) AS title, max(place) AS place,
                     min(first_seen) AS first_seen, max(last_seen) AS last_seen,
                     CAST(sum(failures) AS bigint) AS failures,
@@ -117,13 +132,9 @@ def find_groups(
                     max(regressed_at) FILTER (WHERE pending + in_progress > 0) AS regressed_at,
                     CAST(sum(regressions) AS bigint) AS regressions, bool_or(tenant_id IS NULL) AS of_nobody
                 FROM worker_failed_job_groups groups
-                WHERE {" AND ".join(conditions)}
-                GROUP BY fingerprint
-                HAVING {" AND ".join(having)}
-            ) found
-            {begin}
-            ORDER BY regressed_at IS NOT NULL DESC, last_seen DESC, fingerprint DESC
-            LIMIT :limit
+                WHERE groups.fingerprint = found.fingerprint AND {" AND ".join(named)}
+            ) told
+            ORDER BY found.regressed_at IS NOT NULL DESC, found.last_seen DESC, found.fingerprint DESC
             """
         ),
         {**parameters, "limit": limit + 1},
@@ -262,6 +273,24 @@ def _from_counts(session: Session, where: Filter, limit: int) -> list[Share]:
 
 def group_conditions(where: Filter) -> tuple[list[str], dict[str, Any]]:
     """Return what a filter asks of ``worker_failed_job_groups groups``, status and times left out."""
+    conditions, parameters = _named(where)
+    if where.ids or where.correlation_id is not None or where.text is not None or where.replay is not None:
+        condition, of_rows = where.where()
+        conditions.append(
+            f"""
+            groups.fingerprint IN (
+                SELECT details.fingerprint FROM worker_failed_jobs job
+                JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+                WHERE {condition} LIMIT {_LOOKED_AT}
+            )
+            """
+        )
+        parameters |= of_rows
+    return conditions, parameters
+
+
+def _named(where: Filter) -> tuple[list[str], dict[str, Any]]:
+    """Return what a filter asks by the columns that groups have."""
     conditions, parameters = ["true"], dict[str, Any]()
     for column, values in (
         ("queue", where.queue),
@@ -275,18 +304,6 @@ def group_conditions(where: Filter) -> tuple[list[str], dict[str, Any]]:
             kind = "uuid" if column == "tenant_id" else "text"
             conditions.append(f"groups.{column} = ANY(CAST(:{column} AS {kind}[]))")
             parameters[column] = list(values)
-    if where.ids or where.correlation_id is not None or where.text is not None or where.replay is not None:
-        condition, of_rows = where.where()
-        conditions.append(
-            f"""
-            groups.fingerprint IN (
-                SELECT details.fingerprint FROM worker_failed_jobs job
-                JOIN worker_failed_job_details details ON details.failed_job_id = job.id
-                WHERE {condition} LIMIT {_LOOKED_AT}
-            )
-            """
-        )
-        parameters |= of_rows
     return conditions, parameters
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 from uuid import UUID
 
+from dramatiq import Broker
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
+from db.errors import ConfigurationError
 from tests.servers import Database
 from worker.console.app import make_app
+from worker.console.deployment import Deployment
 from worker.console_tokens import make_token
 from worker.settings import Settings
 
 BASE = "http://console.test"
+
+
+def _nothing() -> Broker:
+    raise ConfigurationError("no application in this test")
 
 
 @dataclass
@@ -29,6 +36,8 @@ class Console:
     redis_url: str
     #: Further settings, by variable.
     environment: dict[str, str] = field(default_factory=dict)
+    #: What it knows of an application: by default there is none here, so it runs no replays, either.
+    deployment: Callable[[Settings], Deployment] = lambda settings: Deployment(settings, imported=_nothing)
     _tokens: dict[tuple[str, UUID | None], str] = field(default_factory=dict)
     _entries: list[str] = field(default_factory=list)
 
@@ -55,7 +64,10 @@ class Console:
     def client(self, **arguments: Any) -> Iterator[TestClient]:
         """Give a browser of nobody yet."""
         arguments = {"base_url": BASE, "follow_redirects": False, **arguments}
-        with TestClient(make_app(self.settings()), raise_server_exceptions=False, **arguments) as client:
+        settings = self.settings()
+        with TestClient(
+            make_app(settings, self.deployment(settings)), raise_server_exceptions=False, **arguments
+        ) as client:
             yield client
 
     @contextmanager

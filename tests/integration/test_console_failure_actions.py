@@ -38,10 +38,10 @@ class Imported(Imports):
 
 
 @pytest.fixture
-def imported(console: Console, monkeypatch: pytest.MonkeyPatch) -> Imported:
+def imported(console: Console) -> Imported:
     """What each console of the test has instead of the Procfile's modules."""
     imported = Imported(console)
-    monkeypatch.setattr("worker.console.app.Deployment", lambda _: imported)
+    console.deployment = lambda _: imported
     return imported
 
 

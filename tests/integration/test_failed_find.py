@@ -162,6 +162,11 @@ def test_each_filter_and_each_pair_finds_what_looking_at_every_row_finds(databas
                 assert {g.fingerprint for g in groups} == {row["fingerprint"] for row in wanted}, where
             shares = {share.fingerprint: share.jobs for share in largest_groups(session, where, limit=100)}
             assert shares == Counter(row["fingerprint"] for row in wanted), where
+            if where.of_groups:
+                # Groups count them all.
+                assert count_up_to(session, where, 5) == (len(wanted), True), where
+            else:
+                assert count_up_to(session, where, 5) == (min(5, len(wanted)), len(wanted) <= 5), where
     assert matched > 60
 
 

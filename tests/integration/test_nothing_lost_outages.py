@@ -361,12 +361,16 @@ class TestDeathAsADelayedMessageMoves:
         ran: list[int] = []
         first = side(kind, wire.url)
         job = first.actor(ran.append, actor_name="test.shared")
-        first.send(job, 1, delay=10)
         # From there on Redis hears nothing of this process.
         wire.down_at(marker_of(first, "finish"))
         second = side(kind, redis_url)
         second.actor(ran.append, actor_name="test.shared")
-        with first.working():
+        with first.working() as worker:
+            # It moves what is due, and fetches none of that: it could, between the two calls.
+            fetching = worker.consumers[QUEUE]
+            fetching.pause()
+            assert fetching.paused_event.wait(15)
+            first.send(job, 1, delay=10)
             assert wire.lost.wait(15)
             with second.working():
                 eventually(lambda: client.exists("dramatiq:__heartbeats__", "dramatiq:__dramaturg__.alive"))

@@ -106,7 +106,7 @@ from myapp.credits import add_credit
 with tenant_context(UUID(int=1)):
     sent = add_credit.send("acme", 5)
 add_credit.broker.enqueue(sent)
-worker = Worker(add_credit.broker, worker_timeout=50)
+worker = Worker(add_credit.broker, worker_timeout=20)
 worker.start()
 add_credit.broker.join(add_credit.queue_name)
 worker.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from worker.console.pages import (
     audit,
+    close_many,
     failure,
     failure_actions,
     failure_edit,
@@ -16,12 +17,13 @@ from worker.console.pages import (
     tenants,
 )
 
-#: In the order in which routes are tried: what is called new is no replay's id.
+#: In the order in which routes are tried: what is called new is no replay's id, and close no failure's.
 ALL = (
     login,
     overview,
     groups,
     failures,
+    close_many,
     failure,
     failure_actions,
     failure_edit,

@@ -139,7 +139,7 @@ def _look(request: Request, draft: Draft, said: dict[str, str]) -> Looked:
     try:
         draft.check(after, make_today(settings, broker, request.app.state.client, knows_all=True))
     except NoConsumer as e:
-        looked.doubtful = f"{e} at the moment: it waits half a minute for one"
+        looked.doubtful = f"At this moment {e}: the replay waits half a minute for one"
     except NotReplayable as e:
         looked.wrong = str(e)
     return looked

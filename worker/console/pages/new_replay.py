@@ -131,15 +131,21 @@ def _look_up(session: Session, work: Work, asked: Asked, wanted: Wanted) -> Show
     """Find out which jobs, and hold them fast; see :func:`worker.failed.choosing.choose` for what it raises."""
     chosen = choose(session, asked, work.now)
     where = chosen.where
-    count, is_all = count_up_to(session, where, COUNTED)
-    return Shown(
-        chosen,
-        _held(session, where, work, wanted),
-        count,
-        is_all,
-        largest_groups(session, where, limit=GROUPS + 1, at_most=COUNTED),
-        tenant_names(session, where.tenant_id),
-    )
+    held = _held(session, where, work, wanted)
+    count, is_all = _count(session, where, held)
+    # Of many, groups know without a look at each, and what has failed since makes no difference.
+    groups = largest_groups(session, held if count <= COUNTED else where, limit=GROUPS + 1, at_most=COUNTED)
+    return Shown(chosen, held, count, is_all, groups, tenant_names(session, where.tenant_id))
+
+
+def _count(session: Session, where: Filter, held: Filter) -> tuple[int, bool]:
+    """Return how many jobs are held, and whether these are all."""
+    if not where.of_groups or held.until is None:
+        return count_up_to(session, held, COUNTED)
+    # However many there are: those of the groups, less the few that have failed since.
+    count, _ = count_up_to(session, where, COUNTED)
+    since, is_all = count_up_to(session, replace(where, since=held.until), COUNTED)
+    return count - since, is_all
 
 
 def _held(session: Session, where: Filter, work: Work, wanted: Wanted) -> Filter:
@@ -213,6 +219,9 @@ def start(request: Request, work: Acting, form: Posted) -> Response:
         with work.begin() as session:
             runs.create(session, shown.held, settings, by=work.who.name, reason=reason, replay_id=form_id)
     except AlreadyMade:
+        with work.begin() as session:
+            if runs.get(session, form_id, counted=False) is None:
+                raise Illegal("this form has been used by somebody else: load it again") from None
         # A moment ago, by the same form.
         return _started_before(request, form_id)
     deployment.run_soon(form_id)
