@@ -72,6 +72,8 @@ class ReplaySettings:
             raise ValueError(f"threshold must be a share from 0 to 1, not {self.threshold!r}")
         if not 1 <= self.window <= 10_000:
             raise ValueError(f"window must be 1 to 10000, not {self.window!r}")
+        if self.actor is not None and (not self.actor or "\0" in self.actor):
+            raise ValueError(f"actor must be a name, not {self.actor!r}")
 
     def as_json(self) -> dict[str, Any]:
         """Return it as it is kept."""
