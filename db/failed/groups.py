@@ -42,8 +42,9 @@ class Group:
     in_progress: int
     resolved: int
     abandoned: int
-    #: How many tenants it touched; failures of no tenant are one.
+    #: How many tenants it touched, and whether some of its failures are of none.
     tenants: int
+    without_tenant: bool
     #: Its newest row.
     sample_id: UUID | None
     #: When the last open row was resolved, where none is open anywhere.
@@ -108,7 +109,7 @@ def find_groups(
                     CAST(sum(failures) AS bigint) AS failures,
                     CAST(sum(pending) AS bigint) AS pending, CAST(sum(in_progress) AS bigint) AS in_progress,
                     CAST(sum(resolved) AS bigint) AS resolved, CAST(sum(abandoned) AS bigint) AS abandoned,
-                    count(*) AS tenants,
+                    count(tenant_id) AS tenants, count(*) > count(tenant_id) AS without_tenant,
                     (array_agg(sample_id ORDER BY last_seen DESC))[1] AS sample_id,
                     CASE WHEN sum(pending) + sum(in_progress) = 0 THEN max(resolved_at) END AS resolved_at,
                     max(regressed_at) FILTER (WHERE pending + in_progress > 0) AS regressed_at,

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from db.failed import Filter, InvalidFilter, Status, find
 from db.failed.statuses import why_not
 from db.replays import runs
+from db.replays.items import holders
 from db.replays.runs import ReplaySettings
 from db.session import operator_transaction
 from worker.cli.common import console, fail
@@ -40,6 +41,7 @@ from worker.cli.replays.options import (
     to_settings,
 )
 from worker.cli.replays.report import run
+from worker.cli.replays.words import sends_it
 from worker.cli.text import counted, one_line, short, to_json
 from worker.redis_client import make_redis
 from worker.replay.application import import_application
@@ -149,10 +151,13 @@ def _chosen_by_id(session: Session, where: Filter) -> Chosen:
     """Return those of the jobs that were named that can be sent, and why the others cannot."""
     there = _statuses(session, Filter(ids=where.ids))
     matching = _statuses(session, where)
+    replays = holders(session, where.ids)
     refused: dict[UUID, str] = {}
     for job_id in where.ids:
         if job_id not in there:
             refused[job_id] = "is not there"
+        elif there[job_id] == "in_progress" and job_id in replays:
+            refused[job_id] = f"{why_not('in_progress', 'in_progress')}: replay {sends_it(replays[job_id])}"
         elif there[job_id] not in REPLAYABLE:
             refused[job_id] = why_not(there[job_id], "in_progress")
         elif job_id not in matching:

@@ -16,13 +16,15 @@ from rich.text import Text
 from sqlalchemy.orm import Session
 
 from db.failed import Event, FailedJob, FailedJobSummary, Group, chain, find, get, get_group, history
+from db.replays.items import Holder, holders
 from worker.cli.common import console, fail
 from worker.cli.failed import advice, tracebacks
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.list import show_jobs
 from worker.cli.failed.looks import STATUS_STYLES, heading, say, say_command
 from worker.cli.failed.options import OPEN, Access, AsJson, Asked, NoSuchJob, access, filtered, to_filter
-from worker.cli.text import age, ago, counted, last_name, one_line, printable, to_json
+from worker.cli.replays.words import command, sends_it
+from worker.cli.text import age, ago, counted, last_name, one_line, printable, short, to_json
 from worker.tenants import tenant_names
 
 #: Lines of a message, frames, events and jobs of one chain that are shown; --traceback shows a message and its frames
@@ -45,6 +47,8 @@ class Incident:
     chain: list[FailedJobSummary]
     names: Mapping[UUID, str]
     raised: list[tracebacks.Raised]
+    #: The replay that it is in progress for.
+    replay: Holder | None
 
     @property
     def folds(self) -> bool:
@@ -55,7 +59,18 @@ class Incident:
 
     def steps(self, work: Access, *, full: bool) -> list[advice.Step]:
         """Return what can be done about it."""
-        return advice.steps(self.job, self.group, len(self.chain), work.command, truncated=not full and self.folds)
+        found = advice.steps(
+            self.job,
+            self.group,
+            len(self.chain),
+            work.command,
+            truncated=not full and self.folds,
+            replayed=self.replay is not None,
+        )
+        if self.replay is None or self.replay.state is None:
+            return found
+        looks = advice.Step(command(work, f"show {short(self.replay.id)}"), "the replay that has it")
+        return [looks, *found]
 
 
 @filtered
@@ -109,6 +124,7 @@ def _look(session: Session, job: FailedJob) -> Incident:
         history=history(session, job.id),
         chain=chained,
         names=tenant_names(session, [job.tenant_id, *(other.tenant_id for other in chained)]),
+        replay=holders(session, [job.id]).get(job.id),
         raised=tracebacks.parse(job.traceback, job.task_name, group.place if group else None) if job.traceback else [],
     )
 
@@ -130,7 +146,8 @@ def _in_json(incident: Incident, work: Access) -> dict[str, Any]:
         "exceptions": [asdict(raised) for raised in incident.raised],
         "history": incident.history,
         "chain": incident.chain,
-        "advice": advice.first(job),
+        "replay": incident.replay,
+        "advice": advice.first(job, replayed=incident.replay is not None),
         "next_steps": incident.steps(work, full=True),
     }
 
@@ -176,6 +193,8 @@ def _show_facts(incident: Incident, now: datetime) -> None:
     if group is not None and group.regressed_at is not None:
         fact("", Text(f"REGRESSED {ago(group.regressed_at, now)}: it had been resolved", "bold red"))
     fact("work", f"correlation id {job.correlation_id}, message {job.task_id}")
+    if incident.replay is not None:
+        fact("replay", sends_it(incident.replay))
     if job.resolved_at is not None:
         fact("resolved", ago(job.resolved_at, now))
     if job.remediation_notes:
@@ -206,9 +225,15 @@ def _of_group(group: Group, now: datetime) -> str:
         if getattr(group, s)
     )
     return (
-        f"{group.fingerprint[:8]}: failed {counted(group.failures, 'time')} for {counted(group.tenants, 'tenant')}, "
+        f"{group.fingerprint[:8]}: failed {counted(group.failures, 'time')} for {_for_whom(group)}, "
         f"first {age(group.first_seen, now)} ago, last {age(group.last_seen, now)} ago ({counts or 'no rows left'})"
     )
+
+
+def _for_whom(group: Group) -> str:
+    if not group.tenants:
+        return "no tenant"
+    return counted(group.tenants, "tenant") + (" and without one" if group.without_tenant else "")
 
 
 def _original(job: FailedJob) -> str:
@@ -353,7 +378,7 @@ def _show_chain(incident: Incident, now: datetime) -> None:
 
 def _show_steps(incident: Incident, work: Access, *, full: bool) -> None:
     heading("What next")
-    for sentence in (advice.closed(incident.job), advice.first(incident.job)):
+    for sentence in (advice.closed(incident.job), advice.first(incident.job, replayed=incident.replay is not None)):
         if sentence:
             console.print(Padding(Text(sentence), (0, 0, 0, 2)))
     for step in incident.steps(work, full=full):

@@ -12,6 +12,7 @@ from uuid import UUID
 from rich.text import Text
 
 from db.failed import Filter
+from db.replays.items import Holder
 from db.replays.runs import Replay, State, filter_as_json
 from worker.cli.failed.options import Access
 from worker.cli.text import counted, listed, one_line, short
@@ -68,6 +69,13 @@ def outcomes(replay: Replay) -> Text:
     if replay.under_way:
         found.append(Text(f"{replay.under_way:,} under way", "cyan"))
     return Text(", ").join(found) if found else Text("none was sent")
+
+
+def sends_it(holder: Holder) -> str:
+    """Return which replay a job is in progress for."""
+    if holder.state is None:
+        return f"{short(holder.id)}, an operator's, sends it again"
+    return f"{short(holder.id)} sends it again: {holder.state}, by {one_line(holder.created_by or '')}"
 
 
 def not_sent(replay: Replay) -> int:
