@@ -281,7 +281,8 @@ def unsent(session: Session, replay_id: UUID, limit: int) -> list[Claim]:
                 WHERE item.replay_id = :id AND item.state = 'claimed'
                 WINDOW sofar AS (ORDER BY item.id ROWS UNBOUNDED PRECEDING)
             )
-            SELECT open.item, CAST(open.edit AS text) AS edit, {_COLUMNS} FROM open JOIN worker_failed_jobs job USING (id) {_BESIDE}
+            SELECT open.item, CAST(open.edit AS text) AS edit, {_COLUMNS}
+            FROM open JOIN worker_failed_jobs job USING (id) {_BESIDE}
             WHERE open.n = 1 OR (open.n <= :limit AND open.bytes <= :most) ORDER BY open.n
             """
         ),
@@ -463,9 +464,14 @@ def moved(session: Session, limit: int) -> list[UUID]:
             text(
                 """
                 SELECT DISTINCT item.replay_id
-                FROM worker_failed_jobs job JOIN worker_replay_items item ON item.failed_job_id = job.id
-                WHERE job.status = 'in_progress' AND item.state IN ('succeeded', 'failed')
-                  AND item.tenant_id IS DISTINCT FROM job.tenant_id
+                FROM (SELECT id, tenant_id FROM worker_failed_jobs WHERE status = 'in_progress' LIMIT 2000) job
+                -- OFFSET 0: few jobs are in progress, and of items there may be millions.
+                CROSS JOIN LATERAL (
+                    SELECT replay_id FROM worker_replay_items item
+                    WHERE item.failed_job_id = job.id AND item.state IN ('succeeded', 'failed')
+                      AND item.tenant_id IS DISTINCT FROM job.tenant_id
+                    OFFSET 0
+                ) item
                 LIMIT :limit
                 """
             ),

@@ -149,8 +149,8 @@ def test_the_commands_on_failed_jobs_do_what_they_say(
     lines = [words for words in lines if words not in sent]
     ran = [words[2] for words in lines if words[1] == "failed"]
     assert ran == [
-        *("groups", "list", "show", "stats", "resolve", "abandon", "reopen", "note", "export", "forget"),
-        *("retention", "purge"),
+        *("groups", "list", "show", "stats", "resolve", "abandon", "reopen", "note", "audit", "keys", "export"),
+        *("forget", "retention", "purge"),
     ]
     for words in lines:
         worker(*(given.get(word, word) for word in words[1:]), *(["--yes"] if words[2] == "forget" else []))
