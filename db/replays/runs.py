@@ -72,6 +72,8 @@ class ReplaySettings:
             raise ValueError(f"threshold must be a share from 0 to 1, not {self.threshold!r}")
         if not 1 <= self.window <= 10_000:
             raise ValueError(f"window must be 1 to 10000, not {self.window!r}")
+        if self.actor is not None and (not self.actor or "\0" in self.actor):
+            raise ValueError(f"actor must be a name, not {self.actor!r}")
 
     def as_json(self) -> dict[str, Any]:
         """Return it as it is kept."""
@@ -217,6 +219,7 @@ def find(
     *,
     states: Sequence[State] = (),
     before: datetime | None = None,
+    after: tuple[datetime, UUID] | None = None,
     limit: int = 50,
     counted: bool = True,
 ) -> list[Replay]:
@@ -225,6 +228,7 @@ def find(
     Arguments:
       states: Which; all by default.
       before: Made before then.
+      after: When the last of the page before was made, and its id.
       counted: Whether to count their items; see :func:`get`, and :func:`db.replays.items.counts`.
     """
     rows = session.execute(
@@ -232,9 +236,17 @@ def find(
             f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)}"
             " WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
             " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
+            " AND (CAST(:last_id AS uuid) IS NULL"
+            "   OR created_at < :last_at OR (created_at = :last_at AND id > :last_id))"
             " ORDER BY created_at DESC, id LIMIT :limit"
         ),
-        {"states": list(states) or None, "before": before, "limit": limit},
+        {
+            "states": list(states) or None,
+            "before": before,
+            "last_at": after[0] if after else None,
+            "last_id": after[1] if after else None,
+            "limit": limit,
+        },
     )
     return [_replay(row) for row in rows]
 

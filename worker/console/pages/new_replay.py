@@ -37,6 +37,7 @@ router = APIRouter()
 
 #: Jobs that are counted, and looked at for their groups, where that takes looking at each; and groups that are named.
 COUNTED: Final = 10_000
+GROUPED: Final = 2_000
 GROUPS: Final = 5
 #: Jobs that were named and cannot be sent, that are told.
 REFUSED: Final = 20
@@ -131,15 +132,21 @@ def _look_up(session: Session, work: Work, asked: Asked, wanted: Wanted) -> Show
     """Find out which jobs, and hold them fast; see :func:`worker.failed.choosing.choose` for what it raises."""
     chosen = choose(session, asked, work.now)
     where = chosen.where
-    count, is_all = count_up_to(session, where, COUNTED)
-    return Shown(
-        chosen,
-        _held(session, where, work, wanted),
-        count,
-        is_all,
-        largest_groups(session, where, limit=GROUPS + 1, at_most=COUNTED),
-        tenant_names(session, where.tenant_id),
-    )
+    held = _held(session, where, work, wanted)
+    count, is_all = _count(session, where, held)
+    # Of many, groups know without a look at each, and what has failed since makes no difference.
+    groups = largest_groups(session, held if count <= GROUPED else where, limit=GROUPS + 1, at_most=GROUPED)
+    return Shown(chosen, held, count, is_all, groups, tenant_names(session, where.tenant_id))
+
+
+def _count(session: Session, where: Filter, held: Filter) -> tuple[int, bool]:
+    """Return how many jobs are held, and whether these are all."""
+    if not where.of_groups or held.until is None:
+        return count_up_to(session, held, COUNTED)
+    # However many there are: those of the groups, less the few that have failed since.
+    count, _ = count_up_to(session, where, COUNTED)
+    since, is_all = count_up_to(session, replace(where, since=held.until), COUNTED)
+    return count - since, is_all
 
 
 def _held(session: Session, where: Filter, work: Work, wanted: Wanted) -> Filter:
@@ -213,6 +220,9 @@ def start(request: Request, work: Acting, form: Posted) -> Response:
         with work.begin() as session:
             runs.create(session, shown.held, settings, by=work.who.name, reason=reason, replay_id=form_id)
     except AlreadyMade:
+        with work.begin() as session:
+            if runs.get(session, form_id, counted=False) is None:
+                raise Illegal("this form has been used by somebody else: load it again") from None
         # A moment ago, by the same form.
         return _started_before(request, form_id)
     deployment.run_soon(form_id)
@@ -303,6 +313,8 @@ def _page(
         cannot_import=deployment.wrong,
         actors=[] if work.tenant_id else deployment.actors,
         groups_named=GROUPS,
+        # Of how many the groups are; None for all.
+        grouped=None if shown is None or shown.count <= GROUPED or shown.chosen.where.of_groups else GROUPED,
         refused_named=REFUSED,
         **fields,
     )
