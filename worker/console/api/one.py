@@ -200,7 +200,7 @@ class Note(BaseModel):
     note: Said
 
 
-class Reason(BaseModel):
+class Because(BaseModel):
     """Why."""
 
     model_config = STRICT
@@ -223,7 +223,7 @@ def resolve_failure(work: Acting, ident: Ident, said: Note) -> dict[str, Any]:
 
 
 @router.post("/failures/{ident}/abandon", response_model=shapes.WholeFailure)
-def abandon_failure(work: Acting, ident: Ident, said: Reason) -> dict[str, Any]:
+def abandon_failure(work: Acting, ident: Ident, said: Because) -> dict[str, Any]:
     """Give one up; it can be re-opened."""
     return _change(work, ident, abandon, reason=said.reason)
 
