@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import multiprocessing
 import re
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,19 @@ def catch_what_escapes(thread: WorkerThread, caught: Callable[[MessageProxy, Bas
             caught(message, e)
 
     thread.process_message = process_message  # type: ignore[method-assign]
+
+
+def say_booted() -> None:
+    """Tell Dramatiq's main process that this worker process has booted, before a first message is run in it.
+
+    Dramatiq says so when all threads have started: a message that kills its process may come first, and the main
+    process then waits for half a minute; or, where it comes in the midst of saying it, for ever, on a lock that the
+    dead hold.
+    Does nothing in a process that the ``dramatiq`` command did not start.
+    """
+    for argument in getattr(multiprocessing.current_process(), "_args", ()):
+        if isinstance(argument, Event):
+            argument.set()
 
 
 def was_told_to_stop(handler: Callable[..., Any]) -> bool:

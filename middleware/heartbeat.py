@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from middleware.lua_scripts import Scripts
+from middleware.tally import Tally
 
 
 def _now() -> float:
@@ -43,6 +45,7 @@ class Heartbeat:
       interval: Seconds between two signs of life.
       facts: Gives what this process says of itself, as JSON, for those who find it gone.
       running: Gives what runs in this process, as ``queue:id``, and since when in milliseconds since 1970.
+      tally: What ended in this process, of which each sign of life tells.
       on_missing: Told when Redis had not been told of a start.
       on_spool: Told with each of them how many failures wait in the spool.
       on_suspects: Told with each of them which queues have messages that were running when a worker was lost.
@@ -62,6 +65,7 @@ class Heartbeat:
         interval: float,
         facts: Callable[[], str] = lambda: "{}",
         running: Callable[[], Mapping[bytes, int]] = dict,
+        tally: Tally | None = None,
         on_missing: Callable[[], object] = lambda: None,
         on_spool: Callable[[int], object] = lambda _: None,
         on_suspects: Callable[[set[str]], object] = lambda _: None,
@@ -69,6 +73,7 @@ class Heartbeat:
         self._run = run
         self._facts = facts
         self._running = running
+        self._tally = Tally() if tally is None else tally
         self._on_missing = on_missing
         self._left = False
         self._on_spool = on_spool
@@ -108,16 +113,19 @@ class Heartbeat:
                 return
             before = _now()
             running = self._running()
-            said = self._run(
-                "beat",
-                self._broker_id,
-                self._lease,
-                self._grace,
-                self._facts(),
-                len(running),
-                *(part for entry in running.items() for part in entry),
-                *sorted(self._queues),
-            )
+            with self._telling() as counts:
+                said = self._run(
+                    "beat",
+                    self._broker_id,
+                    self._lease,
+                    self._grace,
+                    self._facts(),
+                    len(running),
+                    *(part for entry in running.items() for part in entry),
+                    len(counts),
+                    *(part for entry in counts.items() for part in entry),
+                    *sorted(self._queues),
+                )
             known, self.epoch, spooled, suspected, missing, wrong, *given_back = said
             if self._beaten and not known:
                 logger.error(
@@ -141,6 +149,16 @@ class Heartbeat:
                 queue.decode(),
                 suspects,
             )
+
+    @contextmanager
+    def _telling(self) -> Iterator[Mapping[str, int]]:
+        """Give what is to be told of what has ended; it is told later where the ``with`` block raises."""
+        counts = self._tally.take()
+        try:
+            yield counts
+        except ConnectionClosed:
+            self._tally.put_back(counts)
+            raise
 
     def refresh(self) -> None:
         """Renew the lease now, unless it surely stands.
@@ -194,6 +212,7 @@ class Heartbeat:
             self._left = True
             self._beaten_at = float("-inf")
         try:
-            self._run("goodbye", self._broker_id)
+            with self._telling() as counts:
+                self._run("goodbye", self._broker_id, *(part for entry in counts.items() for part in entry))
         except ConnectionClosed as e:
             logger.warning("what this process held goes back when its lease ends: {}", e)

@@ -39,6 +39,7 @@ from middleware.process_facts import process_facts
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
+from middleware.tally import Tally
 
 #: Milliseconds after which what a silent process holds is given back, milliseconds that all get to come back in after
 #: Redis was away, and seconds between two signs of life.
@@ -86,6 +87,7 @@ class LosslessBroker(RedisBroker):
 
     Attributes:
       spool: Those failures.
+      tally: How many messages ended here since the last sign of life.
       suspected: Queues that have messages which were running when a worker was lost.
       solitude: In which such a message runs.
     """
@@ -114,6 +116,8 @@ class LosslessBroker(RedisBroker):
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
         self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
+        self.tally = Tally()
+        self._threads: int | None = None
         self._run_in_time = Scripts(lease_client or client, namespace)
         self._heartbeat = Heartbeat(
             self._run_in_time,
@@ -121,8 +125,9 @@ class LosslessBroker(RedisBroker):
             lease=lease,
             grace=GRACE,
             interval=BEAT,
-            facts=lambda: process_facts(worker_name, stopping=self._stopping),
+            facts=lambda: process_facts(worker_name, stopping=self._stopping, threads=self._threads),
             running=self._marks.running,
+            tally=self.tally,
             on_missing=self._marks.close,
             on_spool=self.spool.holds,
             on_suspects=self._suspect,
@@ -257,6 +262,8 @@ class LosslessBroker(RedisBroker):
                 args[0].unsettled = True
                 self._before_process(args[0])
             else:
+                if signal == "worker_boot":
+                    self._threads = args[0].worker_threads
                 super().emit_before(signal, *args, **kwargs)
             return
         message = args[0]

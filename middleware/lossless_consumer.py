@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from dramatiq import MessageProxy
 from dramatiq.broker import Consumer
-from dramatiq.common import current_millis, dq_name
+from dramatiq.common import current_millis, dq_name, q_name
 from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
@@ -21,6 +21,7 @@ from middleware.deliveries import Delivery, GroupChild, Rejected, condemn, deliv
 from middleware.errors import SpoolFull
 from middleware.holdings import Holdings
 from middleware.lua_scripts import Argument
+from middleware.tally import FAILED, RETRIED, SUCCEEDED, UNCOUNTED
 
 if TYPE_CHECKING:
     from middleware.lossless_broker import LosslessBroker
@@ -225,7 +226,7 @@ class LosslessConsumer(Consumer):
         queue_name, new_id = dq_name(self._queue_name), str(uuid4())
         delayed = delivery.copy(queue_name=queue_name, options={"redis_message_id": new_id})
         delivery.follow_ups = [(queue_name, new_id, delayed.encode())]
-        self.ack(delivery)
+        self._finish(delivery)
 
     def _wait(self) -> bool:
         """Wait in Redis for a message, and tell whether to look."""
@@ -276,7 +277,13 @@ class LosslessConsumer(Consumer):
         if message.give_back:
             self._give_back_interrupted(message)
             return
-        done = self._broker.run(
+        if self._finish(message):
+            self._count(message)
+        self._no_longer_held([message])
+
+    def _finish(self, message: Delivery) -> int:
+        """Take the step in which a message ends, and return what Redis says."""
+        done: int = self._broker.run(
             "finish",
             self._queue_name,
             self._broker.broker_id,
@@ -303,7 +310,18 @@ class LosslessConsumer(Consumer):
                 message.message_id,
                 message.group.uuid,
             )
-        self._no_longer_held([message])
+        return done
+
+    def _count(self, message: Delivery) -> None:
+        if UNCOUNTED in message.options:
+            return
+        if message.failed:
+            self._broker.tally.count(FAILED, q_name(self._queue_name))
+        elif message.succeeded:
+            self._broker.tally.count(SUCCEEDED, self._queue_name)
+        elif not self._delayed:
+            # What leaves a delay queue only moves.
+            self._broker.tally.count(RETRIED, self._queue_name)
 
     def _no_longer_held(self, messages: Iterable[Delivery]) -> None:
         for message in messages:

@@ -1,4 +1,4 @@
-"""What a process says of itself while it lives, for whoever finds what it left behind."""
+"""What a process says of itself while it lives: for whoever looks on, and whoever finds what it left behind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import resource
 import socket
 import sys
 import time
+from pathlib import Path
 
 from middleware.text import clean
+
+#: When this process began, or all but: workers load this while they boot.
+_SINCE = time.time()
 
 
 def process_name(worker_name: str | None = None) -> str:
@@ -17,12 +21,14 @@ def process_name(worker_name: str | None = None) -> str:
     return f"{clean(worker_name or socket.gethostname())[:240]}/{os.getpid()}"
 
 
-def process_facts(worker_name: str | None = None, *, stopping: bool = False) -> str:
-    """Return, as JSON, who this process is, its peak memory in MiB, and when it said so (seconds since 1970).
+def process_facts(worker_name: str | None = None, *, stopping: bool = False, threads: int | None = None) -> str:
+    """Return, as JSON, who this process is, its memory in MiB now and at its peak, since when it runs, and when it said
+    so (seconds since 1970).
 
     Arguments:
       worker_name: What failure rows call it; the host's name by default. The process id is added.
       stopping: Whether it was told to stop, so that its end is nobody's fault.
+      threads: How many messages it may run at once, if that is known yet.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts kibibytes, macOS bytes: getrusage(2) of each.
@@ -33,7 +39,20 @@ def process_facts(worker_name: str | None = None, *, stopping: bool = False) -> 
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "peak": round(mebibytes),
+            "resident": _resident(),
+            "threads": threads,
+            "since": round(_SINCE, 1),
             "at": round(time.time(), 1),
             "stopping": stopping,
         }
     )
+
+
+def _resident() -> int | None:
+    """Return the memory that this process has now, in MiB; None where only its peak can be asked for."""
+    try:
+        # In pages: proc_pid_statm(5).
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return round(pages * resource.getpagesize() / 1024**2)

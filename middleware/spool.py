@@ -23,7 +23,7 @@ class Spool:
 
     Attributes:
       size: How many waited when Redis was last asked, a few seconds ago.
-      in_use: Set while there are any.
+      in_use: Set while there are any, and once by :meth:`wake`.
 
     Raises (from every method that asks Redis):
       ConnectionClosed: For any error of Redis.
@@ -43,6 +43,11 @@ class Spool:
             self.in_use.set()
         else:
             self.in_use.clear()
+
+    def wake(self) -> None:
+        """Let who waits for failures look around at once: its process is about to stop."""
+        # The next sign of life says again how many there are.
+        self.in_use.set()
 
     def take(self, count: int) -> dict[bytes, bytes]:
         """Return up to ``count`` failures by name; they stay in the spool. Nothing while another process drains it."""

@@ -52,6 +52,8 @@ class SpoolDrainer(Middleware):
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         self._stop.set()
+        if isinstance(broker, LosslessBroker):
+            broker.spool.wake()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         thread, self._thread = self._thread, None

@@ -18,7 +18,7 @@ from loguru import logger
 
 from db import session
 from middleware.deliveries import Delivery
-from middleware.dramatiq_internals import dead_threads, stop_taking
+from middleware.dramatiq_internals import dead_threads, say_booted, stop_taking
 from middleware.event_loop import EventLoop
 from middleware.lossless_broker import LosslessBroker
 from middleware.time_limit import time_limit_of
@@ -70,6 +70,10 @@ class Supervision(Middleware):
 
     def after_process_boot(self, broker: Broker) -> None:
         self._supervised = True
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        if self._supervised:
+            say_booted()
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         if self._supervised:

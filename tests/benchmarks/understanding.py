@@ -26,7 +26,20 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session
 
 from db import session
-from db.failed import Filter, audit, chain, count, find, find_groups, get, history, ids_beginning, stats
+from db.failed import (
+    Filter,
+    audit,
+    chain,
+    count,
+    failures_by_tenant,
+    failures_per_minute,
+    find,
+    find_groups,
+    get,
+    history,
+    ids_beginning,
+    stats,
+)
 from db.tenancy import tenant_context
 from tests.benchmarks import failed_jobs_cost
 from tests.benchmarks.failed_jobs_data import BIG, SMALL, TEXTS, loaded, shapes
@@ -37,7 +50,7 @@ ROUNDS, SECONDS = 20, 5.0
 PAGE, DEEP = 50, 1_000
 
 #: Milliseconds, by the first word of a case.
-TARGETS = {"page": 50.0, "text": 500.0, "groups": 300.0, "stats": 300.0}
+TARGETS = {"page": 50.0, "text": 500.0, "groups": 300.0, "stats": 300.0, "rates": 60.0, "tenants": 100.0}
 
 #: Does it, and returns what it found.
 Search = Callable[[Session], Sized]
@@ -163,6 +176,9 @@ def cases(session_: Session, now: datetime, deep: bool) -> Iterator[tuple[str, S
         "text, rare": Filter(text=rare),
     }.items():
         yield f"count, {name}", _count(where)
+    for name, hours in (("3 hours", 3), ("1 day", 24), ("30 days", 720)):
+        yield f"rates, {name}", _rates(now, timedelta(hours=hours))
+    yield "tenants", lambda s: failures_by_tenant(s, now=now).tenants
     one = _uuid("row 100")
     yield "chain", lambda s: chain(s, _uuid("work 777"))
     yield "get", lambda s: [get(s, one)]
@@ -181,6 +197,10 @@ def _groups(where: Filter) -> Search:
 
 def _stats(where: Filter, now: datetime) -> Search:
     return lambda s: stats(s, where, now=now).by_actor
+
+
+def _rates(now: datetime, time: timedelta) -> Search:
+    return lambda s: failures_per_minute(s, since=now - time, now=now).series
 
 
 def _count(where: Filter) -> Search:

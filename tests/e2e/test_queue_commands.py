@@ -7,8 +7,6 @@ import json
 import os
 import pty
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ import redis
 from dramatiq import Message
 from typer.testing import CliRunner, Result
 
+from tests.forks import Fork
 from tests.integration.nothing_lost import put
 from tests.servers import Database
-from tests.waiting import eventually
 from worker.cli import app, queues
 from worker.queue_admin import pauses
 
@@ -65,17 +63,31 @@ def fill(client: redis.Redis, queue: str = "llm", count: int = 3, tenant: UUID =
         put(client, redis_id, Message(queue, actor, (), {}, options).encode(), queue)
 
 
+def minute(client: redis.Redis) -> int:
+    """Return the server's; what is two minutes ago now was full a minute ago, and will be for a few."""
+    found: Any = client.time()
+    return int(found[0] // 60)
+
+
 class TestList:
     def test_for_people(self, client: redis.Redis) -> None:
         fill(client, count=1_234)
         fill(client, "strange", 1)
+        client.hset(f"dramatiq:__dramaturg__.ended.{minute(client)}", "failed:llm", "7")
+        client.hset(f"dramatiq:__dramaturg__.ended.{minute(client) - 2}", "succeeded:llm", "12345")
         client.lmove("dramatiq:strange", "dramatiq:__dramaturg__.suspects.strange", "LEFT", "RIGHT")
         run("pause", "emails", "--by", "ann", "--reason", "[red]broken")
         done = run("list")
         assert done.exit_code == 0
-        lines = {line.split("│")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("│")}
+        lines = {line.split()[0]: line for line in done.stdout.splitlines()}
         assert set(lines) >= {"attribution", "llm", "maintenance", "housekeeping", "emails", "strange"}
-        assert "1,234" in lines["llm"]
+        assert all(len(line) <= 80 for line in done.stdout.splitlines()[:7])
+        assert lines["queue"].split() == [
+            "queue", "waiting", "delayed", "running", "oldest", "/min", "failed/h", "consumers", "state",
+        ]  # fmt: skip
+        assert lines["llm"].split()[1] == "1,234"
+        assert lines["llm"].split()[-5:] == ["2,469", "7", "0", "no", "workers"]
+        assert lines["emails"].split()[-4:] == ["0", "0", "0", "paused"]
         assert all("no workers" in lines[name] for name in ("llm", "attribution"))
         assert "paused" in lines["emails"]
         # Neither on a pipe, nor by what an operator wrote.
@@ -87,6 +99,8 @@ class TestList:
 
     def test_for_programs(self, client: redis.Redis) -> None:
         fill(client, count=2)
+        counts: dict[Any, Any] = {"succeeded:llm": 10, "failed:llm": 5, "retried:llm": 3}
+        client.hset(f"dramatiq:__dramaturg__.ended.{minute(client) - 2}", mapping=counts)
         run("pause", "llm", "--by", "ann", "--reason", "broken")
         states = {state["name"]: state for state in json.loads(run("list", "--json").stdout)}
         assert list(states) == ["attribution", "llm", "maintenance", "housekeeping", "emails"]
@@ -95,9 +109,47 @@ class TestList:
         assert 0 <= states["llm"].pop("oldest") < 60
         assert states["llm"] == {
             "name": "llm", "waiting": 2, "delayed": 0, "running": 0, "suspects": 0, "consumers": [],
-            "stock_consumers": 0,
+            "stock_consumers": 0, "ended_a_minute": 3.0,
+            "last_hour": {"succeeded": 10, "failed": 5, "retried": 3},
         }  # fmt: skip
         assert states["emails"]["oldest"] is states["emails"]["pause"] is None
+
+
+class TestWorkers:
+    def run_(self, *words: str) -> Result:
+        done = CliRunner().invoke(app, ["workers", "list", *words])
+        assert done.exit_code == 0
+        return done
+
+    def test_nobody(self) -> None:
+        assert self.run_().stdout.startswith("No worker lives.")
+        assert json.loads(self.run_("--json").stdout) == []
+
+    def test_what_each_runs(self, client: redis.Redis) -> None:
+        own, now = "dramatiq:__dramaturg__.", int(client.time()[0])
+        options = {"redis_message_id": "1", "tenant_id": str(ACME)}
+        client.zadd(f"{own}alive", {"one": now * 1000})
+        client.sadd(f"{own}queues.one", "llm", "llm.DQ", "emails")
+        facts = {"worker": "web.1/\x1b[31m7", "threads": 4, "resident": 93, "since": now - 7_200, "at": now}
+        client.hset(f"{own}facts", "one", json.dumps({**facts, "stopping": True}))
+        for n, data in enumerate([b"{", Message("llm", "a.job", ("secret",), {}, options, "m-1").encode()]):
+            client.hset(f"{own}started.one", f"llm:{n}", str((now - 60 + n) * 1000))
+            client.sadd("dramatiq:__acks__.one.llm", str(n))
+            client.hset("dramatiq:llm.msgs", str(n), data)
+        lines = self.run_().stdout.splitlines()
+        assert lines[0].split() == ["worker", "queues", "running", "threads", "memory", "up", "heard", "of"]
+        assert lines[1].split()[:9] == ["web.1/\\x1b[31m7", "emails,", "llm", "2", "4", "93", "MiB", "2", "h"]
+        assert [line.partition(": ")[2].rpartition(", for ")[0] or line.partition(": ")[2] for line in lines[2:]] == [
+            "was told to stop",
+            "message 0 of queue llm, which cannot be read",
+            f"job m-1 of tenant {ACME}",
+        ]
+        (state,) = json.loads(self.run_("--json").stdout)
+        assert (state["threads"], state["more"], state["queues"]) == (4, 0, ["emails", "llm"])
+        (unread, read) = state["running"]
+        assert (unread["redis_id"], unread["actor"]) == ("0", None)
+        assert (read["actor"], read["tenant_id"], read["message_id"]) == ("a.job", str(ACME), "m-1")
+        assert "secret" not in "".join(lines) + json.dumps(state)
 
 
 class TestPauseAndResume:
@@ -242,15 +294,9 @@ def test_colours_are_for_terminals(client: redis.Redis, no_color: str, coloured:
 def on_a_terminal(*words: str, answer: str = "", **environment: str) -> tuple[str, int]:
     """Run a command on a terminal; return what it shows, and its exit status."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "worker", *words],
-        cwd=ROOT,
-        env={**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", "COLUMNS": "120"}
-        | {name: value for name, value in environment.items() if value},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
+    env = {**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", "COLUMNS": "120"}
+    env |= {name: value for name, value in environment.items() if value}
+    process = Fork(words, cwd=ROOT, env=env, streams=(theirs, theirs, theirs))
     os.close(theirs)
     os.write(ours, f"{answer}\n".encode())
     said = b""
@@ -261,9 +307,9 @@ def on_a_terminal(*words: str, answer: str = "", **environment: str) -> tuple[st
         # How Linux says that nobody writes any more.
         pass
     os.close(ours)
-    eventually(lambda: process.poll() is not None, seconds=30)
+    status = process.wait()
     # As wide as it is, or not.
-    return " ".join(said.decode().split()), process.returncode
+    return " ".join(said.decode().split()), status
 
 
 @pytest.mark.usefixtures("with_history")

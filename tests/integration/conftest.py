@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.integration.command_line import CommandLine
+from tests.integration.console import Console
 from tests.integration.nothing_lost import Side
 from tests.integration.replaying import Deployment, deployed
 from tests.servers import Database
@@ -37,3 +38,9 @@ def deployment(database: Database, redis_url: str) -> Iterator[Deployment]:
     """Workers, runners of replays, and an actor that fails when it is told to."""
     with deployed(database, redis_url) as deployment:
         yield deployment
+
+
+@pytest.fixture
+def console(database: Database, redis_url: str) -> Console:
+    """The operations console on the test's servers, with a token for each role that is asked for."""
+    return Console(database, redis_url)

@@ -18,6 +18,7 @@ from dramatiq.brokers.redis import RedisBroker
 from tests.servers import Cluster, Database, running_redis
 from worker.broker import make_broker
 from worker.check import Finding, Status, check_deployment
+from worker.console_tokens import make_token
 from worker.queue_admin import pause, resume
 from worker.queues import Queue
 from worker.settings import Settings
@@ -48,7 +49,8 @@ def good_redis(durable_redis: str) -> Iterator[str]:
 def environment(database: Database, good_redis: str) -> dict[str, str]:
     """The settings of a good deployment, whose pools fit a server as it comes."""
     pool = {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "0"}
-    return {**os.environ, **database.environment(), "REDIS_URL": good_redis, **pool}
+    tokens = {"CONSOLE_TOKENS": str(make_token("ana", "operator")[1])}
+    return {**os.environ, **database.environment(), "REDIS_URL": good_redis, **pool, **tokens}
 
 
 def check(environment: dict[str, str], folder: Path) -> list[Finding]:
@@ -332,6 +334,11 @@ def test_credentials_of_two_databases(
     with cluster.database(template.name) as other:
         found = only({**environment, "OPERATOR_DATABASE_URL": other.operator_url}, tmp_path)
     assert (found.name, found.status) == ("postgres.same-database", Status.ERROR)
+
+
+def test_a_console_without_tokens(environment: dict[str, str]) -> None:
+    found = only({**environment, "CONSOLE_TOKENS": ""}, ROOT)
+    assert (found.name, found.status) == ("procfile.console", Status.WARNING)
 
 
 def test_too_few_connections(environment: dict[str, str], database: Database) -> None:

@@ -338,7 +338,7 @@ def test_a_page_about_an_incident(database: Database, worker: CommandLine) -> No
     [
         ([None, None], "failed 2 times for no tenant,"),
         ([A], "failed 1 time for 1 tenant,"),
-        ([A, B, None], "failed 3 times for 2 tenants and without one,"),
+        ([A, B, None], "failed 3 times for 2 tenants, and no tenant,"),
     ],
 )
 def test_for_how_many_tenants_a_group_failed(worker: CommandLine, tenants: list[UUID | None], said: str) -> None:

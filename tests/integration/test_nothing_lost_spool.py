@@ -352,6 +352,20 @@ class TestDrain:
         (alarm,) = (s for s in said if "wait in the spool" in s)
         assert 'relation "worker_failed_jobs" does not exist' in alarm
 
+    def test_a_worker_that_stops_ends_its_wait(self, redis_url: str, make: Callable[..., Side]) -> None:
+        waiting: list[threading.Thread] = []
+
+        class Endless(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                waiting.append(threading.current_thread())
+                return super().wait()
+
+        side = make(redis_url)
+        side.broker.spool.in_use = Endless()  # type: ignore[attr-defined]
+        with side.working():
+            eventually(lambda: waiting)
+        assert not waiting[0].is_alive()
+
     def test_the_command_shows_it_without_postgres(self, client: redis.Redis, redis_url: str) -> None:
         environ = {**os.environ, "REDIS_URL": redis_url, "DATABASE_URL": "postgres://nobody@127.0.0.1:1/none"}
 

@@ -11,6 +11,8 @@ import redis
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import ConnectionClosed
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, ours, put
 from tests.servers import free_port
@@ -134,7 +136,7 @@ def test_who_consumes_it(make: Callable[[], Side], client: redis.Redis, redis_ur
 
 
 def test_a_redis_that_cannot_be_asked_is_one_kind_of_error() -> None:
-    with redis.Redis(port=free_port()) as away:
+    with redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)) as away:
         for ask in (
             lambda: list_queues(away),
             lambda: pauses(away),

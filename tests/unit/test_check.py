@@ -20,7 +20,7 @@ from worker.check.findings import Finding, Status, error, ok, warning, worst_fir
 from worker.check.guard import Guard, Task, run_together
 from worker.check.migrations import judge_revisions
 from worker.check.postgres import address, credentials, judge_version, judge_writable
-from worker.check.procfile import Entry, judge_processes, judge_queues, judge_stop_timeouts, read_entries
+from worker.check.procfile import Entry, judge_console, judge_processes, judge_queues, judge_stop_timeouts, read_entries
 from worker.check.redis_rights import PROBES
 from worker.check.redis_server import address as redis_address
 from worker.check.redis_server import judge_server
@@ -333,6 +333,15 @@ class TestProcfile:
         found = only(judge_stop_timeouts(entries(a="dramatiq a --worker-shutdown-timeout 3000"), 30))
         assert found.status is Status.ERROR
         assert "--worker-shutdown-timeout 3000 ends it before its jobs are interrupted" in found.found
+
+    @pytest.mark.parametrize("command", ["worker console", "exec worker console --host 0.0.0.0"])
+    def test_the_console_needs_tokens(self, command: str) -> None:
+        commands = {"web": command, "made": "worker console token x", "a": "dramatiq a"}
+        found = only(judge_console(commands, {}))
+        assert found.status is Status.WARNING
+        assert found.found.startswith("web: ")
+        assert list(judge_console(commands, {"CONSOLE_TOKENS": "x"})) == []
+        assert list(judge_console({"web": "gunicorn myapp"}, {})) == []
 
     def test_every_queue_has_an_entry(self) -> None:
         two = entries(a="dramatiq a", b="dramatiq b")

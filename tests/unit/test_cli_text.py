@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from worker.cli.failed.export import cell
 from worker.cli.failed.stats import bars
-from worker.cli.text import age, counted, last_name, listed, one_line, printable, to_json
+from worker.text import age, counted, last_name, listed, one_line, printable, to_json
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

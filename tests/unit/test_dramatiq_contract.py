@@ -35,6 +35,16 @@ def test_the_worker_stuffs_the_exception_where_we_look() -> None:
     assert internals.exception_of(proxy) is error
 
 
+def test_a_worker_process_is_handed_what_says_that_it_has_booted() -> None:
+    source = inspect.getsource(cli.main)
+    assert "event = multiprocessing.Event()" in source
+    assert "args=(args, worker_id, StreamablePipe(write_pipe), canteen, event)" in source
+    # Before the first message, and after all that the main process looks at then.
+    booting = inspect.getsource(cli.worker_process)
+    assert booting.index("canteen_try_init") < booting.index("worker.start()") < booting.index("event.set()")
+    assert 'emit_before("worker_boot"' in inspect.getsource(Worker.start)
+
+
 def test_retries_mark_what_they_enqueue() -> None:
     broker = StubBroker(fail_fast_default=False)
     seen: list[bool] = []
@@ -49,7 +59,7 @@ def test_retries_mark_what_they_enqueue() -> None:
     def job() -> None:
         raise ValueError("x")
 
-    worker = Worker(broker, worker_timeout=50, worker_threads=1)
+    worker = Worker(broker, worker_timeout=20, worker_threads=1)
     worker.start()
     job.send_with_options(delay=1)
     broker.join("default", timeout=20_000)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import db.session
 from middleware.traceback_text import traceback_text
-from worker.cli.failed.tracebacks import is_own, parse, short_path
+from worker.failed.tracebacks import is_own, parse, short_path
 
 
 def inner(n: int) -> None:

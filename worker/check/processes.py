@@ -46,7 +46,8 @@ class Processes:
         path = self._path or self._folder / "Procfile"
         if self._path is None and not path.exists():
             return
-        self.entries, wrong = procfile.read_entries(read_procfile(path), self._environ)
+        commands = read_procfile(path)
+        self.entries, wrong = procfile.read_entries(commands, self._environ)
         if self._environ.get("DYNO"):
             stop_timeout = HEROKU_STOP_TIMEOUT
         if not self.entries and not wrong:
@@ -55,6 +56,7 @@ class Processes:
             *wrong,
             *procfile.judge_processes(self.entries),
             *procfile.judge_stop_timeouts(self.entries, stop_timeout, self._stop_within()),
+            *procfile.judge_console(commands, self._environ),
         ]
         yield from findings or [ok("procfile", f"{len(self.entries)} worker entries")]
 

@@ -106,6 +106,22 @@ def judge_stop_timeouts(entries: Iterable[Entry], stop_timeout: float, stop_with
             )
 
 
+def judge_console(commands: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Judge whether the console will start where the host gives it a port to be open on.
+
+    Arguments:
+      commands: Of the Procfile, by name.
+      environ: The settings.
+    """
+    serving = [name for name, command in commands.items() if re.search(r"\bworker console\b(?! token)", command)]
+    if serving and not environ.get("CONSOLE_TOKENS"):
+        yield warning(
+            "procfile.console",
+            f"{', '.join(serving)}: without CONSOLE_TOKENS the console refuses to start where the host sets PORT",
+            "worker console token NAME --role operator makes a token, and says what to set; or leave the entry out.",
+        )
+
+
 def judge_queues(
     entries: Collection[Entry], consumed: Mapping[str, Collection[str] | None], declared: Collection[str]
 ) -> Finding:

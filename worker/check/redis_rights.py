@@ -26,6 +26,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "hget": (KEY, "f"),
     "hexists": (KEY, "f"),
     "hlen": (KEY,),
+    "hstrlen": (KEY, "f"),
     "hkeys": (KEY,),
     "hrandfield": (KEY,),
     "hdel": (KEY, "f"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli import check, demo, events, failed, migrate, offboard, queues, replays, spool, tenants
+from worker.cli import check, console, demo, events, failed, migrate, offboard, queues, replays, spool, tenants, workers
 
 app = typer.Typer(
     name="worker",
@@ -17,7 +17,9 @@ tenants.app.command("offboard")(offboard.offboard)
 app.add_typer(events.app, name="events", help="What attribution is computed from.")
 app.add_typer(failed.app, name="failed", help="What failed: find it, understand it, send it again, close it.")
 app.add_typer(queues.app, name="queues", help="What waits, and who works on it.")
+app.add_typer(workers.app, name="workers", help="Who works, and on what.")
 app.add_typer(replays.app, name="replays", help="What is sent again: how far it is; pause it, resume it, cancel it.")
+app.add_typer(console.app, name="console", help="Serve the operations console; make tokens for it.")
 app.command("spool")(spool.show)
 app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)

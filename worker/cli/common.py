@@ -10,16 +10,15 @@ from uuid import UUID
 
 import psycopg
 import typer
-from psycopg.errors import UndefinedColumn, UndefinedFunction, UndefinedTable
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
 from db import session
 from db.errors import ConfigurationError, InvalidTenant
 from db.tenancy import parse_uuid
-from middleware.redaction import Redactor
-from worker.cli.text import printable
+from worker.postgres_words import explain
 from worker.settings import Settings
+from worker.text import printable
 
 console = Console()
 
@@ -61,24 +60,14 @@ def explained() -> Iterator[None]:
     except ConfigurationError as e:
         fail(str(e), 2)
     except DBAPIError as e:
-        fail(_explain(e.orig), 2)
+        fail(explain(e.orig), 2)
     except psycopg.Error as e:
-        fail(_explain(e), 2)
+        fail(explain(e), 2)
     except BrokenPipeError:
         # Whoever read this has seen enough, as in `| head`.
         raise
     except (ValueError, OSError) as e:
         fail(str(e))
-
-
-def _explain(error: BaseException | None) -> str:
-    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
-        return f"Postgres cannot be reached: {Redactor().text(str(error).strip())}"
-    # Neither the statement nor where in a trigger it was: nobody who runs a command can mend those.
-    said = Redactor().text(error.diag.message_primary or str(error).strip())
-    if isinstance(error, UndefinedTable | UndefinedColumn | UndefinedFunction):
-        said += "; the database may be behind: worker migrate"
-    return f"Postgres refused: {said}"
 
 
 def tenant_argument(value: str) -> UUID:

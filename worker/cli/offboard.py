@@ -23,11 +23,11 @@ from worker.cli.failed.looks import say
 from worker.cli.failed.options import AsJson, Yes
 from worker.cli.operator import By, operator_name
 from worker.cli.queues import release
-from worker.cli.text import counted, listed, one_line, to_json
 from worker.queue_admin import Found, count_messages, remove_messages
 from worker.redis_client import make_redis
 from worker.settings import Settings
 from worker.tenants import tenant_named, tenant_names
+from worker.text import counted, listed, one_line, to_json
 
 
 def offboard(

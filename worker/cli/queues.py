@@ -5,30 +5,30 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 from uuid import UUID
 
 import redis
 import typer
-from dramatiq.errors import ConnectionClosed
-from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import ConfigurationError
 from db.session import operator_transaction
 from middleware.lua_scripts import Scripts
+from middleware.tally import OUTCOMES
 from worker.cli.audit import keep_event, keep_event_if_possible
-from worker.cli.common import configure_sessions, console, explained, fail
+from worker.cli.common import configure_sessions, console, fail
+from worker.cli.failed.looks import grid
 from worker.cli.operator import By, operator_name
-from worker.cli.text import counted
+from worker.cli.redis_access import redis_access
+from worker.live import Throughput, throughput
 from worker.queue_admin import Audit, Found, Pause, QueueState, count_messages, list_queues, pause, purge, resume
-from worker.redis_client import make_redis
 from worker.replay.removed import release_removed
 from worker.settings import Settings
 from worker.tenants import tenant_named
+from worker.text import counted, short_age
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -44,19 +44,29 @@ Named = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; wor
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Show what queues hold, and who consumes them."""
-    with _redis() as (client, settings):
+    with redis_access("queues to look at") as (client, settings):
         states = _states(client, settings)
+        ended = throughput(client, queues=[state.name for state in states], namespace=settings.redis_namespace)
     if as_json:
-        typer.echo(json.dumps([_as_json(state) for state in states]))
+        typer.echo(json.dumps([_as_json(state) | _throughput(ended[state.name]) for state in states]))
         return
-    table = Table()
+    table = grid()
     table.add_column("queue", overflow="fold", min_width=12)
-    for column in ("waiting", "delayed", "running", "oldest", "consumers"):
+    for column in ("waiting", "delayed", "running", "oldest", "/min", "failed/h", "consumers"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for state in states:
         counts = (f"{count:,}" for count in (state.waiting, state.delayed, state.running))
-        table.add_row(Text(state.name), *counts, _age(state.oldest), f"{len(state.consumers):,}", _state(state))
+        rate, failed = ended[state.name].rate, sum(ended[state.name].failed)
+        table.add_row(
+            Text(state.name),
+            *counts,
+            short_age(state.oldest),
+            f"{rate:,.1f}" if 0 < rate < 10 else f"{rate:,.0f}",
+            Text(f"{failed:,}", "bold red" if failed else ""),
+            f"{len(state.consumers):,}",
+            _state(state),
+        )
     console.print(table)
     for state in states:
         for note in _notes(state):
@@ -66,7 +76,7 @@ def list_(as_json: AsJson = False) -> None:
 @app.command("pause")
 def pause_(queue: Named, reason: Reason = "", by: By = None) -> None:
     """Let no worker fetch from QUEUE, until it is resumed; what runs or was fetched already finishes."""
-    with _redis() as (client, settings):
+    with redis_access("queues to look at") as (client, settings):
         known = _known(client, settings, queue)
         if known.pause is None:
             found = pause(
@@ -85,7 +95,7 @@ def pause_(queue: Named, reason: Reason = "", by: By = None) -> None:
 @app.command("resume")
 def resume_(queue: Named, reason: Reason = "", by: By = None) -> None:
     """Let workers fetch from QUEUE again."""
-    with _redis() as (client, settings):
+    with redis_access("queues to look at") as (client, settings):
         known = _known(client, settings, queue)
         ended = resume(
             client, queue, by=operator_name(by), reason=reason, namespace=settings.redis_namespace, audit=audit
@@ -113,7 +123,7 @@ def purge_(
     by: By = None,
 ) -> None:
     """Remove what waits in QUEUE and what is delayed, for ever; what runs or was fetched already finishes."""
-    with _redis() as (client, settings):
+    with redis_access("queues to look at") as (client, settings):
         _known(client, settings, queue)
         # Not one that is empty: whoever names nobody means not everybody.
         tenant_id = None if tenant is None else _tenant_named(tenant)
@@ -194,19 +204,6 @@ def _counts(found: Found) -> dict[str, Any]:
     return counts
 
 
-@contextmanager
-def _redis() -> Iterator[tuple[redis.Redis, Settings]]:
-    with explained():
-        settings = Settings.load()
-        if settings.stub:
-            fail("REDIS_URL: stub:// has no queues to look at", 2)
-        try:
-            with make_redis(settings) as client:
-                yield client, settings
-        except ConnectionClosed as e:
-            fail(f"Redis cannot be asked: {str(e).removeprefix('Redis: ')}", 2)
-
-
 def _states(client: redis.Redis, settings: Settings) -> list[QueueState]:
     return list_queues(client, settings.extra_queues, namespace=settings.redis_namespace)
 
@@ -221,6 +218,11 @@ def _known(client: redis.Redis, settings: Settings, queue: str) -> QueueState:
 def _as_json(state: QueueState) -> dict[str, Any]:
     paused = None if state.pause is None else state.pause.as_json()
     return {**asdict(replace(state, pause=None)), "pause": paused}
+
+
+def _throughput(ended: Throughput) -> dict[str, Any]:
+    last_hour = {outcome: sum(getattr(ended, outcome)) for outcome in OUTCOMES}
+    return {"ended_a_minute": ended.rate, "last_hour": last_hour}
 
 
 def _state(state: QueueState) -> Text:
@@ -243,12 +245,3 @@ def _notes(state: QueueState) -> Iterator[str]:
 
 def _since(found: Pause) -> str:
     return f"since {found.since:%Y-%m-%d %H:%M} UTC by {found.by}{f': {found.reason}' if found.reason else ''}"
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:.0f} s"

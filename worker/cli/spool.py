@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-import redis
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from worker.cli.common import console, explained, fail
-from worker.redis_client import make_redis
-from worker.settings import Settings
+from worker.cli.common import console
+from worker.cli.redis_access import redis_access
+from worker.live import spool_groups, spool_state
+from worker.text import printable, to_json
 
 
 def show(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Show what waits in Redis to become rows of worker_failed_jobs, because Postgres is away."""
-    with explained():
-        settings = Settings.load()
-        if settings.stub:
-            fail("REDIS_URL: stub:// has no spool", 2)
-        try:
-            with make_redis(settings) as client:
-                spooled = _look(client, f"{settings.redis_namespace}:__dramaturg__.spool")
-        except redis.RedisError as e:
-            fail(f"Redis cannot be asked: {e}", 2)
+    with redis_access("spool") as (client, settings):
+        state = spool_state(client, namespace=settings.redis_namespace)
+        groups = spool_groups(client, namespace=settings.redis_namespace)
     if as_json:
-        typer.echo(json.dumps({**spooled, "limit": settings.spool_limit}))
+        typer.echo(to_json({"size": state.size, "since": state.since, "groups": groups, "limit": settings.spool_limit}))
         return
-    if not spooled["size"]:
+    if not state.size:
         console.print("Nothing waits: every failure is in worker_failed_jobs.")
         return
     console.print(
-        f"{spooled['size']:,} failures wait for Postgres since {spooled['since']}; {settings.spool_limit:,} may."
+        f"{state.size:,} failures wait for Postgres since {state.since and state.since.isoformat()};"
+        f" {settings.spool_limit:,} may."
     )
     table = Table("actor", "error type", "failures")
-    for group in spooled["groups"]:
-        table.add_row(escape(group["task_name"]), escape(group["error_type"]), f"{group['failures']:,}")
+    for group in groups:
+        table.add_row(escape(printable(group.task_name)), escape(printable(group.error_type)), f"{group.failures:,}")
     console.print(table)
-
-
-def _look(client: redis.Redis, key: str) -> dict[str, Any]:
-    groups: Counter[tuple[str, str]] = Counter()
-    for _, data in client.hscan_iter(key, count=500):
-        try:
-            failure = json.loads(data)
-            groups[str(failure["task_name"]), str(failure["error_type"])] += 1
-        except (ValueError, KeyError, TypeError):
-            groups["(unreadable)", "-"] += 1
-    since: Any = client.get(f"{key}.since")
-    return {
-        "size": int(client.hlen(key)),
-        "since": datetime.fromtimestamp(int(since), UTC).isoformat() if since else None,
-        "groups": [
-            {"task_name": name, "error_type": kind, "failures": count} for (name, kind), count in groups.most_common()
-        ],
-    }

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -28,12 +29,20 @@ class Workers:
 
     Arguments:
       names: The entries to run.
+      arguments: What is added to the command of an entry.
       environment: Settings beside this process's environment.
       logs: The folder for their output, one file an entry.
     """
 
-    def __init__(self, names: list[str], environment: dict[str, str], logs: Path) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        environment: dict[str, str],
+        logs: Path,
+        arguments: Mapping[str, str] | None = None,
+    ) -> None:
         self._names = names
+        self._arguments = arguments or {}
         # The programs of this environment first, whether or not it is activated.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self._environment = {**os.environ, **environment, "PATH": path}
@@ -48,7 +57,7 @@ class Workers:
             # "exec" makes the process the worker itself, and not a shell that the signal would stop at. Their folder is
             # not the user's, where a module may hide one of ours.
             process = subprocess.Popen(
-                f"exec {commands[name]}",
+                f"exec {commands[name]} {self._arguments.get(name, '')}",
                 shell=True,
                 cwd=self._logs,
                 env=self._environment,
@@ -72,7 +81,8 @@ class Workers:
         for name, (process, _) in self._running.items():
             if process.poll() is not None:
                 raise ConfigurationError(
-                    f"worker {name!r} ended with status {process.returncode}; it says why in {self.log(name)}"
+                    f"entry {name!r} of the Procfile ended with status {process.returncode}; it says why in "
+                    f"{self.log(name)}"
                 )
 
     def __exit__(

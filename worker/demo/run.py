@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 from uuid import UUID, uuid4
 
 from rich.console import Console
@@ -25,7 +26,7 @@ from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
 from worker import migrate
 from worker.demo.procfile import Workers
-from worker.embedded import EmbeddedServers, default_folder
+from worker.embedded import EmbeddedServers, default_folder, free_port
 from worker.events import load_events
 from worker.recompute import Model, parse_window
 from worker.tenants import add_tenant, list_tenants
@@ -80,9 +81,12 @@ def run_demo(console: Console, folder: Path | None = None, *, keep: bool = False
         console.print("The database is migrated.")
         os.environ.update(environment)
         session.configure(environment["DATABASE_URL"], operator_database_url=environment["OPERATOR_DATABASE_URL"])
-        names = ["attribution", "llm", "maintenance", "housekeeping"]
-        with Workers(names, environment, folder / "logs") as workers:
-            console.print("The four workers of the Procfile have started.")
+        names = ["attribution", "llm", "maintenance", "housekeeping", "web"]
+        # No tokens, so it is for this machine alone; and no port that the host gives it.
+        local = {**environment, "CONSOLE_TOKENS": "", "PORT": "", "CONSOLE_PREFIX": "", "CONSOLE_HTTPS": "no"}
+        port = free_port()
+        with Workers(names, local, folder / "logs", {"web": f"--port {port}"}) as workers:
+            console.print("The four workers of the Procfile have started, and the console.")
             tenants = [_load(console, name) for name in ("acme", "globex")]
             correlation_id = uuid4()
             _recompute(console, workers, tenants, correlation_id)
@@ -90,6 +94,7 @@ def run_demo(console: Console, folder: Path | None = None, *, keep: bool = False
                 _print_allocations(console, tenant)
             _fail_on_purpose(console, workers, tenants[0])
             _visit_the_others(console, workers, tenants)
+            _visit_the_console(console, workers, port, keep=keep)
             console.print("\nEvery job has ended: done, or one row in worker_failed_jobs.")
             if keep:
                 _wait_for_interrupt(console, environment)
@@ -204,6 +209,23 @@ def _visit_the_others(console: Console, workers: Workers, tenants: list[_DemoTen
             if f"worker.{module}:" in line:
                 table.add_row(name, escape(line.rpartition(" - ")[2]))
     console.print(table)
+
+
+def _visit_the_console(console: Console, workers: Workers, port: int, *, keep: bool) -> None:
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            with urlopen(f"{address}/failures", timeout=5) as page:  # noqa: S310 - of our own
+                return b"attribution recompute failure requested" in page.read()
+        except OSError:
+            return False
+
+    _wait_until(answers, workers, "the console shows the failed job")
+    stays = "look at it now" if keep else "worker demo --keep leaves it up"
+    console.print(
+        f"\nThe console shows the failed job, at {address}/failures: {stays}.", highlight=False, soft_wrap=True
+    )
 
 
 def _print_allocations(console: Console, tenant: _DemoTenant) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import redis
 
 from middleware.lossless_broker import LEASE
 from middleware.lua_scripts import Scripts
 from worker.queue_admin.keys import answer, asking, read_keys
+from worker.queue_admin.lives import alive, facts, name_of, server_time
 from worker.queue_admin.pauses import Pause, pauses
 from worker.queues import Queue
 
@@ -60,11 +59,10 @@ def list_queues(
     """
     run = Scripts(client, namespace)
     with asking():
-        seconds, micros = answer(client.time())
-        now = seconds * 1000 + micros / 1000
-        lives = _alive(client, f"{namespace}:__dramaturg__.alive", now - LEASE)
-        stock = _alive(client, f"{namespace}:__heartbeats__", now - STOCK_LEASE)
-        names = _names(client, namespace, lives)
+        now = server_time(client)
+        lives = alive(client, f"{namespace}:__dramaturg__.alive", now - LEASE)
+        stock = alive(client, f"{namespace}:__heartbeats__", now - STOCK_LEASE)
+        names = {broker: name_of(broker, said) for broker, said in facts(client, lives, namespace).items()}
         consumed = {
             broker: {queue.decode() for queue in answer(client.smembers(f"{namespace}:__dramaturg__.queues.{broker}"))}
             for broker in lives
@@ -91,19 +89,3 @@ def list_queues(
             )
         )
     return found
-
-
-def _alive(client: redis.Redis, key: str, since: float) -> set[str]:
-    return {broker.decode() for broker in answer(client.zrangebyscore(key, since, "+inf"))}
-
-
-def _names(client: redis.Redis, namespace: str, brokers: Collection[str]) -> dict[str, str]:
-    """Return what processes call themselves, or their ids."""
-    facts: dict[bytes, Any] = answer(client.hgetall(f"{namespace}:__dramaturg__.facts"))
-    names = {}
-    for broker in brokers:
-        try:
-            names[broker] = str(json.loads(facts[broker.encode()])["worker"])
-        except (ValueError, KeyError, TypeError):
-            names[broker] = broker
-    return names

@@ -19,8 +19,9 @@ import typer
 
 from db.failed import FailedJob, iterate
 from worker.cli.common import fail
-from worker.cli.failed.options import Asked, access, filtered, to_filter
-from worker.cli.text import counted, printable, to_json
+from worker.cli.failed.options import access, filtered
+from worker.failed.asked import Asked, to_filter
+from worker.text import counted, printable, to_json
 
 #: A spreadsheet runs what begins so, in any of its widths. https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA: Final = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - full-width ones

@@ -12,8 +12,9 @@ from rich.text import Text
 from db.failed import STATUSES, Group, find_groups
 from worker.cli.common import console
 from worker.cli.failed.looks import STATUS_STYLES, grid, say, say_command
-from worker.cli.failed.options import OPEN, AsJson, Asked, access, filtered, to_filter
-from worker.cli.text import age, last_name, one_line, to_json
+from worker.cli.failed.options import AsJson, access, filtered
+from worker.failed.asked import OPEN, Asked, to_filter
+from worker.text import age, last_name, one_line, to_json
 
 _SHORT = {"pending": "pend", "in_progress": "prog", "resolved": "resol", "abandoned": "aband"}
 
@@ -69,7 +70,7 @@ def _show(found: list[Group], now: datetime) -> None:
         table.add_row(
             Text(group.fingerprint[:8], "bold red" if group.regressed else "bold"),
             *(_count(getattr(group, s), STATUS_STYLES[s]) for s in counted),
-            f"{group.tenants:,}" if group.tenants else "-",
+            f"{group.tenants - group.of_nobody:,}" if group.tenants > group.of_nobody else "-",
             age(group.first_seen, now),
             age(group.last_seen, now),
             what(group),

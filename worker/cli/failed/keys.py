@@ -16,10 +16,10 @@ from db.session import operator_transaction
 from worker.cli.common import configure_sessions, console, explained, warn
 from worker.cli.failed.looks import grid, say
 from worker.cli.failed.options import AsJson
-from worker.cli.text import counted, one_line, to_json
 from worker.queue_admin import sealed_in_spool
 from worker.redis_client import make_redis
 from worker.settings import Settings
+from worker.text import counted, one_line, to_json
 
 #: Keys that are not configured that are shown: whoever has SQL of a tenant may write names of some.
 _UNKNOWN_AT_MOST: Final = 20

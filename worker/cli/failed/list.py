@@ -14,9 +14,10 @@ from rich.text import Text
 from db.failed import FailedJobSummary, Filter, Page, find
 from worker.cli.common import console
 from worker.cli.failed.looks import grid, say, say_command, status_text
-from worker.cli.failed.options import OPEN, AsJson, Asked, access, filtered, to_filter
-from worker.cli.text import age, last_name, one_line, short, to_json
+from worker.cli.failed.options import AsJson, access, filtered
+from worker.failed.asked import OPEN, Asked, to_filter
 from worker.tenants import tenant_names
+from worker.text import age, last_name, one_line, short, to_json
 
 
 @filtered

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from db.failed import Status
 from worker.cli.common import console
-from worker.cli.text import printable
+from worker.text import printable
 
 STATUS_STYLES: Final[dict[Status, str]] = {
     "pending": "bold yellow",

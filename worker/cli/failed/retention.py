@@ -17,8 +17,8 @@ from worker.cli.failed.list import tenant_text
 from worker.cli.failed.looks import grid, say
 from worker.cli.failed.options import AsJson, AsTenant, access
 from worker.cli.operator import By, operator_name
-from worker.cli.text import counted, moment, one_line, to_json
 from worker.tenants import tenant_named, tenant_names
+from worker.text import counted, moment, one_line, to_json
 
 FOR_EVER: Final = "forever"
 

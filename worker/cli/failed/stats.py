@@ -15,9 +15,10 @@ from db.failed import STATUSES, Count, Stats
 from db.failed import stats as count_jobs
 from worker.cli.common import console
 from worker.cli.failed.looks import STATUS_STYLES, grid, say
-from worker.cli.failed.options import AsJson, Asked, access, filtered, to_filter
-from worker.cli.text import ago, counted, one_line, to_json
+from worker.cli.failed.options import AsJson, access, filtered
+from worker.failed.asked import Asked, to_filter
 from worker.tenants import tenant_names
+from worker.text import ago, counted, one_line, to_json
 
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 #: Where the terminal has no blocks.

@@ -11,7 +11,7 @@ from db.replays import runs
 from db.replays.runs import RAMP, ReplaySettings
 from worker.cli.common import fail
 from worker.cli.failed.exits import NOTHING
-from worker.cli.failed.options import NoSuchReplay, find_replay
+from worker.failed.asked import NoSuchReplay, find_replay
 
 _DEFAULT: Final = ReplaySettings()
 _PANEL: Final = "How"

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from db.replays.runs import Replay
 from worker.cli.replays.words import OUTCOMES
-from worker.cli.text import short
 from worker.replay.ramp import allowed
+from worker.text import short
 
 #: Seconds between two lines, and over which the rate is measured.
 LINE_EVERY: Final = 5.0

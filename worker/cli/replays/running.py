@@ -27,11 +27,11 @@ from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.options import Access
 from worker.cli.replays.progress import shown
 from worker.cli.replays.words import command
-from worker.cli.text import short
 from worker.redis_client import make_redis
 from worker.replay.making import make_runner
 from worker.replay.runner import Runner
 from worker.settings import Settings
+from worker.text import short
 
 #: Seconds between two looks at a replay that another process runs; within which one must have taken it; and for which
 #: Redis or Postgres may be away.

@@ -68,6 +68,16 @@ def age(then: datetime, now: datetime) -> str:
     return f"{seconds}s"
 
 
+def short_age(seconds: float | None) -> str:
+    """Return so many seconds in one unit that leaves two of it at least: ``119 s``, ``2 min``; a dash for None."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def ago(then: datetime, now: datetime) -> str:
     """Return how long ago and when exactly, in UTC as logs are."""
     return f"{age(then, now)} ago ({moment(then)})"

@@ -8,7 +8,7 @@ from typing import Final
 
 from db.failed import FailedJob, Group
 from middleware import classification as kinds
-from worker.cli.text import counted, short
+from worker.text import counted, short
 
 #: What to look at first, by error type.
 _FIRST: Final = {
@@ -34,7 +34,7 @@ class Step:
     purpose: str
 
 
-def first(job: FailedJob, *, replayed: bool) -> str | None:
+def first(job: FailedJob, *, replayed: bool = False) -> str | None:
     """Return what its kind of error asks for; None where nothing general can be said, or it is closed."""
     if replayed:
         return "It is being sent again: that closes it where it succeeds, and else returns it."
