@@ -154,7 +154,8 @@ def tenant_named(session: Session, value: str) -> UUID:
     except ValueError:
         pass
     found: list[UUID] = []
-    if _have_names(session):
+    # Postgres takes no NUL.
+    if "\0" not in value and _have_names(session):
         rows = session.scalars(text("SELECT id FROM tenants WHERE name = :name ORDER BY id LIMIT 6"), {"name": value})
         found = list(rows)
     if len(found) == 1:

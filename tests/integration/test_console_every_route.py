@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import quote_plus
 from uuid import uuid4
 
@@ -34,7 +34,7 @@ from worker.console.app import make_app
 FOR_ANYBODY: Final = {"/login", "/health/live", "/health/ready", "/health/worker"}
 CHANGING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 #: Of what pages and forms have, what no route declares because it looks at all that it is sent.
-ASKED: Final = (*asking.NAMES, "after", "before", "limit", "state", "hours", "full", "who", "event", "name")
+ASKED: Final = (*asking.NAMES, "after", "before", "limit", "state", "hours", "full", "who", "event", "name", "form_id")
 SAID: Final = ("note", "reason", "why", "action", "ramp", "rate", "threshold", "window")
 
 
@@ -101,7 +101,9 @@ def _flat(routes: Iterable[Any]) -> Iterator[Any]:
 def _schema(route: APIRoute) -> Mapping[str, Any] | None:
     """Return the schema of a route's body, with what it refers to put in its place; None where it has no JSON."""
     for parameter in route.dependant.body_params:
-        model = parameter.field_info.annotation
+        # It may be left out.
+        kinds = get_args(parameter.field_info.annotation) or (parameter.field_info.annotation,)
+        model = next((kind for kind in kinds if kind is not type(None)), None)
         if isinstance(model, type) and issubclass(model, BaseModel):
             schema = model.model_json_schema()
             found: Mapping[str, Any] = _resolved(schema, schema.get("$defs", {}))
@@ -177,7 +179,7 @@ class Request:
 
     def without_echo(self, text: str) -> str:
         """Return an answer without what it repeats of what was sent."""
-        for said in {value for _, value in (*self.query, *self.form)} | {self.path}:
+        for said in {value for _, value in (*self.query, *self.form)} | {self.path, *_leaves(self.body)}:
             # As it is, in HTML, in the address of a link, in JSON, and as Python quotes it in either.
             for form in (said, repr(said)[1:-1]):
                 for written in (form, str(escape(form)), quote_plus(form), json.dumps(form)[1:-1]):
@@ -188,6 +190,14 @@ class Request:
         return f"{self.route.method} {self.path} {self.query} {self.form} {self.body}"
 
 
+def _leaves(body: Any) -> Iterator[str]:
+    if isinstance(body, dict | list):
+        for value in body.values() if isinstance(body, dict) else body:
+            yield from _leaves(value)
+    elif isinstance(body, str):
+        yield body
+
+
 def about(route: Route, things: Things) -> Iterator[Request]:
     """Give requests that name what is somebody's: each in every part of the path, and in all that can be asked for."""
     given = what_names(things)
@@ -196,7 +206,7 @@ def about(route: Route, things: Things) -> Iterator[Request]:
     for path in paths:
         yield from _with_what_is_said(route, path, {"note": ["x"]})
     for name in dict.fromkeys([*route.queries, *ASKED]):
-        for value in given.get(name, ()):
+        for value in (*given.get(name, ()), *(IN_GENERAL.get(name, ()) if route.method == "GET" else ())):
             yield Request(route, route.at(usual), query=((name, value),), form=_words(route), body=_some(route))
     if route.method in CHANGING:
         yield from _with_what_is_said(route, route.at(usual), given)
@@ -239,21 +249,28 @@ def what_names(things: Things) -> dict[str, list[str]]:
         "fingerprint": [things.fingerprints[0], things.fingerprints[0][:8]],
         "correlation_id": [str(things.correlation_id)],
         "replay": [str(things.replays[0])],
+        "form_id": [str(things.replays[0])],
         "tenant": tenants,
         "tenant_id": tenants,
-        "text": [WORD, "message"] if things.tenant_id != MINE else ["message"],
+        "text": [WORD],
         "actor": [f"shop.run {MARK}"],
         "exception": [f"shop.errors.Wrong{MARK}"],
         "error_type": [f"kind {MARK}"],
         "who": [f"person {MARK}"],
         "by": [f"person {MARK}"],
         "name": ["theirs"],
-        "status": ["all", "abandoned"],
-        "state": ["running", "paused"],
         "before": [str(max(things.events) + 1)],
-        "hours": ["24"],
-        "full": ["true"],
     }
+
+
+#: What names nobody's in particular, and so is no way to change anything of somebody's.
+IN_GENERAL: Final = {
+    "status": ["all", "abandoned"],
+    "text": ["message"],
+    "state": ["running", "paused"],
+    "hours": ["24"],
+    "full": ["true"],
+}
 
 
 def csrf_of(client: TestClient) -> str:

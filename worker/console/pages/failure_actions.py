@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Annotated, Any, Final
+from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Form, Request, Response
@@ -15,6 +16,7 @@ from db.replays.runs import ReplaySettings
 from db.replays.single import OnItsWay
 from worker.console.access import Acting, Work
 from worker.console.deployment import Deployment
+from worker.console.pages.failure import from_list
 from worker.console.rendering import redirect
 from worker.failed.asked import NoSuchJob, find_id
 
@@ -98,7 +100,9 @@ def run_soon(request: Request, replay_id: UUID) -> None:
 
 def back(request: Request, job_id: UUID, say: str = "", *, kind: str = "good") -> Response:
     """Return to the page of a failed job, and say something there."""
-    return redirect(request, f"/failures/{job_id}", say=say, kind=kind)
+    listed = from_list(request)
+    query = "" if listed is None else f"?{urlencode({'from': listed})}"
+    return redirect(request, f"/failures/{job_id}{query}", say=say, kind=kind)
 
 
 def sentence(job_id: UUID, why: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.datastructures import FormData
@@ -16,6 +17,7 @@ from db.replays.runs import ReplaySettings
 from middleware.redaction import Redactor
 from worker.console.access import ActingForAll, LookingAtAll, NotAllowed, Work
 from worker.console.deployment import Deployment
+from worker.console.pages.failure import from_list
 from worker.console.pages.failure_actions import back, run_soon, sentence
 from worker.console.problems import Illegal
 from worker.console.rendering import render
@@ -187,6 +189,7 @@ def _page(request: Request, work: Work, draft: Draft, said: dict[str, str], look
         now=work.now,
         status_code=400 if looked is not None and looked.wrong else 200,
         job=draft.job,
+        keep="" if (listed := from_list(request)) is None else f"?{urlencode({'from': listed})}",
         actor_name=draft.actor_name,
         fields=[(field, said.get(field.key, field.value or "") if said else field.value or "") for field in fields],
         any_name=editing.takes_any_name(broker, draft.actor_name),
