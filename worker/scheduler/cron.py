@@ -1,8 +1,8 @@
 """When a cron expression ticks in a time zone; a calculation, in which no clock is asked.
 
 What reads expressions is cronsim, which follows Debian's cron. Two things are added. An expression that names hours in
-any way, also as ``*/2`` or beside ``*`` minutes, ticks once for each local time that it names: at the first of two where
-the clock goes back, right after the gap where it goes forward. And whatever cronsim gives, time goes forward.
+any way, also as ``*/2`` or beside ``*`` minutes, ticks once for each local time that it names: at the first of two
+where the clock goes back, right after the gap where it goes forward. And whatever cronsim gives, time goes forward.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SOMETIME: Final = datetime(2024, 1, 1, tzinfo=UTC)
 #: The most that a clock was ever set back: a day and an hour, where a country changes its side of the date line.
 _SET_BACK_AT_MOST: Final = timedelta(hours=25)
 #: In which the last tick is looked for, before all the time there is.
-_WINDOWS: Final = tuple(timedelta(**{unit: 1}) for unit in ("minutes", "hours", "days")) + (timedelta(days=32),)
+_WINDOWS: Final = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=32))
 _FORM: Final = "five fields, minute hour day month weekday, or six with seconds before them"
 
 
@@ -112,7 +112,6 @@ def _once_for_each_local_time(expression: str, words: list[str]) -> str:
         raise InvalidExpression(f"{expression!r}: seconds are for what runs in every hour, and hours then *")
     # A star at their beginning is how cron tells the others.
     minutes, hours = (
-        f"{every}{said[1:]}" if said.startswith("*") else said
-        for said, every in ((minutes, "0-59"), (hours, "0-23"))
+        f"{every}{said[1:]}" if said.startswith("*") else said for said, every in ((minutes, "0-59"), (hours, "0-23"))
     )
     return f"{minutes} {hours} {day} {month} {weekday}"

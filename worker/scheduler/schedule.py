@@ -30,8 +30,8 @@ class Schedule:
     """When an actor is to run, for whom and with what.
 
     Arguments:
-      expression: As cron's: ``minute hour day month weekday``, or six fields with seconds first, if hours are ``*``. One
-        that names hours ticks once for each local time that it names, also where clocks are changed.
+      expression: As cron's: ``minute hour day month weekday``, or six fields with seconds first, if hours are ``*``.
+        One that names hours ticks once for each local time that it names, also where clocks are changed.
       timezone: By which it is read; an IANA name.
       args, kwargs: What the actor is called with, as JSON has it.
       tenant_id: For whom; only an actor with ``tenant_scoped=False`` can do without.
@@ -63,7 +63,9 @@ def check(actor: dramatiq.Actor[..., Any], given: object) -> Schedule:
     """
     schedule = Schedule(given) if isinstance(given, str) else given
     if not isinstance(schedule, Schedule):
-        raise ScheduleError(f"actor {actor.actor_name!r}: schedule must be a cron expression or Schedule, not {given!r}")
+        raise ScheduleError(
+            f"actor {actor.actor_name!r}: schedule must be a cron expression or Schedule, not {given!r}"
+        )
     problem = _problem(actor, schedule)
     if problem is not None:
         raise ScheduleError(f"actor {actor.actor_name!r} cannot be scheduled at {schedule.expression!r}: {problem}")
