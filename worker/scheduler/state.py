@@ -111,7 +111,8 @@ def read(client: redis.Redis, namespace: str = "dramatiq") -> Known:
         (seconds, microseconds), found = answer(pipeline.execute())
     handled, sent = dict[tuple[str, str], datetime](), dict[str, Sent]()
     for name, value in found.items():
-        kind, rule, job, *_ = *name.decode("utf-8", "replace").split("\n", 2), "", ""
+        kind, _, of = name.decode("utf-8", "replace").partition("\n")
+        rule, _, job = of.partition("\n")
         try:
             if kind == "tick":
                 handled[job, rule] = moment(value)
