@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -19,13 +19,13 @@ from freezegun import freeze_time
 
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
-from tests.integration.nothing_lost import QUEUE, TENANT, Side, ours
+from tests.integration.nothing_lost import QUEUE, TENANT, ours
 from tests.servers import running_redis
+from worker.cli.schedule import _lines
 from worker.live import scheduler_state
 from worker.scheduler import Schedule
 from worker.scheduler.cron import Cron
 from worker.scheduler.jobs import Job
-from worker.scheduler.plan import MISSED_AFTER
 from worker.scheduler.process import LOOK_EVERY, Scheduler
 from worker.scheduler.state import KEEP, LEASE, State, read
 
@@ -80,7 +80,7 @@ class Deck:
     def sent(self) -> list[dict[str, Any]]:
         """The messages of the queue, in order."""
         ids = self.client.lrange(f"dramatiq:{QUEUE}", 0, -1)
-        return [json.loads(self.client.hget(f"dramatiq:{QUEUE}.msgs", one) or b"") for one in ids]  # type: ignore[union-attr, arg-type]
+        return [json.loads(self.client.hget(f"dramatiq:{QUEUE}.msgs", one) or b"") for one in ids]
 
 
 @pytest.fixture
@@ -383,6 +383,20 @@ class TestWhatIsTold:
         assert state.lives
         assert 3_600 <= state.late <= 7_201
         assert state.wrong
+
+    def test_in_words(self, deck: Deck) -> None:
+        def told() -> str:
+            return "\n".join(line.plain for line in _lines(scheduler_state(deck.client), deck.now(), anything_on=True))
+
+        assert told() == "No scheduler was ever there: worker scheduler starts one."
+        for n in range(3):
+            deck.scheduler(name=f"{n}/1").turn()
+        assert "/1 lives since 20" in told()
+        assert told().endswith("; 2 others beside it.")
+        old = (deck.now() - timedelta(hours=3)).timestamp() * 1000
+        for n in range(3):
+            deck.client.zadd(f"{OWN}schedulers", {f"{n}/1": old + n})
+        assert told().startswith("No scheduler lives: 2/1 was last heard of 3 h ago, at 20")
 
     @pytest.mark.parametrize("facts", [b"[", b"[]", b'{"next": "x", "since": [], "jobs": "y", "name": 5}', b"\xff"])
     def test_of_one_that_says_nonsense(self, client: redis.Redis, facts: bytes) -> None:

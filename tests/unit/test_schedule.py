@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -252,10 +251,10 @@ def jobs(module: str, **environment: str) -> tuple[Job, ...]:
 
 class TestSettings:
     @pytest.fixture
-    def name(self, module: str) -> Iterator[str]:
+    def name(self, module: str) -> str:
         routing.register(module, "llm")
         routing.actor(tenant_scoped=False, schedule=Schedule("0 3 * * *", BERLIN))(function_in(module))
-        yield f"{module}.job"
+        return f"{module}.job"
 
     def test_they_switch_off(self, name: str) -> None:
         assert [found.on for found in jobs(name)] == [True]

@@ -78,7 +78,7 @@ def schedule(context: typer.Context, module: Module = None, as_json: AsJson = Fa
         _show(standings, known.now)
     else:
         console.print("No actor has a schedule: @actor(schedule=...) gives it one.")
-    for line in _lines(state, known.now, any(job.on for job in jobs)):
+    for line in _lines(state, known.now, anything_on=any(job.on for job in jobs)):
         console.print(line, soft_wrap=True)
 
 
@@ -135,7 +135,7 @@ def _state(standing: _Standing) -> Text:
     return Text("changed" if standing.job.changed else "on", "green")
 
 
-def _lines(state: SchedulerState, now: datetime, anything_on: bool) -> Iterator[Text]:
+def _lines(state: SchedulerState, now: datetime, *, anything_on: bool) -> Iterator[Text]:
     """Say how the schedulers are."""
     style = "bold red" if anything_on else ""
     if state.last_sign is None or state.name is None:
@@ -147,12 +147,9 @@ def _lines(state: SchedulerState, now: datetime, anything_on: bool) -> Iterator[
             style,
         )
     else:
-        others = f", and {counted(state.living - 1, 'other')}" if state.living > 1 else ""
-        yield Text(
-            f"{one_line(state.name)}{others} lives"
-            + (f" since {_when(state.since)}" if state.since is not None else "")
-            + f", last heard of {_ago(state.last_sign, now)}."
-        )
+        since = "" if state.since is None else f" since {_when(state.since)}"
+        others = f"; {counted(state.living - 1, 'other')} beside it" if state.living > 1 else ""
+        yield Text(f"{one_line(state.name)} lives{since}, last heard of {_ago(state.last_sign, now)}{others}.")
 
 
 def _when(moment: datetime) -> str:
