@@ -3,7 +3,8 @@
 ``with transaction() as session`` gives a :class:`sqlalchemy.orm.Session` in one transaction; ``async with``
 an :class:`~sqlalchemy.ext.asyncio.AsyncSession`. BEGIN and the settings travel in one string, so a tenant costs no
 round trip more than a bare transaction. The driver connection is in autocommit mode for that: psycopg then sends no
-BEGIN of its own, and COMMIT and ROLLBACK still end what ours began.
+BEGIN of its own, and COMMIT and ROLLBACK still end what ours began. Times that Python does not have, such as
+``infinity``, are the nearest that it has: see :mod:`db.times`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
-from db import deadline
+from db import deadline, times
 from db.errors import ConfigurationError, TenantRequired
 from db.open_transaction import OpenTransaction
 from db.statement_watchdog import StatementWatchdog
@@ -217,6 +220,7 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
 
 
 def _listen(engine: Engine) -> None:
+    event.listen(engine, "connect", _connected)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "commit", _end)
     event.listen(engine, "rollback", _end)
@@ -292,6 +296,11 @@ def rebind(session: Session) -> None:
 def tenant_of(session: Session) -> UUID | None:
     """Return the tenant that an open session is bound to; ``None`` for an operator's, and for work of no tenant."""
     return _tenant_id(session.connection().get_execution_options().get(_SCOPE_OPTION, "worker"))
+
+
+def _connected(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    driver: Any = record.driver_connection
+    times.adapt(driver.adapters)
 
 
 def _begin(connection: Connection) -> None:

@@ -45,6 +45,7 @@ from middleware.statement_deadline import StatementDeadline
 from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
+from worker import probe
 from worker.consumed_queues import ConsumedQueues
 from worker.logs import Logs
 from worker.queues import Queue
@@ -165,6 +166,7 @@ def make_broker(
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)
+    probe.declare(broker, min(queues))
     return broker
 
 

@@ -10,8 +10,6 @@ from middleware.redaction import Redactor
 
 def explain(error: BaseException | None) -> str:
     """Return what is wrong, in a line."""
-    if isinstance(error, psycopg.DataError) and error.sqlstate is None:
-        return f"Postgres holds what cannot be read here: {Redactor().text(str(error).strip())}"
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return f"Postgres cannot be reached: {Redactor().text(str(error).strip())}"
     # Neither the statement nor where in a trigger it was: nobody who runs a command can mend those.

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from db.times import FarTime
+
 #: Format characters that scripts and emoji are written with; the others turn text around, or hide it.
 _JOINERS = frozenset("\u200c\u200d")
 _UNITS = (("w", 7 * 86_400), ("d", 86_400), ("h", 3_600), ("m", 60))
@@ -85,6 +87,8 @@ def moment(then: datetime) -> str:
     """Return a time to the second."""
     from datetime import UTC
 
+    if isinstance(then, FarTime):
+        return then.isoformat()
     return f"{then.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 

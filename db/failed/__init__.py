@@ -11,12 +11,22 @@ from db.failed.actions import Begin, Moved, abandon, note, reopen, resolve
 from db.failed.by_tenant import TenantFailures, TenantPage, failures_by_tenant
 from db.failed.events import Event, audit, history, write_event
 from db.failed.filters import Filter, InvalidFilter, moment
-from db.failed.groups import Group, Share, find_groups, get_group, largest_groups
+from db.failed.groups import (
+    Group,
+    Share,
+    Touched,
+    find_groups,
+    get_group,
+    hours_of_group,
+    largest_groups,
+    tenants_of_group,
+)
 from db.failed.rates import FailureRates, Series, failures_per_minute
 from db.failed.search import (
     FailedJob,
     FailedJobSummary,
     Page,
+    beyond,
     chain,
     count,
     count_up_to,
@@ -25,6 +35,7 @@ from db.failed.search import (
     ids_beginning,
     iterate,
 )
+from db.failed.standing import Standing, standing
 from db.failed.stats import Count, Stats, stats
 from db.failed.statuses import MOVES, STATUSES, Status, sources
 
@@ -44,12 +55,15 @@ __all__ = [
     "Page",
     "Series",
     "Share",
+    "Standing",
     "Stats",
     "Status",
     "TenantFailures",
     "TenantPage",
+    "Touched",
     "abandon",
     "audit",
+    "beyond",
     "chain",
     "count",
     "count_up_to",
@@ -60,6 +74,7 @@ __all__ = [
     "get",
     "get_group",
     "history",
+    "hours_of_group",
     "ids_beginning",
     "iterate",
     "largest_groups",
@@ -68,6 +83,8 @@ __all__ = [
     "reopen",
     "resolve",
     "sources",
+    "standing",
     "stats",
+    "tenants_of_group",
     "write_event",
 ]

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from db.failed.statuses import STATUSES, Status
 from db.session import tenant_of
+from db.times import moment_of
 
 #: Fewer characters of text than these are in too many rows, and no index finds them.
 TEXT_AT_LEAST: Final = 3
@@ -48,7 +49,7 @@ def moment(name: str, value: str, now: datetime) -> datetime:
     try:
         if ago:
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        found = datetime.fromisoformat(value.strip())
+        found = moment_of(value.strip())
     except (ValueError, OverflowError):
         raise InvalidFilter(
             f"{name} must be a time such as 2h, 7d, 2026-01-31 or 2026-01-31T08:00+01:00, not {value!r}"

@@ -19,6 +19,7 @@ from db.failed.filters import SEARCHED, Filter, InvalidFilter, contains, spelled
 from db.failed.groups import group_conditions
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
+from db.times import moment_of
 
 #: Jobs of a page, at most.
 PAGE_AT_MOST: Final = 1_000
@@ -109,7 +110,13 @@ def find(session: Session, where: Filter, *, after: str | None = None, limit: in
     else:
         rows = _containing(session, where, begin, limit + 1)
     jobs = [FailedJobSummary(**row._mapping) for row in rows[:limit]]
-    return Page(jobs, _key(jobs[-1]) if len(rows) > limit else None)
+    return Page(jobs, beyond(jobs[-1]) if len(rows) > limit else None)
+
+
+def beyond(job: FailedJobSummary) -> str:
+    """Return what to give :func:`find` as ``after`` for those that failed before a job, whether that matches or not."""
+    # As one word, to be typed.
+    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
 
 
 def iterate(session: Session, where: Filter) -> Iterator[FailedJob]:
@@ -156,7 +163,7 @@ def count_up_to(session: Session, where: Filter, most: int) -> tuple[int, bool]:
     condition, parameters = where.where()
     details = _FROM if where.fingerprint else "worker_failed_jobs job"
     found = session.execute(
-        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) some"),
+        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) counted"),
         {**parameters, "most": most + 1},
     ).scalar_one()
     return min(int(found), most), int(found) <= most
@@ -344,14 +351,10 @@ def _summaries(keys: str, parameters: dict[str, Any]) -> tuple[Any, dict[str, An
     return text(statement), parameters
 
 
-def _key(job: FailedJobSummary) -> str:
-    return f"{job.failed_at.isoformat()}~{job.id}"
-
-
 def _parse(after: str) -> tuple[datetime, UUID]:
     at, _, job_id = after.partition("~")
     try:
-        key = datetime.fromisoformat(at), UUID(job_id)
+        key = moment_of(at.replace("_", " ")), UUID(job_id)
     except ValueError:
         key = None
     if key is None or key[0].tzinfo is None:

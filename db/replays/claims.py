@@ -84,7 +84,8 @@ def _condition(replay: Replay, where: Filter) -> tuple[str, dict[str, Any]]:
         # It was made by somebody bound to a tenant: the session that runs it is not.
         condition += " AND job.tenant_id = :bound"
         parameters["bound"] = replay.tenant_id
-    return f"{condition} AND job.failed_at <= :until", {**parameters, "until": replay.until_at}
+    # Not called as what the filter says is, which would be overwritten.
+    return f"{condition} AND job.failed_at <= :made_until", {**parameters, "made_until": replay.until_at}
 
 
 def matching(

@@ -17,6 +17,7 @@ from db.errors import DramaturgError
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.filters import Filter
 from db.session import tenant_of
+from db.times import moment_of
 
 State = Literal["running", "paused", "stopped", "cancelled", "finished"]
 
@@ -26,9 +27,16 @@ RAMP: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 #: Seconds for which a process has a replay to itself after each sign of life.
 LEASE: Final = 15.0
 
+#: Under which a replay's settings keep the request that it was made for.
+REQUEST: Final = "request"
+
 
 class IllegalChange(DramaturgError, ValueError):
     """Raised when a replay cannot take a state from the one that it has; the message says which it has."""
+
+
+class AlreadyMade(DramaturgError, ValueError):
+    """Raised when there is a replay of that id: whoever asked twice gets one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +72,8 @@ class ReplaySettings:
             raise ValueError(f"threshold must be a share from 0 to 1, not {self.threshold!r}")
         if not 1 <= self.window <= 10_000:
             raise ValueError(f"window must be 1 to 10000, not {self.window!r}")
+        if self.actor is not None and (not self.actor or "\0" in self.actor):
+            raise ValueError(f"actor must be a name, not {self.actor!r}")
 
     def as_json(self) -> dict[str, Any]:
         """Return it as it is kept."""
@@ -110,15 +120,27 @@ class Replay:
         return self.items.get("claimed", 0) + self.items.get("sent", 0)
 
 
-def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str, reason: str | None = None) -> UUID:
+def create(
+    session: Session,
+    where: Filter,
+    settings: ReplaySettings,
+    *,
+    by: str,
+    reason: str | None = None,
+    replay_id: UUID | None = None,
+    request: str | None = None,
+) -> UUID:
     """Make a replay, which whoever is an operator's process then runs, and return its id.
 
     Arguments:
       session: Whose tenant it is bound to, the replay is.
       where: Which jobs; of those only pending and abandoned ones are sent, and abandoned ones where ``status`` or
         ``ids`` say so.
+      replay_id: Its id, where whoever asks may ask twice for the same; a random one by default.
+      request: Kept with it, for :mod:`db.replays.keys`.
 
     Raises:
+      AlreadyMade: When there is one of that id; nothing was done.
       ValueError: When ``by`` is empty, or ``where`` is: that is every job there is; or ``reason`` is too long.
     """
     reason = checked("reason", reason, REASON_AT_MOST) if reason else None
@@ -128,12 +150,12 @@ def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str
         raise ValueError("edit is for one job, named by its id")
     if settings.edit is not None and tenant_of(session) is not None:
         raise ValueError("edit is for operators: whoever is bound to a tenant cannot read what a job was called with")
-    replay_id: UUID = session.execute(
+    made: UUID | None = session.execute(
         text(
             """
-            INSERT INTO worker_replays (tenant_id, filter, settings, created_by, reason, until_at)
+            INSERT INTO worker_replays (id, tenant_id, filter, settings, created_by, reason, until_at)
             VALUES (
-                :tenant_id, :filter, :settings, :by, :reason,
+                coalesce(CAST(:id AS uuid), gen_random_uuid()), :tenant_id, :filter, :settings, :by, :reason,
                 -- Workers' clocks may be ahead of this one.
                 greatest(
                     now(),
@@ -141,26 +163,29 @@ def create(session: Session, where: Filter, settings: ReplaySettings, *, by: str
                     (SELECT max(failed_at) FROM worker_failed_jobs WHERE status = 'abandoned')
                 )
             )
-            RETURNING id
+            ON CONFLICT DO NOTHING RETURNING id
             """
         ).bindparams(bindparam("filter", type_=JSONB), bindparam("settings", type_=JSONB)),
         {
+            "id": replay_id,
             "tenant_id": tenant_of(session),
             "filter": filter_as_json(where),
-            "settings": settings.as_json(),
+            "settings": {**settings.as_json(), **({} if request is None else {REQUEST: request})},
             "by": checked("by", by, NAME_AT_MOST),
             "reason": reason,
         },
-    ).scalar_one()
+    ).scalar()
+    if made is None:
+        raise AlreadyMade(f"there is a replay {replay_id} already")
     write_event(
         session,
         "replay_started",
         by=by,
         reason=reason,
         tenant_id=tenant_of(session),
-        after={"replay_id": str(replay_id), "filter": filter_as_json(where)},
+        after={"replay_id": str(made), "filter": filter_as_json(where)},
     )
-    return replay_id
+    return made
 
 
 _ITEMS: Final = """(
@@ -168,6 +193,7 @@ _ITEMS: Final = """(
         SELECT state, count(*) AS jobs FROM worker_replay_items WHERE replay_id = replay.id GROUP BY state
     ) counted
 )"""
+_NOT_COUNTED: Final = "CAST('{}' AS jsonb)"
 _SELECT: Final = """
     SELECT
         id, tenant_id, state, why, filter, settings, created_by, reason, created_at, finished_at, matched, until_at,
@@ -183,27 +209,44 @@ def get(session: Session, replay_id: UUID, *, counted: bool = True) -> Replay | 
       counted: Whether to count its items, which takes a quarter of a second for a million.
     """
     row = session.execute(
-        text(_SELECT.format(items=_ITEMS if counted else "CAST('{}' AS jsonb)") + " WHERE id = :id"), {"id": replay_id}
+        text(_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED) + " WHERE id = :id"), {"id": replay_id}
     ).first()
     return None if row is None else _replay(row)
 
 
 def find(
-    session: Session, *, states: Sequence[State] = (), before: datetime | None = None, limit: int = 50
+    session: Session,
+    *,
+    states: Sequence[State] = (),
+    before: datetime | None = None,
+    after: tuple[datetime, UUID] | None = None,
+    limit: int = 50,
+    counted: bool = True,
 ) -> list[Replay]:
     """Return replays, newest first.
 
     Arguments:
       states: Which; all by default.
       before: Made before then.
+      after: When the last of the page before was made, and its id.
+      counted: Whether to count their items; see :func:`get`, and :func:`db.replays.items.counts`.
     """
     rows = session.execute(
         text(
-            f"{_SELECT.format(items=_ITEMS)} WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
+            f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)}"
+            " WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
             " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
+            " AND (CAST(:last_id AS uuid) IS NULL"
+            "   OR created_at < :last_at OR (created_at = :last_at AND id > :last_id))"
             " ORDER BY created_at DESC, id LIMIT :limit"
         ),
-        {"states": list(states) or None, "before": before, "limit": limit},
+        {
+            "states": list(states) or None,
+            "before": before,
+            "last_at": after[0] if after else None,
+            "last_id": after[1] if after else None,
+            "limit": limit,
+        },
     )
     return [_replay(row) for row in rows]
 
@@ -375,7 +418,7 @@ def filter_from_json(values: Mapping[str, Any]) -> Filter:
     """
     kinds: dict[str, Callable[[Any], Any]] = {
         **dict.fromkeys(("ids", "tenant_id", "correlation_id", "replay"), UUID),
-        **dict.fromkeys(("since", "until"), datetime.fromisoformat),
+        **dict.fromkeys(("since", "until"), moment_of),
     }
 
     def made(name: str, value: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import redis
 from dramatiq import Message
 from psycopg.rows import dict_row
 
+from tests import forks
+from tests.processes import children_of
 from tests.servers import Database
 from worker.broker import make_broker
 from worker.settings import Settings
@@ -77,6 +79,10 @@ class Deployment:
             check=False,
         )
 
+    def worker(self, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command ``worker`` to its end, as :mod:`tests.forks` does."""
+        return forks.run(words, cwd=cwd, env={**self.environment(), **environment})
+
     def send(self, actor: dramatiq.Actor[..., Any], tenant_id: UUID | None = None, **kwargs: Any) -> Message[Any]:
         """Send through this deployment's Redis, whatever broker the actor was declared on."""
         options: dict[str, Any] = {"tenant_id": tenant_id} if tenant_id else {}
@@ -114,10 +120,12 @@ class Deployment:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it has started, from the top, so that nobody tells of the end of another."""
     if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        family = [process.pid]
+        for pid in family:
+            family += children_of(pid)
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()

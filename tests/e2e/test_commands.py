@@ -23,19 +23,20 @@ GOOD = HEADER + "t1,touch,v1,search,,2025-01-01T10:00:00Z\nc1,conversion,v1,,100
 
 
 def test_tenants_are_added_and_listed(deployment: Deployment) -> None:
+    # Executed, as a shell does.
     empty = deployment.run("worker", "tenants", "list")
     assert "worker tenants add NAME" in empty.stdout
-    added = deployment.run("worker", "tenants", "add", "acme")
+    added = deployment.worker("tenants", "add", "acme")
     tenant_id = UUID(added.stdout.strip())
     chosen = uuid4()
-    assert deployment.run("worker", "tenants", "add", "globex", "--id", str(chosen)).stdout.strip() == str(chosen)
-    listed = json.loads(deployment.run("worker", "tenants", "list", "--json").stdout)
+    assert deployment.worker("tenants", "add", "globex", "--id", str(chosen)).stdout.strip() == str(chosen)
+    listed = json.loads(deployment.worker("tenants", "list", "--json").stdout)
     assert sorted(listed, key=lambda t: str(t["name"])) == [
         {"id": str(tenant_id), "name": "acme"},
         {"id": str(chosen), "name": "globex"},
     ]
-    assert "acme" in deployment.run("worker", "tenants", "list").stdout
-    again = deployment.run("worker", "tenants", "add", "other", "--id", str(chosen))
+    assert "acme" in deployment.worker("tenants", "list").stdout
+    again = deployment.worker("tenants", "add", "other", "--id", str(chosen))
     assert again.returncode == 1
     assert again.stderr.strip() == f"worker: tenant_id: tenant {chosen} exists already"
 
@@ -43,16 +44,16 @@ def test_tenants_are_added_and_listed(deployment: Deployment) -> None:
 def test_events_are_loaded_and_duplicates_counted(deployment: Deployment, tmp_path: Path) -> None:
     tenant_id = deployment.add_tenant("acme")
     (tmp_path / "events.csv").write_text(GOOD)
-    command = ("worker", "events", "load", "--tenant", str(tenant_id), "events.csv")
-    first = deployment.run(*command, cwd=tmp_path)
+    command = ("events", "load", "--tenant", str(tenant_id), "events.csv")
+    first = deployment.worker(*command, cwd=tmp_path)
     assert "2 rows read, 2 loaded, 0 duplicates" in first.stdout, first.stderr
-    assert "2 rows read, 0 loaded, 2 duplicates" in deployment.run(*command, cwd=tmp_path).stdout
+    assert "2 rows read, 0 loaded, 2 duplicates" in deployment.worker(*command, cwd=tmp_path).stdout
 
 
 def test_a_bad_row_is_named_and_nothing_is_loaded(deployment: Deployment, tmp_path: Path) -> None:
     tenant_id = deployment.add_tenant("acme")
     (tmp_path / "events.csv").write_text(GOOD + "c2,conversion,v1,,12.50,2025-01-02\n")
-    done = deployment.run("worker", "events", "load", "--tenant", str(tenant_id), "events.csv", cwd=tmp_path)
+    done = deployment.worker("events", "load", "--tenant", str(tenant_id), "events.csv", cwd=tmp_path)
     assert done.returncode == 1
     assert "events.csv, line 4, column revenue_cents: '12.50'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -63,9 +64,9 @@ def test_a_bad_row_is_named_and_nothing_is_loaded(deployment: Deployment, tmp_pa
 def test_an_unknown_tenant_is_named(deployment: Deployment, tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text(GOOD)
     unknown = uuid4()
-    done = deployment.run("worker", "events", "load", "--tenant", str(unknown), "events.csv", cwd=tmp_path)
+    done = deployment.worker("events", "load", "--tenant", str(unknown), "events.csv", cwd=tmp_path)
     assert (done.returncode, done.stderr.strip()) == (1, f"worker: tenant_id: no tenant {unknown}")
-    done = deployment.run("worker", "events", "load", "--tenant", "acme", "events.csv", cwd=tmp_path)
+    done = deployment.worker("events", "load", "--tenant", "acme", "events.csv", cwd=tmp_path)
     assert done.returncode == 2
     assert "--tenant must be a UUID, not 'acme'" in done.stderr
 
@@ -80,7 +81,7 @@ def test_an_unknown_tenant_is_named(deployment: Deployment, tmp_path: Path) -> N
 )
 def test_a_deployment_that_is_wrong_is_said_in_a_line(deployment: Deployment, name: str, value: str, said: str) -> None:
     environment: dict[str, Any] = {name: value}
-    done = deployment.run("worker", "tenants", "list", **environment)
+    done = deployment.worker("tenants", "list", **environment)
     assert done.returncode == 2
     assert said in done.stderr
     assert "hunter2" not in done.stderr
@@ -90,26 +91,26 @@ def test_a_deployment_that_is_wrong_is_said_in_a_line(deployment: Deployment, na
 def test_a_database_that_was_not_migrated_is_said(deployment: Deployment) -> None:
     with psycopg.connect(deployment.database.admin_url) as connection:
         connection.execute("DROP TABLE tenants CASCADE")
-    done = deployment.run("worker", "tenants", "list")
+    done = deployment.worker("tenants", "list")
     assert (done.returncode, done.stderr.strip()) == (2, "worker: there is no table tenants: run `worker migrate`")
 
 
 def test_migrations_go_down_and_up(deployment: Deployment) -> None:
-    assert deployment.run("worker", "migrate", "--down").returncode == 0
+    assert deployment.worker("migrate", "--down").returncode == 0
     with psycopg.connect(deployment.database.admin_url) as connection:
         assert connection.execute("SELECT to_regclass('worker_failed_jobs')").fetchone() == (None,)
-    up = deployment.run("worker", "migrate")
+    up = deployment.worker("migrate")
     assert (up.returncode, up.stdout.strip()) == (0, "The database is up to date."), up.stderr
-    assert deployment.run("worker", "migrate", "no-such-revision").returncode == 2
+    assert deployment.worker("migrate", "no-such-revision").returncode == 2
 
 
 def test_a_deployment_is_checked(deployment: Deployment) -> None:
     with running_redis(appendonly="yes", appendfsync="always") as durable:
-        good = deployment.run("worker", "check", "--verbose", REDIS_URL=durable)
+        good = deployment.worker("check", "--verbose", REDIS_URL=durable)
     assert good.returncode == 0, good.stdout + good.stderr
     assert "postgres.row-level-security: forced on " in good.stdout
     # What is worst stands first, with what to do about it, and the rest in a line.
-    bad = deployment.run("worker", "check", DATABASE_URL=deployment.database.admin_url)
+    bad = deployment.worker("check", DATABASE_URL=deployment.database.admin_url)
     assert bad.returncode == 2
     first, advice, *_ = bad.stdout.splitlines()
     assert first.startswith("error    postgres.role: DATABASE_URL: ")
@@ -120,8 +121,8 @@ def test_a_deployment_is_checked(deployment: Deployment) -> None:
 def test_a_check_is_one_json_object_without_passwords(deployment: Deployment) -> None:
     bad = "postgres://u:hunter2secret@127.0.0.1:1/x"
     with running_redis(appendonly="yes") as durable:
-        good = deployment.run("worker", "check", "--json", REDIS_URL=durable)
-        done = deployment.run("worker", "check", "--json", OPERATOR_DATABASE_URL=bad, REDIS_URL=durable)
+        good = deployment.worker("check", "--json", REDIS_URL=durable)
+        done = deployment.worker("check", "--json", OPERATOR_DATABASE_URL=bad, REDIS_URL=durable)
     assert json.loads(good.stdout)["ok"] is True
     assert done.returncode == 2
     report = json.loads(done.stdout)
@@ -176,7 +177,7 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
 
 
 def test_migrating_needs_the_owners_credential_only(deployment: Deployment) -> None:
-    done = deployment.run("worker", "migrate", DATABASE_URL="", OPERATOR_DATABASE_URL="", REDIS_URL="")
+    done = deployment.worker("migrate", DATABASE_URL="", OPERATOR_DATABASE_URL="", REDIS_URL="")
     assert done.returncode == 0, done.stderr
     missing = deployment.run("dramatiq", "worker.llm", "-p", "1", DATABASE_URL="")
     assert missing.returncode != 0

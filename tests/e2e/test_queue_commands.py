@@ -7,8 +7,6 @@ import json
 import os
 import pty
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ import redis
 from dramatiq import Message
 from typer.testing import CliRunner, Result
 
+from tests.forks import Fork
 from tests.integration.nothing_lost import put
 from tests.servers import Database
-from tests.waiting import eventually
 from worker.cli import app, queues
 from worker.queue_admin import pauses
 
@@ -296,15 +294,9 @@ def test_colours_are_for_terminals(client: redis.Redis, no_color: str, coloured:
 def on_a_terminal(*words: str, answer: str = "", **environment: str) -> tuple[str, int]:
     """Run a command on a terminal; return what it shows, and its exit status."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "worker", *words],
-        cwd=ROOT,
-        env={**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", "COLUMNS": "120"}
-        | {name: value for name, value in environment.items() if value},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
+    env = {**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", "COLUMNS": "120"}
+    env |= {name: value for name, value in environment.items() if value}
+    process = Fork(words, cwd=ROOT, env=env, streams=(theirs, theirs, theirs))
     os.close(theirs)
     os.write(ours, f"{answer}\n".encode())
     said = b""
@@ -315,9 +307,9 @@ def on_a_terminal(*words: str, answer: str = "", **environment: str) -> tuple[st
         # How Linux says that nobody writes any more.
         pass
     os.close(ours)
-    eventually(lambda: process.poll() is not None, seconds=30)
+    status = process.wait()
     # As wide as it is, or not.
-    return " ".join(said.decode().split()), process.returncode
+    return " ".join(said.decode().split()), status
 
 
 @pytest.mark.usefixtures("with_history")

@@ -248,11 +248,3 @@ def test_what_a_trigger_refuses_is_one_line(database: Database, worker: CommandL
     done = worker("failed", "resolve", job, "--note", "n", status=2)
     assert done.stderr.startswith("worker: Postgres refused: new row for relation")
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_time_that_no_program_can_hold_is_not_a_server_that_is_away(database: Database, worker: CommandLine) -> None:
-    (job,) = record(1)
-    with psycopg.connect(database.admin_url) as admin:
-        admin.execute("UPDATE worker_failed_jobs SET failed_at = 'infinity' WHERE id = %s", [job])
-    done = worker("failed", "list", status=2)
-    assert done.stderr.startswith("worker: Postgres holds what cannot be read here: timestamp too large")

@@ -26,6 +26,8 @@ from db.replays.edits import Arguments, Edit
 from db.sealing import generate
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
+from tests import forks
+from tests.forks import Fork
 from tests.integration.replaying import A, B, Deployment
 from tests.waiting import eventually
 
@@ -55,6 +57,8 @@ class Shell:
 
     def __init__(self, folder: Path, deployment: Deployment, **more: str) -> None:
         self.folder = folder
+        #: Of the processes.
+        self.constants: dict[str, float] = {}
         self.environment = {
             **deployment.database.environment(),
             "REDIS_URL": deployment.settings.redis_url,
@@ -66,42 +70,30 @@ class Shell:
             **more,
         }
 
-    def command(self, *arguments: object) -> list[str]:
-        return [str(PYTHON / "python"), "-m", "worker", *map(str, arguments)]
-
     def __call__(
         self, *arguments: object, status: int | None = 0, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command that must end with ``status``, any where it is None; nobody can be asked."""
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = forks.run([*map(str, arguments)], **self._process(environment))
         assert status in {None, done.returncode}, f"{done.returncode}: {done.stdout}{done.stderr}"
         return done
 
     def json(self, *arguments: object, status: int = 0) -> Any:
         return json.loads(self(*arguments, "--json", status=status).stdout)
 
+    def start(self, *arguments: object, streams: tuple[int, int, int] | None = None, **environment: str) -> Fork:
+        """Start a command that leads a session of its own."""
+        return Fork([*map(str, arguments)], streams=streams, leads=True, **self._process(environment))
+
+    def _process(self, environment: dict[str, str]) -> dict[str, Any]:
+        env = {**self.environment, **environment}
+        return {"as_module": True, "cwd": self.folder, "env": env, "constants": self.constants}
+
     @contextmanager
     def terminal(self, *arguments: object, **environment: str) -> Iterator[Terminal]:
         """Run a command at a terminal of 80 columns."""
         master, slave = pty.openpty()
-        process = subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.folder,
-            env={**self.environment, "TERM": "xterm-256color", **environment},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
+        process = self.start(*arguments, streams=(slave, slave, slave), **{"TERM": "xterm-256color", **environment})
         os.close(slave)
         try:
             yield Terminal(process, master)
@@ -114,7 +106,7 @@ class Shell:
 class Terminal:
     """What somebody at a terminal sees and types."""
 
-    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+    def __init__(self, process: Fork, master: int) -> None:
         self.process = process
         self._master = master
         self.raw = ""
@@ -168,7 +160,7 @@ def shell(deployment: Deployment, tmp_path: Path) -> Shell:
 def housekeeping(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that consumes every queue, and so runs replays that nobody runs."""
     monkeypatch.setattr("worker.replay.replayer.EVERY", 0.1)
-    worker = Worker(deployment.broker, worker_timeout=100, worker_threads=4)
+    worker = Worker(deployment.broker, worker_timeout=20, worker_threads=4)
     worker.start()
     try:
         yield
@@ -605,6 +597,7 @@ def test_a_tenant_that_names_anothers_edit_is_sent_none_of_it(deployment: Deploy
 
 def test_a_replay_that_nobody_runs_says_so(deployment: Deployment, shell: Shell) -> None:
     (row_id,) = deployment.fail("1")
+    shell.constants["worker.cli.replays.running.TAKEN_WITHIN"] = 1.0
     with deployment.working():
         done = shell("failed", "retry", row_id, "--as-tenant", A, status=3)
     said = words(done.stdout)
@@ -668,13 +661,7 @@ def test_one_whose_process_died_is_resumed(deployment: Deployment, shell: Shell)
     deployment.fails.clear()
     with deployment.working() as worker:
         worker.pause()
-        process = subprocess.Popen(
-            shell.command("failed", "retry", "--actor", "replayed", "--yes"),
-            cwd=shell.folder,
-            env=shell.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = shell.start("failed", "retry", "--actor", "replayed", "--yes")
         try:
             eventually(lambda: [i["state"] for i in deployment.items()] == ["sent"], seconds=30)
         finally:
@@ -682,7 +669,8 @@ def test_one_whose_process_died_is_resumed(deployment: Deployment, shell: Shell)
             process.wait()
         worker.resume()
         (replay,) = deployment.rows("SELECT id FROM worker_replays")
-        # Not before its lease is over does anybody else run it; resume waits for that.
+        # Not before its lease is over does anybody else run it; resume waits for that, here not for all of it.
+        deployment.sql(f"UPDATE worker_replays SET runner_until = runner_until - interval '{runs.LEASE - 1} s'")
         done = shell("replays", "resume", replay["id"])
     assert "finished: 2 succeeded." in done.stdout
     assert [ran[0] for ran in deployment.ran[2:]] == ["1", "2"]

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from sqlalchemy import text
 
 from db import failed_jobs
 from db.errors import RowLocked
@@ -29,6 +30,8 @@ from db.failed import (
     resolve,
     stats,
 )
+from db.replays import runs
+from db.replays.runs import ReplaySettings
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
 from tests.integration.failed_rows import (
@@ -78,6 +81,21 @@ def test_what_a_group_says(database: Database) -> None:
         own = get_group(session, fingerprint(0))
     assert own is not None
     assert (own.failures, own.pending, own.tenants, own.title) == (1, 1, 1, "bad *")
+
+
+def test_groups_of_a_replay_are_those_of_its_jobs(database: Database) -> None:
+    sent = fail(1, group=0)
+    fail(2, group=1)
+    with operator_transaction() as session:
+        replay_id = runs.create(session, Filter(ids=(sent,)), ReplaySettings(), by="ada")
+        session.execute(
+            text(
+                "INSERT INTO worker_replay_items (replay_id, failed_job_id, tenant_id) VALUES (:replay, :job, :tenant)"
+            ),
+            {"replay": replay_id, "job": sent, "tenant": A},
+        )
+        found, _ = find_groups(session, Filter(replay=replay_id))
+    assert [group.fingerprint for group in found] == [fingerprint(0)]
 
 
 def test_a_group_is_called_what_the_newest_says_that_says_something(database: Database) -> None:

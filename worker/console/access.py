@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import Depends, Request
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.failed.actions import Begin
@@ -101,8 +100,6 @@ def _bound(tenant_id: UUID | None) -> Iterator[Session]:
         return
     # Both here: a request's steps run in threads, and what is bound in one is not in the next.
     with tenant_context(tenant_id), transaction() as session:
-        # Were the variable changed, this would be the last place to see it.
-        session.execute(text("SELECT 1"))
         yield session
 
 

@@ -5,26 +5,32 @@ from __future__ import annotations
 import getpass
 import hashlib
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import redis
 from fastapi import APIRouter, FastAPI
+from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from worker.console import pages, problems
+from worker.console import api, health, pages, problems
 from worker.console.access import Doorkeeper
 from worker.console.asgi import LOOPBACK, AnswerHeaders, HttpsOnly, KnownHosts, Prefix, SmallBodies
 from worker.console.attempts import Attempts
 from worker.console.deployment import Deployment
 from worker.console.rendering import FOLDER
 from worker.console.sessions import SessionCookies
+from worker.console.shared import Shared
 from worker.console_tokens import read_tokens
 from worker.redis_client import make_redis
 from worker.settings import Settings
 
 #: Seconds that Redis may take where a page can do without.
 ANSWERS_WITHIN: Final = 2.0
+#: Seconds for which what one sees of a live page is what the next sees, too; less than its parts are asked for again.
+SHARED_FOR: Final = 4.0
 
 
 class _Files(StaticFiles):
@@ -50,18 +56,24 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        lifespan=_until_the_end,
     )
     client = make_redis(settings, answers_within=ANSWERS_WITHIN)
     app.state.settings = settings
     app.state.client = client
     app.state.doorkeeper = make_doorkeeper(settings, client)
+    app.state.shared = Shared(SHARED_FOR)
     app.state.deployment = deployment or Deployment(settings)
+    app.state.health = health.Health(settings, client)
     problems.install(app)
     app.mount("/static", _Files(directory=FOLDER / "static"), name="static")
     router = APIRouter()
     for module in pages.ALL:
         router.include_router(module.router)
     app.include_router(router, include_in_schema=False)
+    app.include_router(health.router, include_in_schema=False)
+    for resource in api.ALL:
+        app.include_router(resource.router)
 
     https = bool(settings.console_https)
     # The last that is added sees a request first.
@@ -72,6 +84,14 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
     app.add_middleware(AnswerHeaders, https=https)
     app.add_middleware(Prefix, prefix=settings.console_prefix)
     return app
+
+
+@asynccontextmanager
+async def _until_the_end(app: FastAPI) -> AsyncIterator[None]:
+    """Serve, and then leave to others what runs here."""
+    yield
+    deployment: Deployment = app.state.deployment
+    await run_in_threadpool(deployment.close)
 
 
 def make_doorkeeper(settings: Settings, client: redis.Redis) -> Doorkeeper:

@@ -7,9 +7,10 @@ from dataclasses import asdict, fields
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from starlette.datastructures import QueryParams
+from starlette.datastructures import ImmutableMultiDict
 
-from db.failed import InvalidFilter
+from db.failed import Filter, InvalidFilter
+from db.replays.runs import filter_as_json
 from worker.failed.asked import Asked
 
 #: Filters that may be given several times.
@@ -18,8 +19,8 @@ ONE: Final = ("correlation_id", "since", "until", "text", "replay")
 NAMES: Final = ("id", *SEVERAL, *ONE)
 
 
-def asked_in(query: QueryParams, *, also: Collection[str] = ()) -> Asked:
-    """Return what a URL asks for; what is empty is not asked for.
+def asked_in(query: ImmutableMultiDict[str, Any], *, also: Collection[str] = ()) -> Asked:
+    """Return what a URL, or a form, asks for; what is empty is not asked for.
 
     Arguments:
       also: Other parameters that the page has.
@@ -64,6 +65,12 @@ def query(asked: Asked, **others: str | None) -> str:
     """Return it as a query string, with its question mark; empty where nothing is asked for."""
     found = urlencode(pairs(asked, **others))
     return f"?{found}" if found else ""
+
+
+def pairs_of(where: Filter) -> list[tuple[str, str]]:
+    """Return the parameters of a URL that asks for the same later, whoever follows it: ids in full, and times."""
+    names = {"ids": "id", "tenant_id": "tenant"}
+    return _pairs({names.get(name, name): value for name, value in filter_as_json(where).items()})
 
 
 def is_narrow(asked: Asked) -> bool:

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from worker.console.access import Doorkeeper, Identity
+from worker.console.charts import spark
 from worker.console.sessions import SESSION
 from worker.text import age, counted, last_name, listed, moment, one_line, printable, short
 
@@ -63,7 +64,7 @@ def _environment() -> Environment:
         "printable": printable,
         "short": short,
     }
-    environment.globals |= {"when": when, "version": _version()}
+    environment.globals |= {"age": age, "spark": spark, "when": when, "version": _version()}
     return environment
 
 
@@ -126,6 +127,8 @@ def render(
 def redirect(request: Request, path: str, *, say: str = "", kind: str = "good") -> Response:
     """Send a browser on to a page, after something was done; ``say`` is said there."""
     response = RedirectResponse(href(request, path), 303)
+    # Whoever did it sees what it did.
+    request.app.state.shared.forget()
     if say:
         doorkeeper: Doorkeeper = request.app.state.doorkeeper
         doorkeeper.sessions.say(request, response, say, kind)

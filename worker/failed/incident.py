@@ -9,8 +9,11 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from db.failed import Event, FailedJob, FailedJobSummary, Group, chain, get_group, history
+from db.failed import Event, FailedJob, FailedJobSummary, Group, chain, get, get_group, history
+from db.replays import items
+from db.replays.items import Part, Waiting
 from worker.failed import tracebacks
+from worker.failed.asked import NoSuchJob
 from worker.tenants import tenant_names
 
 #: Jobs of one piece of work that are shown, and frames of the application's own of one exception.
@@ -30,6 +33,9 @@ class Incident:
     chain: list[FailedJobSummary]
     names: Mapping[UUID, str]
     raised: list[tracebacks.Raised]
+    #: What became of it in replays, the last first; and the one that is yet to send it.
+    replays: list[Part]
+    waiting: Waiting | None
 
     @property
     def folds(self) -> bool:
@@ -38,20 +44,57 @@ class Incident:
             len(raised.own) > FRAMES for raised in self.raised
         )
 
+    @property
+    def held_by(self) -> Part | None:
+        """The replay in which it has not ended; None where whoever works on it is none."""
+        last = self.replays[0] if self.replays else None
+        return last if last is not None and last.has_it and self.job.status == "in_progress" else None
 
-def look(session: Session, job: FailedJob) -> Incident:
+    @property
+    def moves(self) -> bool:
+        """Whether something will become of it without anybody doing anything."""
+        return self.job.status == "in_progress" or self.waiting is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What is known of a job that was removed: its history outlives it."""
+
+    id: UUID
+    history: list[Event]
+
+
+def look(session: Session, job: FailedJob, *, events: int = 1_000) -> Incident:
     """Gather what there is to know of a job.
 
     Arguments:
       session: The one that found it.
+      events: Of its history, the newest.
     """
     chained = chain(session, job.correlation_id, limit=CHAIN) if job.correlation_id else []
     group = get_group(session, job.fingerprint) if job.fingerprint else None
     return Incident(
         job=job,
         group=group,
-        history=history(session, job.id),
+        history=history(session, job.id, limit=events),
         chain=chained,
         names=tenant_names(session, [job.tenant_id, *(other.tenant_id for other in chained)]),
         raised=tracebacks.parse(job.traceback, job.task_name, group.place if group else None) if job.traceback else [],
+        replays=items.of_job(session, job.id),
+        waiting=items.waiting_for(session, job.id),
     )
+
+
+def look_at(session: Session, job_id: UUID, *, events: int = 1_000) -> Incident | Gone:
+    """Gather what there is to know of the job with an id, or what there was. Otherwise as :func:`look`.
+
+    Raises:
+      NoSuchJob: When the session sees nothing of it.
+    """
+    job = get(session, job_id)
+    if job is not None:
+        return look(session, job, events=events)
+    known = history(session, job_id, limit=events)
+    if not known:
+        raise NoSuchJob(f"there is no failed job {job_id}")
+    return Gone(job_id, known)

@@ -24,7 +24,8 @@ class Throughput:
     """Of one queue, minute by minute on the server's clock, the oldest first. The last minute is not over yet.
 
     A minute has what processes told in it, which they do every two seconds. What one that was killed had not told is
-    missing, and what it told when Redis' answer was lost may be there twice: see :mod:`middleware.tally`.
+    missing, and what it told when Redis' answer was lost may be there twice: see :mod:`middleware.tally`. What stock
+    Dramatiq's workers ended and what an operator removed is not in it.
     """
 
     queue: str

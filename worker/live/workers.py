@@ -28,9 +28,9 @@ _NAME: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class RunningMessage:
-    """A message that a process runs. Of one that cannot be read, or is too large to be, no more than its ids is known.
+    """A message that a process runs; nothing of its arguments is here.
 
-    Nothing of its arguments is here.
+    Of one that cannot be read, or is too large to be read here, its queue and its Redis id are known, and since when.
     """
 
     queue: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -25,6 +26,32 @@ OURS: Final = tuple(f"worker.{queue.value}" for queue in Queue)
 
 class ModuleFailed(ConfigurationError):
     """Raised when a module with actors cannot be imported; the message names it and says why."""
+
+
+class NoSuchActor(ValueError):
+    """Raised when nothing that was imported declares an actor; the message names those that are called nearly so.
+
+    Attributes:
+      like: Those.
+    """
+
+    def __init__(self, actor: str, like: list[str]) -> None:
+        named = f"; there is {', '.join(like)}" if like else ""
+        super().__init__(f"there is no actor {actor!r} in the modules that were imported{named}")
+        self.like = like
+
+
+def check_is_there(broker: Broker, actor: str) -> None:
+    """Check that there is an actor of that name.
+
+    Raises:
+      NoSuchActor: When there is none.
+    """
+    if actor in broker.actors:
+        return
+    like = difflib.get_close_matches(actor, broker.actors, n=3, cutoff=0.5)
+    like += [name for name in broker.actors if name.endswith(f".{actor.rpartition('.')[2]}") and name not in like]
+    raise NoSuchActor(actor, like[:5])
 
 
 def import_application(

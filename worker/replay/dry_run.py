@@ -39,6 +39,11 @@ class DryRun:
     refused: dict[str, int] = field(default_factory=dict)
     examples: dict[str, UUID] = field(default_factory=dict)
 
+    @property
+    def by_number(self) -> list[tuple[str, int]]:
+        """Reasons and how many would not go for each, the most first."""
+        return sorted(self.refused.items(), key=lambda one: (-one[1], one[0]))
+
     def add(self, job_id: UUID, reason: str) -> None:
         """Count one that would not go."""
         if reason not in self.refused and len(self.refused) >= REASONS:

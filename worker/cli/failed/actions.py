@@ -15,12 +15,13 @@ from db.failed import note as note_jobs
 from db.failed import reopen as reopen_jobs
 from db.failed import resolve as resolve_jobs
 from worker.cli.common import fail
-from worker.cli.failed.confirm import confirm, described, held_fast
+from worker.cli.failed.confirm import confirm, described
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import progressing, say
 from worker.cli.failed.options import Access, AsJson, Yes, access, filtered
 from worker.cli.operator import By, operator_name
 from worker.failed.asked import Asked, NoSuchJob, narrowed, to_filter
+from worker.failed.holding import held_fast
 from worker.text import counted, one_line, to_json
 
 #: Refused jobs that are named.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
-from datetime import timedelta
 
 import typer
 from sqlalchemy.orm import Session
 
-from db.failed import Filter, Stats, find, largest_groups, stats
+from db.failed import Filter, Stats, largest_groups, stats
 from worker.cli.common import fail
 from worker.cli.failed.looks import say
 from worker.cli.failed.options import Access
@@ -17,15 +15,6 @@ from worker.text import counted, last_name, listed, one_line
 
 #: Groups that are named.
 _GROUPS = 3
-
-
-def held_fast(session: Session, where: Filter) -> Filter:
-    """Return ``where`` without what fails from now on: nothing is done to a job that nobody was asked about."""
-    if where.until is not None:
-        return where
-    newest = find(session, where, limit=1).jobs
-    # Not this machine's time: workers' clocks wrote theirs.
-    return replace(where, until=newest[0].failed_at + timedelta(microseconds=1)) if newest else where
 
 
 def described(session: Session, where: Filter, work: Access) -> tuple[Stats, str]:

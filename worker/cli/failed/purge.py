@@ -13,12 +13,13 @@ from db.failed.expiry import Expired, expire
 from db.failed.removal import forget as forget_payloads
 from db.failed.removal import purge as purge_jobs
 from worker.cli.common import fail
-from worker.cli.failed.confirm import confirm, described, held_fast
+from worker.cli.failed.confirm import confirm, described
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import progressing, say
 from worker.cli.failed.options import Access, AsJson, Yes, access, filtered
 from worker.cli.operator import By, operator_name
 from worker.failed.asked import Asked, NoSuchJob, to_filter
+from worker.failed.holding import held_fast
 from worker.text import as_dict, counted, listed, to_json
 
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; it stays in the history.")]

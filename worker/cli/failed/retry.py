@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -12,15 +11,13 @@ import typer
 from dramatiq import Broker
 from dramatiq.errors import ConnectionClosed
 from rich.text import Text
-from sqlalchemy.orm import Session
 
-from db.failed import Filter, InvalidFilter, Status, find
-from db.failed.statuses import why_not
+from db.failed import Filter, InvalidFilter
 from db.replays import runs
 from db.replays.runs import ReplaySettings
 from db.session import operator_transaction
 from worker.cli.common import console, fail
-from worker.cli.failed.confirm import confirm, described, held_fast
+from worker.cli.failed.confirm import confirm, described
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import grid, progressing, say
 from worker.cli.failed.options import Access, AsJson, Yes, access, filtered
@@ -40,22 +37,21 @@ from worker.cli.replays.options import (
     to_settings,
 )
 from worker.cli.replays.report import run
-from worker.failed.asked import Asked, NoSuchJob, statuses, to_filter
+from worker.failed.asked import Asked, NoSuchJob
+from worker.failed.choosing import Chosen, NothingToReplay, choose
+from worker.failed.holding import held_fast
 from worker.redis_client import make_redis
-from worker.replay.application import import_application
+from worker.replay.application import NoSuchActor, check_is_there, import_application
 from worker.replay.dry_run import DryRun, dry_run
 from worker.replay.making import make_today
 from worker.settings import Settings
 from worker.text import counted, one_line, short, to_json
 
-#: What a replay takes jobs from.
-REPLAYABLE: Final[tuple[Status, ...]] = ("pending", "abandoned")
 #: Jobs that are looked at before somebody is asked, and reasons that are named then.
 _LOOKED_AT: Final = 5_000
 _REASONS: Final = 5
-#: Refused jobs that are named, and ids looked up at a time.
+#: Refused jobs that are named.
 _NAMED: Final = 20
-_AT_ONCE: Final = 1_000
 
 
 @filtered
@@ -101,79 +97,39 @@ def retry(
         run(replay_id, work, broker, by=who, detach=detach, as_json=as_json, left=len(chosen.refused))
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Jobs that a replay is for, and those that were named and that it cannot be for, with the reason."""
-
-    where: Filter
-    refused: dict[UUID, str]
-
-
 def check_actor(broker: Broker | None, actor: str | None) -> None:
     """Check that there is an actor.
 
     Raises:
       ValueError: When there is none; the message names those that are called nearly so.
     """
-    if broker is None or actor is None or actor in broker.actors:
+    if broker is None or actor is None:
         return
-    like = difflib.get_close_matches(actor, broker.actors, n=3, cutoff=0.5)
-    like += [name for name in broker.actors if name.endswith(f".{actor.rpartition('.')[2]}") and name not in like]
-    raise ValueError(
-        f"--as: there is no actor {actor!r} in the modules that were imported"
-        + (f"; there is {', '.join(like[:5])}" if like else " (--module imports more)")
-    )
+    try:
+        check_is_there(broker, actor)
+    except NoSuchActor as e:
+        raise ValueError(f"--as: {e}" + ("" if e.like else " (--module imports more)")) from None
 
 
 def _chosen(asked: Asked, work: Access) -> Chosen:
     """Return which jobs are sent; ends the command where there is none."""
+    if not asked.narrows:
+        raise InvalidFilter("say which jobs: ids, or what they have in common (--help lists the filters)")
     with work.begin() as session:
         try:
-            where = to_filter(session, asked, work.now)
+            chosen = choose(session, asked, work.now)
         except NoSuchJob as e:
             fail(str(e), NOTHING)
-        if where.is_empty and not asked.status:
-            raise InvalidFilter("say which jobs: ids, or what they have in common (--help lists the filters)")
-        if where.ids:
-            return _chosen_by_id(session, where)
-        # Those that were given up only where somebody asks for them.
-        wanted: tuple[Status, ...] = statuses(asked) or (REPLAYABLE if asked.status else ("pending",))
-        able = tuple(status for status in REPLAYABLE if status in wanted)
-        narrowed = replace(where, status=able)
-        if not able or not find(session, narrowed, limit=1).jobs:
-            found, words = described(session, where, work)
-            fail(f"nothing to retry: {f'it matches {words}' if found.jobs else 'no failed job matches'}", NOTHING)
-        return Chosen(held_fast(session, narrowed), {})
+        except NothingToReplay as e:
+            if e.refused:
+                _say_refused(e.refused)
+                fail(str(e), NOTHING)
+            found, words = described(session, e.where, work)
+            fail(f"{e}: {f'it matches {words}' if found.jobs else 'no failed job matches'}", NOTHING)
+        return chosen if chosen.where.ids else replace(chosen, where=held_fast(session, chosen.where))
 
 
-def _chosen_by_id(session: Session, where: Filter) -> Chosen:
-    """Return those of the jobs that were named that can be sent, and why the others cannot."""
-    there = _statuses(session, Filter(ids=where.ids))
-    matching = _statuses(session, where)
-    refused: dict[UUID, str] = {}
-    for job_id in where.ids:
-        if job_id not in there:
-            refused[job_id] = "is not there"
-        elif there[job_id] not in REPLAYABLE:
-            refused[job_id] = why_not(there[job_id], "in_progress")
-        elif job_id not in matching:
-            refused[job_id] = "does not match the other filters"
-    left = tuple(job_id for job_id in where.ids if job_id not in refused)
-    if not left:
-        _say_refused(refused)
-        fail("nothing to retry", NOTHING)
-    return Chosen(replace(where, ids=left), refused)
-
-
-def _statuses(session: Session, where: Filter) -> dict[UUID, Status]:
-    found: dict[UUID, Status] = {}
-    for n in range(0, len(where.ids), _AT_ONCE):
-        page = find(session, replace(where, ids=where.ids[n : n + _AT_ONCE]), limit=_AT_ONCE)
-        found |= {job.id: job.status for job in page.jobs}
-    return found
-
-
-def _say_refused(refused: dict[UUID, str]) -> None:
+def _say_refused(refused: Mapping[UUID, str]) -> None:
     for job_id, why in list(refused.items())[:_NAMED]:
         say(f"{job_id} {one_line(why)}", "yellow")
     if len(refused) > _NAMED:
@@ -224,14 +180,10 @@ def _ask(where: Filter, settings: ReplaySettings, work: Access, broker: Broker |
 def _in_short(looked: DryRun, jobs: int) -> Iterable[str]:
     of = f" of the {looked.matched:,} that failed first" if looked.matched < jobs else ""
     yield f"{looked.would_go:,}{of} would go now."
-    for reason, number in _by_number(looked)[:_REASONS]:
+    for reason, number in looked.by_number[:_REASONS]:
         yield f"  {counted(number, 'job')} would not: {one_line(reason)}"
     if len(looked.refused) > _REASONS:
         yield "  and others would not (--dry-run says why)"
-
-
-def _by_number(looked: DryRun) -> list[tuple[str, int]]:
-    return sorted(looked.refused.items(), key=lambda one: (-one[1], one[0]))
 
 
 def _report_dry_run(looked: DryRun, chosen: Chosen, *, as_json: bool) -> None:
@@ -248,7 +200,7 @@ def _report_dry_run(looked: DryRun, chosen: Chosen, *, as_json: bool) -> None:
             table = grid("jobs", "such as", "would not go, because")
             table.columns[0].justify = "right"
             table.columns[2].no_wrap, table.columns[2].overflow = False, "fold"
-            for reason, number in _by_number(looked):
+            for reason, number in looked.by_number:
                 table.add_row(
                     Text(f"{number:,}"), Text(short(looked.examples[reason])), Text(one_line(reason), "yellow")
                 )

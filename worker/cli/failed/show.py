@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Final
@@ -15,16 +14,16 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.orm import Session
 
-from db.failed import Event, FailedJob, Group, find, get, history
+from db.failed import Event, FailedJob, find, get
 from worker.cli.common import console, fail
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.list import show_jobs
 from worker.cli.failed.looks import STATUS_STYLES, heading, say, say_command
 from worker.cli.failed.options import Access, AsJson, access, filtered
-from worker.failed import advice, tracebacks
+from worker.failed import advice, tracebacks, words
 from worker.failed.asked import OPEN, Asked, NoSuchJob, to_filter
-from worker.failed.incident import FRAMES, Incident, look
-from worker.text import age, ago, counted, last_name, one_line, printable, to_json
+from worker.failed.incident import FRAMES, Gone, Incident, look, look_at
+from worker.text import age, ago, counted, last_name, one_line, printable, short, to_json
 
 #: Lines of a message, frames, events and jobs of one chain that are shown; --traceback shows a message and its frames
 #: in full.
@@ -76,10 +75,13 @@ def _find(session: Session, asked: Asked, work: Access, *, as_json: bool) -> lis
 
 def _show_what_was(session: Session, job_id: UUID, now: datetime) -> None:
     """Print what is known of a job that was removed: its history outlives it."""
-    events = history(session, job_id)
-    if events and get(session, job_id) is None:
+    try:
+        found = look_at(session, job_id)
+    except NoSuchJob:
+        return
+    if isinstance(found, Gone):
         say(Text.assemble(("GONE  ", "bold"), str(job_id)))
-        _show_history(events, now)
+        _show_history(found.history, now)
 
 
 def _in_json(incident: Incident, work: Access) -> dict[str, Any]:
@@ -91,6 +93,8 @@ def _in_json(incident: Incident, work: Access) -> dict[str, Any]:
         "exceptions": [asdict(raised) for raised in incident.raised],
         "history": incident.history,
         "chain": incident.chain,
+        "replays": incident.replays,
+        "waiting": incident.waiting,
         "advice": advice.first(job),
         "next_steps": _steps(incident, work, full=True),
     }
@@ -128,58 +132,26 @@ def _show_facts(incident: Incident, now: datetime) -> None:
 
     queue = f" on queue {job.queue}" if job.queue else ""
     fact("what", Text.assemble((one_line(job.task_name), "bold"), printable(queue)))
-    fact("for", _tenant(job.tenant_id, incident.names))
+    fact("for", words.tenant(job.tenant_id, incident.names))
     fact("kind", job.error_type)
     fact("failed", ago(job.failed_at, now) + (f", {job.failures:,} times by now" if job.failures > 1 else ""))
-    fact("tried", _tried(job, now))
+    fact("tried", words.tried(job, now))
     if group is not None:
-        fact("group", _of_group(group, now))
+        fact("group", words.of_group(group, now))
     if group is not None and group.regressed_at is not None:
         fact("", Text(f"REGRESSED {ago(group.regressed_at, now)}: it had been resolved", "bold red"))
     fact("work", f"correlation id {job.correlation_id}, message {job.task_id}")
+    if incident.waiting is not None:
+        fact("replay", Text(words.waiting(incident.waiting, now), "cyan"))
+    if incident.replays:
+        last = incident.replays[0]
+        fact("replay", f"{age(last.claimed_at, now)} ago replay {short(last.replay_id)} {words.part(last)}")
     if job.resolved_at is not None:
         fact("resolved", ago(job.resolved_at, now))
     if job.remediation_notes:
         fact("notes", job.remediation_notes)
-    fact("original", _original(job))
+    fact("original", words.original(job))
     console.print(facts)
-
-
-def _tenant(tenant_id: UUID | None, names: Mapping[UUID, str]) -> str:
-    if tenant_id is None:
-        return "no tenant"
-    name = one_line(names.get(tenant_id) or "")
-    return f"{name} ({tenant_id})" if name else str(tenant_id)
-
-
-def _tried(job: FailedJob, now: datetime) -> str:
-    said = counted(job.retry_count + 1, "time")
-    if job.last_retry_at is not None:
-        said += f", last begun {ago(job.last_retry_at, now)}"
-    return said + (f", on {job.worker}" if job.worker else "")
-
-
-def _of_group(group: Group, now: datetime) -> str:
-    statuses = {"in_progress": "in progress"}
-    counts = ", ".join(
-        f"{getattr(group, s):,} {statuses.get(s, s)}"
-        for s in ("pending", "in_progress", "resolved", "abandoned")
-        if getattr(group, s)
-    )
-    return (
-        f"{group.fingerprint[:8]}: failed {counted(group.failures, 'time')} for {counted(group.tenants, 'tenant')}, "
-        f"first {age(group.first_seen, now)} ago, last {age(group.last_seen, now)} ago ({counts or 'no rows left'})"
-    )
-
-
-def _original(job: FailedJob) -> str:
-    if job.forgotten_at is not None:
-        return f"forgotten {job.forgotten_at:%Y-%m-%d}, and the arguments with it"
-    if job.has_original is None:
-        return "for operators of all tenants alone"
-    if not job.has_original:
-        return "not kept"
-    return "kept, encrypted" if job.original_sealed else "kept"
 
 
 def _show_where(raised: list[tracebacks.Raised], *, full: bool) -> None:
@@ -247,7 +219,8 @@ def _show_attempts(job: FailedJob, place: str | None, now: datetime) -> None:
         if attempt.get("place") not in {None, place}:
             what.append(f" at {one_line(str(attempt['place']))}", "dim")
         what.append(f" on {one_line(str(attempt.get('worker') or '?'))}", "dim")
-        lines.add_row(_when(attempt.get("at"), now), what)
+        at = words.attempted_at(attempt)
+        lines.add_row(f"{age(at, now)} ago" if at else "?", what)
     console.print(lines)
 
 
@@ -259,13 +232,6 @@ def _lines() -> Table:
     return lines
 
 
-def _when(at: object, now: datetime) -> str:
-    try:
-        return f"{age(datetime.fromisoformat(str(at)), now)} ago"
-    except (ValueError, TypeError):
-        return "?"
-
-
 def _show_history(events: list[Event], now: datetime) -> None:
     heading("History")
     if len(events) > _EVENTS:
@@ -275,34 +241,10 @@ def _show_history(events: list[Event], now: datetime) -> None:
         line = Text.assemble((one_line(event.event), "bold"), f" by {one_line(event.changed_by)}")
         said = one_line(event.reason or "")
         line.append(f": {said}" if said else "")
-        changes = _changes(event)
+        changes = words.changes(event)
         line.append(f" ({changes})" if changes else "", "dim")
         lines.add_row(f"{age(event.happened_at, now)} ago", line)
     console.print(lines)
-
-
-#: Columns whose change is no news, or too long; and events whose name says what the status is.
-_SAID: Final = {"status", "remediation_notes", "resolved_at", "failed_at", "last_retry_at", "error_message"}
-_MOVES: Final = {"claimed", "released", "resolved", "abandoned", "reopened", "failed_again"}
-
-
-def _changes(event: Event) -> str:
-    """Return what changed, as far as the event's name does not say it."""
-    if event.event == "edited" and event.after is not None and "arguments" in event.after:
-        return printable(", ".join(map(str, event.after["arguments"])))
-    if event.event == "captured" or event.before is None or event.after is None:
-        return ""
-    known = _SAID if event.event in _MOVES else _SAID - {"status"}
-    told = [
-        f"{name} {_value(event.before.get(name))} -> {_value(event.after.get(name))}"
-        for name in event.after
-        if name not in known
-    ]
-    return printable(", ".join(told))
-
-
-def _value(value: object) -> str:
-    return one_line(str(value))[:60] if value is not None else "nothing"
 
 
 def _show_chain(incident: Incident, now: datetime) -> None:

@@ -13,8 +13,9 @@ from worker.cli.failed.options import Access, AsJson, AsTenant, access
 from worker.cli.operator import By, operator_name
 from worker.cli.replays.options import Detach, Ident, Module, the_replay
 from worker.cli.replays.report import run, show_steps
-from worker.cli.replays.words import in_json, next_steps, outcomes
+from worker.cli.replays.words import next_steps, outcomes
 from worker.replay.application import import_application
+from worker.replay.words import in_json
 from worker.text import short, to_json
 
 Why = Annotated[str | None, typer.Option(help="Why; others are shown it.")]

@@ -14,7 +14,8 @@ from db.replays.runs import Replay, State
 from worker.cli.common import console
 from worker.cli.failed.looks import grid, say
 from worker.cli.failed.options import AsJson, AsTenant, access
-from worker.cli.replays.words import STATE_STYLES, in_json, which
+from worker.cli.replays.words import STATE_STYLES, which
+from worker.replay.words import in_json
 from worker.text import age, one_line, short, to_json
 
 

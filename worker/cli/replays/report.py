@@ -18,8 +18,9 @@ from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import heading, say, say_command
 from worker.cli.failed.options import Access
 from worker.cli.replays.running import follow
-from worker.cli.replays.words import command, in_json, next_steps, not_sent, outcomes
+from worker.cli.replays.words import command, next_steps, outcomes
 from worker.replay.editing import Changed
+from worker.replay.words import WAITS, all_succeeded, in_json, not_sent
 from worker.text import counted, last_name, one_line, printable, short, to_json
 
 #: Jobs that failed again and are named.
@@ -78,26 +79,13 @@ def report(replay: Replay, work: Access, *, as_json: bool, left: int = 0) -> NoR
     raise typer.Exit(0 if all_succeeded(replay) and not left else NOTHING)
 
 
-def all_succeeded(replay: Replay) -> bool:
-    """Tell whether there is nothing left of a replay to do."""
-    return (
-        replay.state == "finished"
-        and replay.items.get("succeeded", 0) > 0
-        and not any(replay.items.get(state) for state in ("failed", "refused", "released"))
-    )
-
-
 def _say_end(replay: Replay) -> None:
     line = Text(f"Replay {short(replay.id)} ")
     match replay.state:
         case "finished":
             line.append("finished: ")
         case "running":
-            line.append(
-                "waits: no process runs it. A worker that consumes housekeeping does as soon as there is one "
-                "(dramatiq worker.housekeeping), with OPERATOR_DATABASE_URL. So far: ",
-                "yellow",
-            )
+            line.append(f"waits: {WAITS}. So far: ", "yellow")
         case "stopped":
             line.append(f"stopped by itself: {one_line(replay.why or '')}. ", "bold red")
         case _:

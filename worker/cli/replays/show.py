@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 import typer
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.orm import Session
 
-from db.errors import KeyMissing, SealBroken
-from db.replays import edits, items
+from db.replays import items
 from db.replays.runs import Replay
 from worker.cli.common import console
 from worker.cli.failed.looks import heading, say
 from worker.cli.failed.options import Access, AsJson, AsTenant, access
 from worker.cli.replays.options import Ident, the_replay
 from worker.cli.replays.report import show_changed, show_failures, show_reasons, show_steps
-from worker.cli.replays.words import STATE_STYLES, arguments_of, in_json, next_steps, not_sent, outcomes
+from worker.cli.replays.words import STATE_STYLES, arguments_of, next_steps, outcomes
 from worker.replay import editing
+from worker.replay.words import in_json, not_sent
 from worker.settings import Settings
 from worker.text import ago, counted, one_line, printable, to_json
 
@@ -33,7 +30,7 @@ def show(ident: Ident, as_tenant: AsTenant = None, as_json: AsJson = False) -> N
             replay = the_replay(session, ident)
             reasons = items.reasons(session, replay.id)
             failures = items.last_failures(session, replay.id, limit=_FAILURES)
-            edit = _edit(session, replay, work)
+            edit = editing.shown_of(session, replay, Settings.load().keys)
         steps = next_steps(replay, work)
         if as_json:
             next_ = [{"command": command, "purpose": purpose} for command, purpose in steps]
@@ -86,17 +83,3 @@ def _show_facts(replay: Replay, work: Access) -> None:
     if settings.edit is not None:
         fact("edited", printable(", ".join(map(str, settings.edit.get("changed") or ()))))
     console.print(facts)
-
-
-def _edit(session: Session, replay: Replay, work: Access) -> list[editing.Changed] | None:
-    """Return arguments before and after they were edited, redacted; None where none were, or not for this eye."""
-    if replay.settings.edit is None or work.tenant_id is not None:
-        return None
-    settings = Settings.load()
-    edit_id, (job_id,) = UUID(str(replay.settings.edit.get("id"))), replay.filter.ids
-    try:
-        found = edits.get(session, edit_id, job_id, settings.keys)
-    except (KeyMissing, SealBroken):
-        # Another's deployment may have the key.
-        return None
-    return None if found is None else [editing.Changed(**one) for one in found.shown]

@@ -1,19 +1,20 @@
-"""Replays in words: for people, and for programs."""
+"""Replays in words, at a terminal."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from rich.text import Text
 
 from db.failed import Filter
-from db.replays.runs import Replay, State, filter_as_json
+from db.replays.runs import Replay, State
 from worker.cli.failed.options import Access
+from worker.replay import words
 from worker.text import counted, listed, one_line, short
 
 STATE_STYLES: Final[dict[State, str]] = {
@@ -24,27 +25,23 @@ STATE_STYLES: Final[dict[State, str]] = {
     "finished": "green",
 }
 
-#: What became of jobs, in words.
-OUTCOMES: Final = {
-    "succeeded": ("succeeded", "green"),
-    "failed": ("failed again", "bold red"),
-    "refused": ("refused", "yellow"),
-    "released": ("let go", "yellow"),
-}
+#: What became of jobs, in words, and how those look.
+_STYLES: Final = {"succeeded": "green", "failed": "bold red", "refused": "yellow", "released": "yellow"}
+OUTCOMES: Final = {state: (word, _STYLES[state]) for state, word in words.OUTCOMES.items()}
 #: Ids of jobs that are named.
 _IDS_NAMED: Final = 3
 
 
 def arguments_of(where: Filter) -> str:
     """Return a filter as arguments of ``worker failed``."""
-    words: list[str] = []
+    arguments: list[str] = []
     for field in fields(where):
         value = getattr(where, field.name)
         for each in value if isinstance(value, tuple) else () if value is None else (value,):
             plain = each.isoformat() if isinstance(each, datetime) else str(each)
             option = "--tenant" if field.name == "tenant_id" else f"--{field.name.replace('_', '-')}"
-            words += [plain] if field.name == "ids" else [option, plain]
-    return one_line(shlex.join(words))
+            arguments += [plain] if field.name == "ids" else [option, plain]
+    return one_line(shlex.join(arguments))
 
 
 def which(where: Filter) -> str:
@@ -53,9 +50,7 @@ def which(where: Filter) -> str:
         named = [short(each) for each in where.ids[:_IDS_NAMED]]
         more = f" and {counted(len(where.ids) - _IDS_NAMED, 'other')}" if len(where.ids) > _IDS_NAMED else ""
         return f"{'jobs' if len(where.ids) > 1 else 'job'} {', '.join(named)}{more}"
-    # Not what it nearly always says: those that wait, and had failed when somebody asked.
-    usual = replace(where, status=() if where.status == ("pending",) else where.status, until=None)
-    return arguments_of(usual) or "every pending job"
+    return arguments_of(words.unusual(where)) or "every pending job"
 
 
 def outcomes(replay: Replay) -> Text:
@@ -70,14 +65,9 @@ def outcomes(replay: Replay) -> Text:
     return Text(", ").join(found) if found else Text("none was sent")
 
 
-def not_sent(replay: Replay) -> int:
-    """Return how many it has not come to; none where that is not known."""
-    return max(0, (replay.matched or 0) - sum(replay.items.values()))
-
-
-def command(work: Access, words: str) -> str:
+def command(work: Access, arguments: str) -> str:
     """Return a command of ``worker replays`` as it must be typed by whoever typed this one."""
-    return f"worker replays {words}{work.suffix}"
+    return f"worker replays {arguments}{work.suffix}"
 
 
 def next_steps(replay: Replay, work: Access) -> list[tuple[str, str]]:
@@ -85,7 +75,7 @@ def next_steps(replay: Replay, work: Access) -> list[tuple[str, str]]:
     ident = short(replay.id)
     steps: list[tuple[str, str]] = []
     failed, refused = (replay.items.get(state, 0) for state in ("failed", "refused"))
-    left = [f"{n:,} {words}" for n, words in ((failed, "failed again"), (refused, "refused")) if n]
+    left = [f"{n:,} {word}" for n, word in ((failed, "failed again"), (refused, "refused")) if n]
     if left:
         steps.append((work.command(f"list --replay {ident}"), f"what of it is open: {listed(left)}"))
     if replay.under_way:
@@ -103,18 +93,6 @@ def next_steps(replay: Replay, work: Access) -> list[tuple[str, str]]:
     if replay.state in {"running", "paused", "stopped"}:
         steps.append((command(work, f"cancel {ident}"), "send no more, ever"))
     return steps
-
-
-def in_json(replay: Replay) -> dict[str, Any]:
-    """Return a replay as programs get it."""
-    plain = {f.name: getattr(replay, f.name) for f in fields(replay) if f.name not in {"filter", "settings", "come_to"}}
-    return {
-        **plain,
-        "filter": filter_as_json(replay.filter),
-        "settings": replay.settings.as_json(),
-        "under_way": replay.under_way,
-        "not_sent": not_sent(replay),
-    }
 
 
 def ids_in_words(ids: Iterable[UUID]) -> str:
