@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from worker.settings import Settings
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: Seconds that saying goodbye may take.
-_LEAVE_WITHIN: Final = 1.0
+_LEAVE_WITHIN: Final = 2.0
 
 
 class _ToldToStop(BaseException):
@@ -54,7 +55,13 @@ def serve(settings: Settings, broker: LosslessBroker, jobs: Sequence[Job]) -> No
     with suppress(_ToldToStop):
         scheduler.run()
     # Nothing is logged any more: that may be what was interrupted, and holds a lock.
-    with suppress(ConnectionClosed), make_redis(settings, answers_within=_LEAVE_WITHIN) as client:
+    goodbye = threading.Thread(target=_leave, args=(scheduler, settings, scheduler_id), daemon=True)
+    goodbye.start()
+    goodbye.join(_LEAVE_WITHIN)
+
+
+def _leave(scheduler: Scheduler, settings: Settings, scheduler_id: str) -> None:
+    with suppress(ConnectionClosed), make_redis(settings, answers_within=_LEAVE_WITHIN / 2) as client:
         scheduler.leave(State(Scripts(client, settings.redis_namespace), scheduler_id))
 
 
