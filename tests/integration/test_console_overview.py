@@ -192,6 +192,7 @@ def test_before_anything_happened_it_teaches_and_later_says_that_all_is_well(
         assert "No job failed in the last 3 hours." in page.text
         assert "No group of failures is open" in part(page, "groups")
         assert "No worker lives" in part(page, "workers")
+        assert "Scheduler none runs, and none is needed" in part(page, "workers")
         assert "Nothing is being sent again" in part(page, "replays")
         # Also before it is shared with others no more.
         client.hset(f"{OWN}ended.{int(time.time() // 60)}", mapping={f"succeeded:{QUEUE}": 7})
@@ -201,6 +202,20 @@ def test_before_anything_happened_it_teaches_and_later_says_that_all_is_well(
             "All is well No failure is open, whatever queues hold somebody works on, and nothing is paused."
             " 7 messages ended well in the last hour."
         )
+        # Nor is it when the clock's jobs are not sent any more.
+        now = time.time()
+        facts = {"name": f"clock/1 {EVIL}", "since": now - 60, "jobs": 2, "next": now + 30, "next_job": f"x.{EVIL}"}
+        client.zadd(f"{OWN}schedulers", {"s": now * 1000})
+        client.hset(f"{OWN}schedulers.facts", "s", json.dumps(facts))
+        browser.app.state.shared.forget()  # type: ignore[attr-defined]
+        page = browser.get("/")
+        assert re.search(rf"Scheduler on time 2 jobs; next {re.escape(EVIL)} at 20", part(page, "workers"))
+        client.zadd(f"{OWN}schedulers", {"s": now * 1000 - 3_600_000})
+        browser.app.state.shared.forget()  # type: ignore[attr-defined]
+        page = browser.get("/")
+        assert "The scheduler is gone, which sent 2 jobs by the clock." in part(page, "verdict")
+        assert "Scheduler gone 1h ago , and 2 jobs wait for it: worker scheduler starts one" in part(page, "workers")
+        assert EVIL not in page.text
     with console.client() as browser:
         assert browser.get("/").headers["location"] == "/login"
 

@@ -22,7 +22,16 @@ from worker.console.charts import COLOURS, Chart, stacked_bars
 from worker.console.problems import problem_of
 from worker.console.shared import Shared
 from worker.failed.asked import OPEN
-from worker.live import SpoolState, Throughput, WorkerState, list_workers, spool_state, throughput
+from worker.live import (
+    SchedulerState,
+    SpoolState,
+    Throughput,
+    WorkerState,
+    list_workers,
+    scheduler_state,
+    spool_state,
+    throughput,
+)
 from worker.queue_admin import QueueState, list_queues
 from worker.queue_admin.keys import asking
 from worker.queue_admin.lives import server_time
@@ -66,6 +75,7 @@ class Live:
     ended: Mapping[str, Throughput]
     workers: list[WorkerState]
     spool: SpoolState
+    scheduler: SchedulerState
 
     @property
     def running(self) -> int:
@@ -174,6 +184,11 @@ class Glance:
             if queue.suspects:
                 waiting = f"{counted(queue.suspects, 'message')} of queue {one_line(queue.name)}"
                 yield Concern("warn", f"{waiting} ran when a worker was lost, and will run again, alone.", "#queues")
+        if live.scheduler.wrong:
+            what = "is late with" if live.scheduler.lives else "is gone, which sent"
+            yield Concern(
+                "bad", f"The scheduler {what} {counted(live.scheduler.jobs, 'job')} by the clock.", "#workers"
+            )
         if live.spool.size:
             waits = "failure waits" if live.spool.size == 1 else "failures wait"
             yield Concern("bad", f"{live.spool.size:,} {waits} in Redis for Postgres to take them.", "#workers")
@@ -270,6 +285,7 @@ def look(client: redis.Redis, settings: Settings) -> Live:
         ended=throughput(client, MINUTES, queues=[queue.name for queue in queues], namespace=namespace),
         workers=list_workers(client, namespace=namespace),
         spool=spool_state(client, namespace=namespace),
+        scheduler=scheduler_state(client, namespace=namespace),
     )
 
 
