@@ -43,8 +43,9 @@ class Group:
     in_progress: int
     resolved: int
     abandoned: int
-    #: How many tenants it touched; failures of no tenant are one.
+    #: How many tenants it touched, and whether some of its failures are of none.
     tenants: int
+    without_tenant: bool
     #: Its newest row.
     sample_id: UUID | None
     #: When the last open row was resolved, where none is open anywhere.
@@ -53,8 +54,6 @@ class Group:
     regressed_at: datetime | None
     #: How often it did.
     regressions: int
-    #: Whether failures of no tenant are among them.
-    of_nobody: bool = False
 
     @property
     def open(self) -> int:
@@ -128,11 +127,11 @@ def find_groups(
                     CAST(sum(failures) AS bigint) AS failures,
                     CAST(sum(pending) AS bigint) AS pending, CAST(sum(in_progress) AS bigint) AS in_progress,
                     CAST(sum(resolved) AS bigint) AS resolved, CAST(sum(abandoned) AS bigint) AS abandoned,
-                    count(*) AS tenants,
+                    count(tenant_id) AS tenants, count(*) > count(tenant_id) AS without_tenant,
                     (array_agg(sample_id ORDER BY groups.last_seen DESC))[1] AS sample_id,
                     CASE WHEN sum(pending) + sum(in_progress) = 0 THEN max(resolved_at) END AS resolved_at,
                     max(regressed_at) FILTER (WHERE {_BACK}) AS regressed_at,
-                    CAST(sum(regressions) AS bigint) AS regressions, bool_or(tenant_id IS NULL) AS of_nobody
+                    CAST(sum(regressions) AS bigint) AS regressions
                 FROM worker_failed_job_groups groups
                 WHERE groups.fingerprint = page.fingerprint AND {matching}
             ) whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from db.errors import DramaturgError
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.filters import Filter
+from db.failed.foreign_json import read
 from db.session import tenant_of
 from db.times import moment_of
 
@@ -37,6 +39,10 @@ class IllegalChange(DramaturgError, ValueError):
 
 class AlreadyMade(DramaturgError, ValueError):
     """Raised when there is a replay of that id: whoever asked twice gets one."""
+
+
+class UnreadableReplay(DramaturgError, ValueError):
+    """Raised when what a replay is for cannot be read: whoever has SQL of a tenant may write anything there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +70,8 @@ class ReplaySettings:
     edit: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.ramp or any(step < 1 for step in self.ramp):
-            raise ValueError(f"ramp must be one or more whole numbers from 1, not {self.ramp!r}")
+        if not self.ramp or any(not 1 <= step <= 1_000_000 for step in self.ramp):
+            raise ValueError(f"ramp must be one or more whole numbers from 1 to 1000000, not {self.ramp!r}")
         if self.rate is not None and not 0 < self.rate <= 1_000_000:
             raise ValueError(f"rate must be more than 0 a second, not {self.rate!r}")
         if not 0 <= self.threshold <= 1:
@@ -81,9 +87,15 @@ class ReplaySettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ReplaySettings:
-        """Return what was kept; what another version added is left out."""
+        """Return what was kept; what another version added is left out.
+
+        Raises:
+          ValueError, TypeError, AttributeError: When it is none.
+        """
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        if not isinstance(kept.get("actor"), str | None) or not isinstance(kept.get("edit"), Mapping | None):
+            raise TypeError("actor must be a name, and edit an object")
         return cls(**{**kept, "ramp": tuple(kept.get("ramp", RAMP))})
 
 
@@ -196,7 +208,8 @@ _ITEMS: Final = """(
 _NOT_COUNTED: Final = "CAST('{}' AS jsonb)"
 _SELECT: Final = """
     SELECT
-        id, tenant_id, state, why, filter, settings, created_by, reason, created_at, finished_at, matched, until_at,
+        id, tenant_id, state, why, CAST(filter AS text) AS filter, CAST(settings AS text) AS settings,
+        created_by, reason, created_at, finished_at, matched, until_at,
         CASE WHEN runner_until > now() THEN runner END AS runner, come_to_at, come_to_id, {items} AS items
     FROM worker_replays replay
 """
@@ -207,6 +220,9 @@ def get(session: Session, replay_id: UUID, *, counted: bool = True) -> Replay | 
 
     Arguments:
       counted: Whether to count its items, which takes a quarter of a second for a million.
+
+    Raises:
+      UnreadableReplay: When somebody wrote what is none.
     """
     row = session.execute(
         text(_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED) + " WHERE id = :id"), {"id": replay_id}
@@ -223,7 +239,7 @@ def find(
     limit: int = 50,
     counted: bool = True,
 ) -> list[Replay]:
-    """Return replays, newest first.
+    """Return replays, newest first; those that nobody can read are left out.
 
     Arguments:
       states: Which; all by default.
@@ -248,7 +264,11 @@ def find(
             "limit": limit,
         },
     )
-    return [_replay(row) for row in rows]
+    found = []
+    for row in rows:
+        with suppress(UnreadableReplay):
+            found.append(_replay(row))
+    return found
 
 
 def ids_beginning(session: Session, beginning: str, *, limit: int) -> list[UUID]:
@@ -270,8 +290,11 @@ def ids_beginning(session: Session, beginning: str, *, limit: int) -> list[UUID]
 
 def _replay(row: Row[Any]) -> Replay:
     values = dict(row._mapping)
-    values["filter"] = filter_from_json(values["filter"])
-    values["settings"] = ReplaySettings.from_json(values["settings"])
+    try:
+        values["filter"] = filter_from_json(read(values["filter"]))
+        values["settings"] = ReplaySettings.from_json(read(values["settings"]))
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
+        raise UnreadableReplay(f"replay {values['id']}: its filter or its settings cannot be read") from e
     at, last = values.pop("come_to_at"), values.pop("come_to_id")
     values["come_to"] = None if last is None else (at, last)
     return Replay(**values)

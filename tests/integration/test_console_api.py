@@ -331,6 +331,10 @@ def test_it_is_described_in_full_to_whoever_is_logged_in(program: TestClient) ->
         good = next(of for status, of in operation["responses"].items() if status.startswith("2"))
         assert good["content"]["application/json"]["schema"], (path, method)
         assert "application/problem+json" in operation["responses"]["4XX"]["content"]
+    # Names that a client made from this can have.
+    assert all(name.isidentifier() and "__" not in name for name in described["components"]["schemas"])
+    assert len({operation["operationId"] for *_, operation in operations}) == len(operations)
+    assert all(operation["operationId"].count("_") < 3 for *_, operation in operations)
     filters = {one["name"] for one in described["paths"][f"{API}/failures"]["get"]["parameters"]}
     assert filters >= {"id", "status", "queue", "actor", "tenant", "since", "text", "replay", "after", "limit"}
     # Cursors say nothing that anybody should read.

@@ -55,7 +55,7 @@ class ReopenMany(BaseModel):
     reason: Said | None = None
 
 
-class Changed(BaseModel):
+class Outcome(BaseModel):
     """What became of them."""
 
     changed: int
@@ -69,19 +69,19 @@ class Changed(BaseModel):
     until: datetime | None
 
 
-@router.post("/failures/resolve", response_model=Changed)
+@router.post("/failures/resolve", response_model=Outcome)
 def resolve_failures(work: Acting, said: ResolveMany) -> dict[str, Any]:
     """Close all that match, with what was done. This is final."""
     return _change(work, said.filter, resolve, "resolved", note=said.note)
 
 
-@router.post("/failures/abandon", response_model=Changed)
+@router.post("/failures/abandon", response_model=Outcome)
 def abandon_failures(work: Acting, said: AbandonMany) -> dict[str, Any]:
     """Give up all that match; they can be re-opened."""
     return _change(work, said.filter, abandon, "abandoned", reason=said.reason)
 
 
-@router.post("/failures/reopen", response_model=Changed)
+@router.post("/failures/reopen", response_model=Outcome)
 def reopen_failures(work: Acting, said: ReopenMany) -> dict[str, Any]:
     """Return all that match to pending, of those that were given up, or that nobody works on any more."""
     return _change(work, said.filter, reopen, "pending", reason=said.reason)

@@ -71,7 +71,12 @@ def get_failure(work: Looking, ident: Ident) -> dict[str, Any]:
         raise Removed(f"failed job {found.id} was removed; its history tells by whom")
     suffix = f" --as-tenant {work.tenant_id}" if work.tenant_id else ""
     steps = advice.steps(
-        found.job, found.group, len(found.chain), lambda said: f"worker failed {said}{suffix}", truncated=False
+        found.job,
+        found.group,
+        len(found.chain),
+        lambda said: f"worker failed {said}{suffix}",
+        truncated=False,
+        replayed=found.held_by is not None,
     )
     return {
         "job": shapes.failure(found.job, found.names),
@@ -81,7 +86,7 @@ def get_failure(work: Looking, ident: Ident) -> dict[str, Any]:
         "chain": [shapes.failure(job, found.names) for job in found.chain],
         "replays": found.replays,
         "waiting": found.waiting,
-        "advice": advice.first(found.job),
+        "advice": advice.first(found.job, replayed=found.held_by is not None),
         "next_steps": [{"command": step.command, "purpose": step.purpose} for step in steps],
     }
 
@@ -195,7 +200,7 @@ class Note(BaseModel):
     note: Said
 
 
-class Reason(BaseModel):
+class Because(BaseModel):
     """Why."""
 
     model_config = STRICT
@@ -218,7 +223,7 @@ def resolve_failure(work: Acting, ident: Ident, said: Note) -> dict[str, Any]:
 
 
 @router.post("/failures/{ident}/abandon", response_model=shapes.WholeFailure)
-def abandon_failure(work: Acting, ident: Ident, said: Reason) -> dict[str, Any]:
+def abandon_failure(work: Acting, ident: Ident, said: Because) -> dict[str, Any]:
     """Give one up; it can be re-opened."""
     return _change(work, ident, abandon, reason=said.reason)
 

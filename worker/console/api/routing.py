@@ -43,7 +43,13 @@ def only_what_is_taken(request: Request) -> None:
 
 def make_router(tag: str) -> APIRouter:
     """Return a router for a resource, whose name is ``tag``."""
-    return APIRouter(prefix=PREFIX, tags=[tag], dependencies=[Depends(only_what_is_taken)], responses=_responses())
+    return APIRouter(
+        prefix=PREFIX,
+        tags=[tag],
+        dependencies=[Depends(only_what_is_taken)],
+        responses=_responses(),
+        generate_unique_id_function=lambda route: route.name,
+    )
 
 
 def _responses() -> dict[int | str, dict[str, Any]]:

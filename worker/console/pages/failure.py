@@ -95,7 +95,7 @@ def failure(request: Request, work: Looking, ident: str, full: Annotated[bool, Q
         attempts=_attempts(found),
         events=_events(found.history, full=full),
         earlier=not full and len(found.history) > EVENTS,
-        advice=advice.first(job),
+        advice=advice.first(job, replayed=found.held_by is not None),
         closed=advice.closed(job),
         steps=_steps(found, work),
         may=_may(job),
@@ -252,4 +252,5 @@ def _steps(incident: Incident, work: Work) -> list[advice.Step]:
         len(incident.chain),
         lambda said: f"worker failed {said}{suffix}",
         truncated=incident.folds,
+        replayed=incident.held_by is not None,
     )
