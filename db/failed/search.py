@@ -149,25 +149,39 @@ def count_up_to(session: Session, where: Filter, most: int) -> tuple[int, bool]:
     What asks for groups alone (see :attr:`Filter.of_groups`) is summed from their counts, and then these are all,
     however many.
     """
+    found, is_all = count_by_status(session, where, most)
+    return sum(found.values()), is_all
+
+
+def count_by_status(session: Session, where: Filter, most: int) -> tuple[dict[Status, int], bool]:
+    """Return how many jobs match, by each status that is asked for. Otherwise as :func:`count_up_to`; of more than
+    ``most`` it counts that many, whichever they are."""
     where = spelled_out(session, where)
+    wanted = where.status or STATUSES
     if where.of_groups:
         conditions, parameters = group_conditions(where)
-        counted = " + ".join(where.status or STATUSES)
-        found = session.execute(
-            text(
-                f"SELECT CAST(coalesce(sum({counted}), 0) AS bigint)"
-                f" FROM worker_failed_job_groups groups WHERE {' AND '.join(conditions)}"
-            ),
-            parameters,
-        ).scalar_one()
-        return int(found), True
+        sums = ", ".join(f"CAST(coalesce(sum({status}), 0) AS bigint) AS {status}" for status in wanted)
+        row = session.execute(
+            text(f"SELECT {sums} FROM worker_failed_job_groups groups WHERE {' AND '.join(conditions)}"), parameters
+        ).one()
+        return {status: int(row._mapping[status]) for status in wanted}, True
     condition, parameters = where.where()
     details = _FROM if where.fingerprint else "worker_failed_jobs job"
-    found = session.execute(
-        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) counted"),
+    rows = session.execute(
+        text(
+            f"""
+            SELECT status, count(*) AS jobs
+            FROM (SELECT job.status FROM {details} WHERE {condition} LIMIT :most) counted GROUP BY status
+            """
+        ),
         {**parameters, "most": most + 1},
-    ).scalar_one()
-    return min(int(found), most), int(found) <= most
+    )
+    found = {row.status: int(row.jobs) for row in rows}
+    is_all = sum(found.values()) <= most
+    if not is_all:
+        # The one that only tells that there are more.
+        found[max(found, key=lambda status: found[status])] -= 1
+    return {status: found.get(status, 0) for status in wanted}, is_all
 
 
 def get(session: Session, job_id: UUID) -> FailedJob | None:

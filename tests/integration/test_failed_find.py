@@ -23,6 +23,7 @@ from db.failed import (
     InvalidFilter,
     chain,
     count,
+    count_by_status,
     count_up_to,
     find,
     find_groups,
@@ -167,6 +168,9 @@ def test_each_filter_and_each_pair_finds_what_looking_at_every_row_finds(databas
                 assert count_up_to(session, where, 5) == (len(wanted), True), where
             else:
                 assert count_up_to(session, where, 5) == (min(5, len(wanted)), len(wanted) <= 5), where
+            each, is_all = count_by_status(session, where, 1_000)
+            assert ({k: v for k, v in each.items() if v}, is_all) == (Counter(row["status"] for row in wanted), True)
+            assert set(each) == set(where.status or STATUSES)
     assert matched > 60
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Form, Request, Response
-from sqlalchemy.orm import Session
 
-from db.failed import STATUSES, Filter, Moved, Status, abandon, count_up_to, largest_groups, reopen, resolve, sources
+from db.failed import Moved, Status, abandon, count_by_status, count_up_to, largest_groups, reopen, resolve, sources
 from worker.console.access import Acting, Looking, NotAllowed, Work
 from worker.console.asking import asked_in, query
 from worker.console.rendering import redirect, render
@@ -65,8 +64,10 @@ class Count:
     jobs: int = 0
     is_all: bool = True
 
-    def __add__(self, other: Count) -> Count:
-        return Count(self.jobs + other.jobs, self.is_all and other.is_all)
+    @property
+    def is_none(self) -> bool:
+        """Whether there is none."""
+        return self.is_all and not self.jobs
 
     def __str__(self) -> str:
         return f"{self.jobs:,}{'' if self.is_all else ' or more'}"
@@ -160,7 +161,7 @@ def _page(
 ) -> Response:
     with work.begin() as session:
         where = to_filter(session, asked, work.now, by_default=OPEN)
-        counts = _counts(session, where)
+        counts, is_all = count_by_status(session, where, COUNTED)
         groups = largest_groups(session, where, limit=GROUPS + 1, at_most=COUNTED)
         # What comes later nobody has been asked about; and two hours ago is another moment when the form is sent.
         held = held_fast(session, where) if not where.ids else where
@@ -176,10 +177,10 @@ def _page(
             since=held.since.isoformat() if held.since else None,
             until=held.until.isoformat() if held.until else None,
         ),
-        counts={status: count for status, count in counts.items() if count.jobs},
-        total=sum(counts.values(), Count()),
+        counts={status: Count(jobs, is_all) for status, jobs in counts.items() if jobs},
+        total=Count(sum(counts.values()), is_all),
         able={
-            name: sum((counts[s] for s in sources(action.to) if s in counts), Count())
+            name: Count(sum(counts.get(status, 0) for status in sources(action.to)), is_all)
             for name, action in ACTIONS.items()
         },
         actions=ACTIONS,
@@ -189,8 +190,3 @@ def _page(
         wrong=wrong,
         so_far=said,
     )
-
-
-def _counts(session: Session, where: Filter) -> dict[Status, Count]:
-    """Return how many match, by status."""
-    return {s: Count(*count_up_to(session, replace(where, status=(s,)), COUNTED)) for s in where.status or STATUSES}
