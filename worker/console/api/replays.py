@@ -20,7 +20,7 @@ from db.replays.runs import RAMP, ReplaySettings, State
 from worker.console import dry_runs
 from worker.console.access import Acting, ActingForAll, Looking, Work
 from worker.console.api import shapes
-from worker.console.api.asking import STRICT, After, Filters, Limit
+from worker.console.api.asking import STRICT, After, Filters, Limit, several
 from worker.console.api.cursors import opened, sealed
 from worker.console.api.routing import Ident, make_router
 from worker.console.api.starting import check_actor, shown, started
@@ -48,7 +48,7 @@ class OfAPage(BaseModel):
 
     model_config = STRICT
 
-    state: Annotated[list[State], Field(min_length=1, max_length=10)] | None = None
+    state: list[State] | None = several()
     after: After | None = None
     limit: Limit = 50
 
