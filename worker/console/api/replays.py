@@ -17,6 +17,7 @@ from db.failed import InvalidFilter
 from db.replays import items, keys, runs
 from db.replays.items import Reason, Refailed
 from db.replays.runs import RAMP, ReplaySettings, State
+from db.times import moment_of
 from worker.console import dry_runs
 from worker.console.access import Acting, ActingForAll, Looking, Work
 from worker.console.api import shapes
@@ -75,7 +76,7 @@ def _place(after: str | None) -> tuple[datetime, UUID] | None:
         return None
     at, _, replay_id = said.partition("~")
     try:
-        found = datetime.fromisoformat(at), UUID(replay_id)
+        found = moment_of(at), UUID(replay_id)
     except ValueError:
         found = None
     if found is None or found[0].tzinfo is None:
