@@ -52,6 +52,7 @@ from worker.queues import Queue
 from worker.redis_client import make_redis
 from worker.replay.making import make_runner
 from worker.replay.replayer import Replayer
+from worker.scheduler.declared import Schedules
 from worker.settings import Settings
 
 #: Gives failures their ``error_type``; an application adds its own with :meth:`Classifier.add`.
@@ -85,6 +86,7 @@ def make_middleware(
         KnownQueues(queues),
         ConsumedQueues(_queues_of),
         OptionChecks(),
+        Schedules(),
         TenantContext(),
         DeadLetters(
             record,
