@@ -29,6 +29,9 @@ RAMP: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 #: Seconds for which a process has a replay to itself after each sign of life.
 LEASE: Final = 15.0
 
+#: Pages that are looked at for one, where somebody wrote many that nobody can read.
+_LOOKS: Final = 50
+
 #: Under which a replay's settings keep the request that it was made for.
 REQUEST: Final = "request"
 
@@ -247,28 +250,33 @@ def find(
       after: When the last of the page before was made, and its id.
       counted: Whether to count their items; see :func:`get`, and :func:`db.replays.items.counts`.
     """
-    rows = session.execute(
-        text(
-            f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)}"
-            " WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
-            " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
-            " AND (CAST(:last_id AS uuid) IS NULL"
-            "   OR created_at < :last_at OR (created_at = :last_at AND id > :last_id))"
-            " ORDER BY created_at DESC, id LIMIT :limit"
-        ),
-        {
-            "states": list(states) or None,
-            "before": before,
-            "last_at": after[0] if after else None,
-            "last_id": after[1] if after else None,
-            "limit": limit,
-        },
-    )
-    found = []
-    for row in rows:
-        with suppress(UnreadableReplay):
-            found.append(_replay(row))
-    return found
+    found: list[Replay] = []
+    for _ in range(_LOOKS):
+        rows = session.execute(
+            text(
+                f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)}"
+                " WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
+                " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
+                " AND (CAST(:last_id AS uuid) IS NULL"
+                "   OR created_at < :last_at OR (created_at = :last_at AND id > :last_id))"
+                " ORDER BY created_at DESC, id LIMIT :limit"
+            ),
+            {
+                "states": list(states) or None,
+                "before": before,
+                "last_at": after[0] if after else None,
+                "last_id": after[1] if after else None,
+                "limit": limit,
+            },
+        ).all()
+        for row in rows:
+            with suppress(UnreadableReplay):
+                found.append(_replay(row))
+        if len(rows) < limit or len(found) >= limit:
+            break
+        # Those that were left out hide none that are older.
+        after = rows[-1].created_at, rows[-1].id
+    return found[:limit]
 
 
 def ids_beginning(session: Session, beginning: str, *, limit: int) -> list[UUID]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from sqlalchemy import text
 
 from db import failed_jobs
 from db.failed import Filter, count, find, history
 from db.replays import runs
-from db.session import operator_transaction
+from db.session import operator_transaction, transaction
+from db.tenancy import tenant_context
 from tests.integration.console import Console, csrf
 from tests.integration.failed_rows import record_at_random
 from tests.integration.replaying import A, Deployment
@@ -339,3 +342,46 @@ def test_it_is_described_in_full_to_whoever_is_logged_in(program: TestClient) ->
     assert filters >= {"id", "status", "queue", "actor", "tenant", "since", "text", "replay", "after", "limit"}
     # Cursors say nothing that anybody should read.
     assert base64.urlsafe_b64decode(b"bm90aGluZw==") == b"nothing"
+
+
+def test_what_a_tenant_wrote_by_itself_hides_no_replay(program: TestClient, database: Database) -> None:
+    with operator_transaction() as session:
+        made = str(runs.create(session, Filter(actor=("charge",)), runs.ReplaySettings(), by="ann"))
+    wrong: tuple[tuple[Any, Any], ...] = (
+        ({"ids": ["nobody"]}, {}),
+        ({"since": "yesterday"}, {}),
+        ({"colour": "red"}, {}),
+        ([], {}),
+        ({}, {"ramp": []}),
+        ({}, {"ramp": 3, "threshold": "x"}),
+        ({}, 5),
+    )
+    with tenant_context(A), transaction() as session:
+        for where, settings in wrong:
+            session.execute(
+                text(
+                    "INSERT INTO worker_replays (tenant_id, filter, settings, created_by, created_at) VALUES"
+                    " (:tenant, CAST(:filter AS jsonb), CAST(:settings AS jsonb), 'eve', 'infinity')"
+                ),
+                {"tenant": A, "filter": json.dumps(where), "settings": json.dumps(settings)},
+            )
+    for limit in (1, 3, 1000):
+        assert [one["id"] for one in every(program, "/replays", "replays", limit)] == [made]
+    for page in ("/replays", "/"):
+        assert program.get(page).status_code == 200
+    with operator_transaction() as session:
+        hostile = session.scalars(text("SELECT id FROM worker_replays WHERE created_by = 'eve'")).all()
+    assert {program.get(f"{API}/replays/{one}").status_code for one in hostile} == {400}
+    # Nor one with a time that Python does not have.
+    failed_jobs.record_all([a_failure(failed_at=datetime.now(UTC) - timedelta(hours=n)) for n in range(3)])
+    with operator_transaction() as session:
+        far = find(session, Filter(), limit=1).jobs[0].id
+        session.execute(text("UPDATE worker_failed_jobs SET failed_at = 'infinity' WHERE id = :id"), {"id": far})
+        session.execute(
+            text("UPDATE worker_failed_job_details SET failed_at = 'infinity' WHERE failed_job_id = :id"), {"id": far}
+        )
+    for limit in (1, 10):
+        found = every(program, "/failures", "failures", limit)
+        assert found[0]["failed_at"].startswith("9999")
+        assert len(found) == 3
+    assert program.get(f"{API}/failures/{far}").status_code == 200

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from worker.failed.asked import Asked
 
 Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1_000)]
-#: Empty, it would be one filter less, and so all jobs instead of none.
-Words = Annotated[list[Word], Field(min_length=1, max_length=1_000)]
 StatusWord = Literal["pending", "in_progress", "resolved", "abandoned", "open", "all"]
 Limit = Annotated[int, Field(ge=1, le=1_000, description="How many at most.")]
 After = Annotated[str, Field(max_length=500, description="Where to go on: `next` of the page before.")]
@@ -18,21 +16,26 @@ After = Annotated[str, Field(max_length=500, description="Where to go on: `next`
 STRICT: Final = ConfigDict(extra="forbid")
 
 
+def several(description: str | None = None) -> Any:
+    """Return a field that may be given several times: not as a list of none, which would be one filter less, and so all
+    jobs instead of none."""
+    return Field(None, min_length=1, max_length=1_000, description=description)
+
+
 class Filters(BaseModel):
     """Which failed jobs: all for which each of these holds; of several values of one, any."""
 
     model_config = STRICT
 
-    id: Words | None = Field(None, description="Ids, or what they begin with, four characters at least.")
-    status: Annotated[list[StatusWord], Field(min_length=1, max_length=10)] | None = Field(
-        None, description="`open` is pending and in_progress."
-    )
-    queue: Words | None = None
-    actor: Words | None = Field(None, description="Names, or what follows the last dots of them.")
-    tenant: Words | None = Field(None, description="Ids or names.")
-    error_type: Words | None = None
-    exception: Words | None = Field(None, description="Classes, or what follows the last dots of them.")
-    fingerprint: Words | None = Field(None, description="Of groups, or what they begin with, four characters at least.")
+    # Not an annotated list, which older versions of FastAPI do not take for one in a query.
+    id: list[Word] | None = several("Ids, or what they begin with, four characters at least.")
+    status: list[StatusWord] | None = several("`open` is pending and in_progress.")
+    queue: list[Word] | None = several()
+    actor: list[Word] | None = several("Names, or what follows the last dots of them.")
+    tenant: list[Word] | None = several("Ids or names.")
+    error_type: list[Word] | None = several()
+    exception: list[Word] | None = several("Classes, or what follows the last dots of them.")
+    fingerprint: list[Word] | None = several("Of groups, or what they begin with, four characters at least.")
     correlation_id: Word | None = Field(None, description="Of one piece of work.")
     since: Word | None = Field(None, description="Failed then or later: `2h`, `7d`, or a time in ISO 8601.")
     until: Word | None = Field(None, description="Failed before then.")

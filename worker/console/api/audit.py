@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from db.failed import InvalidFilter, audit, moment
 from worker.console.access import Looking
 from worker.console.api import shapes
-from worker.console.api.asking import STRICT, After, Limit, Word, Words
+from worker.console.api.asking import STRICT, After, Limit, Word, several
 from worker.console.api.cursors import opened, sealed
 from worker.console.api.routing import make_router
 
@@ -29,8 +29,8 @@ class Asked(BaseModel):
 
     model_config = STRICT
 
-    who: Words | None = Field(None, description="By any of them.")
-    event: Words | None = Field(None, description="Any of them, such as `resolved`.")
+    who: list[Word] | None = several("By any of them.")
+    event: list[Word] | None = several("Any of them, such as `resolved`.")
     since: Word | None = Field(None, description="Then or later: `2h`, `7d`, or a time in ISO 8601.")
     until: Word | None = Field(None, description="Before then.")
     after: After | None = None

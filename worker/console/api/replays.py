@@ -17,10 +17,11 @@ from db.failed import InvalidFilter
 from db.replays import items, keys, runs
 from db.replays.items import Reason, Refailed
 from db.replays.runs import RAMP, ReplaySettings, State
+from db.times import moment_of
 from worker.console import dry_runs
 from worker.console.access import Acting, ActingForAll, Looking, Work
 from worker.console.api import shapes
-from worker.console.api.asking import STRICT, After, Filters, Limit
+from worker.console.api.asking import STRICT, After, Filters, Limit, several
 from worker.console.api.cursors import opened, sealed
 from worker.console.api.routing import Ident, make_router
 from worker.console.api.starting import check_actor, shown, started
@@ -48,7 +49,7 @@ class OfAPage(BaseModel):
 
     model_config = STRICT
 
-    state: Annotated[list[State], Field(min_length=1, max_length=10)] | None = None
+    state: list[State] | None = several()
     after: After | None = None
     limit: Limit = 50
 
@@ -75,7 +76,7 @@ def _place(after: str | None) -> tuple[datetime, UUID] | None:
         return None
     at, _, replay_id = said.partition("~")
     try:
-        found = datetime.fromisoformat(at), UUID(replay_id)
+        found = moment_of(at), UUID(replay_id)
     except ValueError:
         found = None
     if found is None or found[0].tzinfo is None:
