@@ -206,15 +206,18 @@ def _of_status(e: openai.APIStatusError, model: LanguageModel, waits: int) -> Ex
 
 def _read(model: LanguageModel, prompt: Prompt, body: bytes) -> Reply:
     try:
-        match json.loads(body):
-            case {"choices": [{"message": dict(message), **choice}, *_], **reply}:
-                pass
-            case dict(reply):
-                message, choice = {}, {}
-            case _:
-                raise ValueError("no object")
+        reply = json.loads(body)
     except (ValueError, RecursionError):
-        raise UpstreamFailed(f"{model.base_url} answered with what is no JSON object", may_have_cost=True) from None
+        reply = None
+    if not isinstance(reply, dict):
+        raise UpstreamFailed(f"{model.base_url} answered with what is no JSON object", may_have_cost=True)
+    message: dict[Any, Any]
+    choice: dict[Any, Any]
+    match reply:
+        case {"choices": [{"message": dict(message), **choice}, *_]}:
+            pass
+        case _:
+            message, choice = {}, {}
     text, finish_reason = _plain_text(message.get("content")), _word(choice.get("finish_reason"))
     return Reply(
         text=cut(text, ANSWER_AT_MOST) + (" …" if text and finish_reason == "length" else ""),
@@ -227,12 +230,14 @@ def _read(model: LanguageModel, prompt: Prompt, body: bytes) -> Reply:
 
 def _usage(model: LanguageModel, prompt: Prompt, said: object) -> Usage:
     """Return what the API says that it took, or, where it says nothing that can be so, the most that it can have."""
-    most = model.cost_at_most(prompt)
-    counts = []
-    for name, otherwise in (("prompt_tokens", most.input_tokens), ("completion_tokens", most.output_tokens)):
-        count = said.get(name) if isinstance(said, dict) else None
-        counts.append(count if type(count) is int and 0 <= count <= _TOKENS_AT_MOST else otherwise)
-    return Usage(*counts, model.prices.cost(*counts))
+    most, counts = model.cost_at_most(prompt), said if isinstance(said, dict) else {}
+    asked = _count(counts.get("prompt_tokens"), most.input_tokens)
+    answered = _count(counts.get("completion_tokens"), most.output_tokens)
+    return Usage(asked, answered, model.prices.cost(asked, answered))
+
+
+def _count(said: object, otherwise: int) -> int:
+    return said if isinstance(said, int) and not isinstance(said, bool) and 0 <= said <= _TOKENS_AT_MOST else otherwise
 
 
 def _word(value: object) -> str | None:
