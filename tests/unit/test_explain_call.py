@@ -89,8 +89,13 @@ def test_an_older_api_is_told_its_own_name_of_the_limit(llm: LlmServer, model: L
     [
         (fails(400, "bad"), RequestRefused, "validation_error", "400: Error code: 400 - bad"),
         (fails(422, "bad"), RequestRefused, "validation_error", "422"),
-        (fails(401, f"Incorrect API key provided: {KEY}"), ConfigurationError, "configuration_error", "LLM_API_KEY: "),
-        (fails(403), ConfigurationError, "configuration_error", "LLM_API_KEY: "),
+        (
+            fails(401, f"Incorrect API key provided: {KEY}"),
+            ConfigurationError,
+            "configuration_error",
+            "LLM_API_KEY is not let in; ",
+        ),
+        (fails(403), ConfigurationError, "configuration_error", "LLM_API_KEY is not let in; "),
         (fails(404, "no such model"), ConfigurationError, "configuration_error", "LLM_MODEL 'small': "),
         (fails(402), ConfigurationError, "configuration_error", "nothing left to spend"),
         (fails(429, "pay", "insufficient_quota"), ConfigurationError, "configuration_error", "nothing left to spend"),

@@ -42,7 +42,8 @@ _AGAIN: Final = {408, 409, 425}
 #: Of httpx and of httpx2, one of which is below the client: nothing was sent yet.
 _NOT_SENT: Final = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
 
-NO_KEY: Final = "LLM_API_KEY: not set, so no language model can be asked"
+#: Not "LLM_API_KEY: ...": what follows that is redacted wherever it is shown.
+NO_KEY: Final = "LLM_API_KEY is not set, so no language model can be asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +193,11 @@ def _of_status(e: openai.APIStatusError, model: LanguageModel, waits: int) -> Ex
     said = f"{model.base_url} answered {status}: {_plain(e.message, model)}"
     delay = retry_after(e.response.headers, datetime.now(UTC))
     if status in {401, 403}:
-        return ConfigurationError(f"LLM_API_KEY: {said}")
+        return ConfigurationError(f"LLM_API_KEY is not let in; {said}")
     if status == 404:
         return ConfigurationError(f"LLM_BASE_URL, LLM_MODEL {model.name!r}: {said}")
     if status == 402 or (status == 429 and "insufficient_quota" in {e.code, e.type}):
-        return ConfigurationError(f"LLM_API_KEY: its account has nothing left to spend: {said}")
+        return ConfigurationError(f"the account of LLM_API_KEY has nothing left to spend; {said}")
     if status == 429:
         return LimitReached(said, wait_for(waits) if delay is None else delay)
     if status in _AGAIN or not 400 <= status < 500:
