@@ -190,7 +190,9 @@ def _explained(model: LanguageModel, waits: int) -> Iterator[None]:
 
 def _of_status(e: openai.APIStatusError, model: LanguageModel, waits: int) -> Exception:
     status = e.status_code
-    said = f"{model.base_url} answered {status}: {_plain(e.message, model)}"
+    # Its message is all of the body in some releases of the client.
+    reason = e.body.get("message") if isinstance(e.body, dict) else None
+    said = f"{model.base_url} answered {status}: {_plain(reason or e.message, model)}"
     delay = retry_after(e.response.headers, datetime.now(UTC))
     if status in {401, 403}:
         return ConfigurationError(f"LLM_API_KEY is not let in; {said}")
