@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+import redis
 from dramatiq import Worker
 from dramatiq.rate_limits.backends import StubBackend
 from loguru import logger
@@ -25,12 +27,12 @@ from db.tenancy import tenant_context
 from tests.integration.test_recompute import Sale, Touch, given_events, insert
 from tests.llm_server import ANSWER, LlmServer, answers, fails, raw, running_llm
 from tests.servers import Database
-from worker.broker import settings
+from worker.broker import make_broker, settings
 from worker.explain import patience
 from worker.explain.budget import Prices, Usage
 from worker.explain.call import LanguageModel, Reply
 from worker.explain.errors import BudgetExceeded, LimitReached, RequestRefused, UpstreamFailed
-from worker.explain.limits import Limits
+from worker.explain.limits import Limits, limits_of
 from worker.explain.prompt import Prompt
 from worker.explain.window import Asking, Explained, explain
 from worker.llm import explain_window
@@ -484,6 +486,36 @@ def test_an_answer_that_could_not_be_stored_costs_one_more_call(
     assert ask.api.calls == 2
     assert spent(database) == {tenant: 700_000}
     assert rows(database, "worker_llm_reservations") == []
+
+
+def test_all_processes_on_one_redis_count_together(redis_url: str) -> None:
+    settings = Settings.load(
+        {"DATABASE_URL": "postgres://h/x", "REDIS_URL": redis_url, "REDIS_NAMESPACE": "ours", "LLM_TENANT_RATE": "10"}
+    )
+    acme, taken = uuid4(), list[bool]()
+
+    def one() -> None:
+        with closing(make_broker(settings)) as broker:
+            limits = limits_of(broker, overall=settings.llm_rate, tenant=settings.llm_tenant_rate)
+            for _ in range(5):
+                try:
+                    limits.take(acme, 0)
+                except LimitReached:
+                    taken.append(False)
+                else:
+                    taken.append(True)
+
+    threads = [Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (sum(taken), len(taken)) == (10, 20)
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        assert {key.rpartition(b"@")[0].decode() for key in client.scan_iter()} == {
+            "ours:__dramaturg__.llm_rate",
+            f"ours:__dramaturg__.llm_rate.{acme}",
+        }
 
 
 def test_a_refusal_is_counted_and_not_stored(ask: Ask, tenant: UUID, database: Database) -> None:
