@@ -50,9 +50,7 @@ def check_deployment(
     ]
     if settings is None:
         return findings
-    findings += guard.run(
-        "llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed())
-    )
+    findings += guard.run("llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed()))
     databases, redis = Databases(settings, guard), RedisDatabase(settings, guard)
     declared = {*(queue.value for queue in Queue), *settings.extra_queues}
     try:

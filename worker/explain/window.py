@@ -6,10 +6,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from db.models import (
+    AttributionAllocation,
+    AttributionRecomputeJob,
+    LlmAnswer,
+    LlmBudget,
+    LlmReservation,
+    LlmSpending,
+)
 from db.session import transaction
 from worker.explain import budget
 from worker.explain.answers import Answer, store_answer, stored_answer
@@ -20,7 +29,17 @@ from worker.explain.limits import Limits
 from worker.explain.patience import wait_for
 from worker.explain.prompt import Prompt, make_prompt
 from worker.recompute import Model, Window
+from worker.table_shapes import check_tables
 from worker.windows import channel_totals
+
+_TABLES: Final = (
+    AttributionRecomputeJob,
+    AttributionAllocation,
+    LlmAnswer,
+    LlmBudget,
+    LlmSpending,
+    LlmReservation,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +95,12 @@ def explain(
 
     Raises:
       ValueError: When the window was not recomputed, or the API refuses to explain it.
-      ConfigurationError, BudgetExceeded: When it cannot be asked.
+      ConfigurationError, BudgetExceeded: When it cannot be asked; the former also when a table of ours is missing.
       LimitReached, UpstreamFailed: When it should be asked again, later.
     """
     language_model, default = asking.language_model, asking.monthly_budget
     with transaction() as session:
+        check_tables(session, _TABLES)
         totals = channel_totals(session, tenant_id, window, model, model_version)
         prompt = make_prompt(window, model, model_version, totals)
         stored = stored_answer(session, tenant_id, window, model, model_version)
