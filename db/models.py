@@ -219,10 +219,13 @@ class FailedJobEvent(Base):
         Index("idx_worker_failed_job_events_failed_job_id", "failed_job_id"),
         Index("idx_worker_failed_job_events_tenant_id", "tenant_id", "happened_at"),
         Index("idx_worker_failed_job_events_happened_at", "happened_at"),
-        Index(
-            "idx_worker_failed_job_events_audit",
-            "id",
-            postgresql_where=text("event NOT IN ('captured', 'failed_again')"),
+        *(
+            Index(
+                f"idx_worker_failed_job_events_{name}",
+                *columns,
+                postgresql_where=text("event NOT IN ('captured', 'failed_again')"),
+            )
+            for name, columns in (("audit", ("id",)), ("changed_by", ("changed_by", "id")), ("event", ("event", "id")))
         ),
         _OURS,
     )

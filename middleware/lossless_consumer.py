@@ -21,7 +21,7 @@ from middleware.deliveries import Delivery, GroupChild, Rejected, condemn, deliv
 from middleware.errors import SpoolFull
 from middleware.holdings import Holdings
 from middleware.lua_scripts import Argument
-from middleware.tally import FAILED, RETRIED, SUCCEEDED
+from middleware.tally import FAILED, RETRIED, SUCCEEDED, UNCOUNTED
 
 if TYPE_CHECKING:
     from middleware.lossless_broker import LosslessBroker
@@ -313,6 +313,8 @@ class LosslessConsumer(Consumer):
         return done
 
     def _count(self, message: Delivery) -> None:
+        if UNCOUNTED in message.options:
+            return
         if message.failed:
             self._broker.tally.count(FAILED, q_name(self._queue_name))
         elif message.succeeded:

@@ -91,8 +91,9 @@ class StartMarks:
             if ended:
                 self._drop()
         if local.connection is None:
-            # Not of the pool: it never answers again.
-            connection = self._client.connection_pool.make_connection()
+            # Not of the pool: it never answers again, and the pool would count it for ever among those it may make.
+            pool = self._client.connection_pool
+            connection = pool.connection_class(**pool.connection_kwargs)
             connection.connect()
             connection.send_command("CLIENT", "REPLY", "OFF")
             local.connection, local.looked = connection, now

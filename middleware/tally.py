@@ -15,6 +15,8 @@ from typing import Final
 #: How an execution ends. The first two are its message's end; ``RETRIED`` is not, because it is to run again.
 SUCCEEDED, FAILED, RETRIED = "succeeded", "failed", "retried"
 OUTCOMES: Final = (SUCCEEDED, FAILED, RETRIED)
+#: The option of a message that is not counted: it only asks whether its queue is worked on.
+UNCOUNTED: Final = "dramaturg_probe"
 
 
 class Tally:

@@ -12,10 +12,12 @@ def eventually(condition: Callable[[], object], *, seconds: float = 15) -> None:
     Raises:
       AssertionError: When it does not within ``seconds``.
     """
-    end = time.monotonic() + seconds
+    start = time.monotonic()
     while not condition():
-        assert time.monotonic() < end, f"not within {seconds} seconds"
-        time.sleep(0.02)
+        waited = time.monotonic() - start
+        assert waited < seconds, f"not within {seconds} seconds"
+        # The longer it lasts the less often: to look costs those who are waited for.
+        time.sleep(min(max(0.01, waited / 10), 0.1))
 
 
 class Edge:

@@ -45,6 +45,7 @@ from middleware.statement_deadline import StatementDeadline
 from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
+from worker import probe
 from worker.consumed_queues import ConsumedQueues
 from worker.explain.at_start import MissingKey
 from worker.logs import Logs
@@ -52,6 +53,7 @@ from worker.queues import Queue
 from worker.redis_client import make_redis
 from worker.replay.making import make_runner
 from worker.replay.replayer import Replayer
+from worker.scheduler.declared import Schedules
 from worker.settings import Settings
 
 #: Gives failures their ``error_type``; an application adds its own with :meth:`Classifier.add`.
@@ -86,6 +88,7 @@ def make_middleware(
         ConsumedQueues(_queues_of),
         MissingKey(has_key=settings.llm_api_key is not None),
         OptionChecks(),
+        Schedules(),
         TenantContext(),
         DeadLetters(
             record,
@@ -165,6 +168,7 @@ def make_broker(
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)
+    probe.declare(broker, min(queues))
     return broker
 
 

@@ -33,6 +33,8 @@ def make_redis(settings: Settings, *, waits: bool = False, answers_within: float
         # at once, too, and one that does not answer is not asked again.
         "retry": Retry(NoBackoff(), 0 if waits else 1, supported_errors=NOT_THE_SERVER),
         "health_check_interval": 30,
+        # One for each thread that asks at the same moment. From 8.0 redis-py makes a hundred, and refuses the rest.
+        "max_connections": 2**31,
     }
     if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:
         # Heroku signs its own: https://devcenter.heroku.com/articles/connecting-heroku-redis

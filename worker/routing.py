@@ -16,6 +16,7 @@ from dramatiq.actor import ActorDecorator
 
 from worker.broker import queues
 from worker.queues import Queue, check_queue_name
+from worker.scheduler.schedule import Schedule
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -117,7 +118,12 @@ def actor(fn: Callable[P, R], /) -> dramatiq.Actor[P, R]: ...
 
 @overload
 def actor(
-    *, queue_name: str | None = None, actor_name: str | None = None, priority: int = 0, **options: Any
+    *,
+    queue_name: str | None = None,
+    actor_name: str | None = None,
+    priority: int = 0,
+    schedule: Schedule | str | None = None,
+    **options: Any,
 ) -> ActorDecorator: ...
 
 
@@ -133,10 +139,12 @@ def actor(
 
     Arguments:
       queue_name, actor_name: Only to depart from those.
-      **options: Dramatiq's options for actors, and ``tenant_scoped=False`` for work that belongs to no tenant.
+      **options: Dramatiq's options for actors; ``tenant_scoped=False`` for work that belongs to no tenant;
+        ``schedule``, a cron expression or :class:`~worker.scheduler.Schedule`, for what ``worker scheduler`` sends.
 
     Raises:
       RoutingError: When the module has no route, or the name is taken.
+      ScheduleError: When it cannot be scheduled so.
       UndeclaredQueue: When the queue is unknown.
       ValueError: When an option is unknown.
     """

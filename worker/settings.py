@@ -17,6 +17,7 @@ from db.sealing import Keys
 from db.session import normalise_url
 from worker.console_tokens import read_tokens
 from worker.queues import check_queue_name
+from worker.scheduler.cron import Cron, InvalidExpression
 
 #: ``REDIS_URL`` for tests: Dramatiq's StubBroker, no server.
 STUB = "stub://"
@@ -116,6 +117,12 @@ class Settings(BaseSettings):
     renamed_actors: Words = Field(
         (), description="actors that have another name now, as old=new, separated by commas: replays go to the new one"
     )
+    schedule: Words = Field(
+        (),
+        description="when scheduled actors run instead, as name=expression, separated by semicolons; "
+        "their time zone stays",
+    )
+    schedule_off: Words = Field((), description="scheduled actors that are not to run, separated by commas")
     llm_base_url: str = Field(
         "https://api.openai.com/v1", description="chat API that `explain_window` asks: OpenAI's, or one like it"
     )
@@ -199,7 +206,7 @@ class Settings(BaseSettings):
         except ValidationError as e:
             raise ConfigurationError("\n".join(_explain(problem) for problem in e.errors())) from None
 
-    @field_validator("extra_queues", "redact_keys", "renamed_actors", "console_hosts", mode="before")
+    @field_validator("extra_queues", "redact_keys", "renamed_actors", "schedule_off", "console_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
@@ -216,6 +223,29 @@ class Settings(BaseSettings):
             old, _, new = (part.strip() for part in pair.partition("="))
             if not old or not new:
                 raise ValueError(f"{pair!r} is not of the form old=new")
+        return value
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _split_schedule(cls, value: object) -> object:
+        # Expressions have commas.
+        return tuple(w.strip() for w in value.split(";") if w.strip()) if isinstance(value, str) else value
+
+    @field_validator("schedule")
+    @classmethod
+    def _check_schedule(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = set[str]()
+        for pair in value:
+            name, _, expression = (part.strip() for part in pair.partition("="))
+            if not name or not expression:
+                raise ValueError(f"{pair!r} is not of the form name=expression")
+            if name in names:
+                raise ValueError(f"{name!r} is there twice")
+            names.add(name)
+            try:
+                Cron(expression)
+            except InvalidExpression as e:
+                raise ValueError(f"{name!r}: {e}") from None
         return value
 
     @field_validator("log_level", mode="before")
@@ -323,6 +353,12 @@ class Settings(BaseSettings):
         """Today's names of actors by those that they had, the Celery system's included."""
         pairs = (pair.partition("=") for pair in self.renamed_actors)
         return {**OF_CELERY, **{old.strip(): new.strip() for old, _, new in pairs}}
+
+    @property
+    def schedules(self) -> dict[str, str]:
+        """The expressions of ``schedule``, by actor."""
+        pairs = (pair.partition("=") for pair in self.schedule)
+        return {name.strip(): expression.strip() for name, _, expression in pairs}
 
     @property
     def keys(self) -> Keys | None:

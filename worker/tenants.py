@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from db.errors import ConfigurationError
+from db.failed.filters import contains
 from db.tenancy import current_tenant, parse_uuid
 from worker.arguments import check_text
 
@@ -118,6 +119,30 @@ def tenant_names(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, str
     return {row.id: row.name for row in rows}
 
 
+def tenants_like(session: Session, value: str, *, limit: int = 1_000) -> dict[UUID, str | None]:
+    """Return the tenants whose name holds ``value``, in any case, by name; and the one whose id it is, if any.
+
+    Arguments:
+      session: An operator's, or one that is bound to a tenant, and then knows that one's alone.
+      value: Any text.
+      limit: How many at most.
+    """
+    found: dict[UUID, str | None] = {}
+    with suppress(ValueError):
+        tenant_id = UUID(value)
+        found[tenant_id] = tenant_names(session, [tenant_id]).get(tenant_id)
+    if _have_names(session) and "\0" not in value:
+        rows = session.execute(
+            text(
+                "SELECT id, CAST(name AS text) FROM tenants"
+                " WHERE CAST(name AS text) ILIKE :like ORDER BY 2, 1 LIMIT :limit"
+            ),
+            {"like": contains(value), "limit": limit},
+        )
+        found |= {row.id: row.name for row in rows}
+    return found
+
+
 def tenant_named(session: Session, value: str) -> UUID:
     """Return the tenant that a person means: a UUID, or the name of exactly one that the session sees.
 
@@ -129,7 +154,8 @@ def tenant_named(session: Session, value: str) -> UUID:
     except ValueError:
         pass
     found: list[UUID] = []
-    if _have_names(session):
+    # Postgres takes no NUL.
+    if "\0" not in value and _have_names(session):
         rows = session.scalars(text("SELECT id FROM tenants WHERE name = :name ORDER BY id LIMIT 6"), {"name": value})
         found = list(rows)
     if len(found) == 1:

@@ -67,7 +67,7 @@ def stub_broker() -> Iterator[TestBroker]:
 @pytest.fixture
 def stub_worker(stub_broker: TestBroker) -> Iterator[Worker]:
     """A worker on ``stub_broker``. Wait for it with ``stub_broker.join(actor.queue_name); stub_worker.join()``."""
-    worker = Worker(stub_broker, worker_timeout=100, worker_threads=4)
+    worker = Worker(stub_broker, worker_timeout=20, worker_threads=4)
     worker.start()
     try:
         yield worker

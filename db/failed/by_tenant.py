@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,11 +43,18 @@ class TenantPage:
     tenants: list[TenantFailures]
     #: What to give as ``after`` for the next; None where there are no more.
     next: str | None
-    #: How many tenants there are in all that ever had a failure.
+    #: How many tenants there are in all, or among those asked for, that ever had a failure.
     total: int
 
 
-def failures_by_tenant(session: Session, *, now: datetime, after: str | None = None, limit: int = 50) -> TenantPage:
+def failures_by_tenant(
+    session: Session,
+    *,
+    now: datetime,
+    among: Collection[UUID] | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> TenantPage:
     """Return the tenants that have or had failures, those with most open jobs first.
 
     What is open is counted from the groups' counts, so it costs the same however many rows there are; a row that has no
@@ -55,6 +63,7 @@ def failures_by_tenant(session: Session, *, now: datetime, after: str | None = N
     Arguments:
       session: An operator's; one that is bound to a tenant sees that one.
       now: With a time zone; the last day ends there.
+      among: Of these alone; of all by default.
       after: What a page gave as its next.
       limit: 1 to 1,000.
 
@@ -63,10 +72,13 @@ def failures_by_tenant(session: Session, *, now: datetime, after: str | None = N
     """
     if not 1 <= limit <= 1_000:
         raise InvalidFilter(f"limit must be 1 to 1000, not {limit!r}")
-    begin, parameters = "", dict[str, Any]()
+    begin, of_these, parameters = "", "", dict[str, Any]()
+    if among is not None:
+        of_these = "WHERE tenant_id = ANY(CAST(:among AS uuid[]))"
+        parameters["among"] = list(among)
     if after is not None:
         begin = "WHERE (open, last_failure, key) < (:open, :last_failure, :key)"
-        parameters = _parse(after)
+        parameters |= _parse(after)
     rows = session.execute(
         text(
             f"""
@@ -77,7 +89,7 @@ def failures_by_tenant(session: Session, *, now: datetime, after: str | None = N
                     count(*) FILTER (WHERE pending + in_progress > 0 AND regressed_at IS NOT NULL) AS regressed_groups,
                     CAST(sum(pending) AS bigint) AS pending, CAST(sum(in_progress) AS bigint) AS in_progress,
                     CAST(sum(pending + in_progress) AS bigint) AS open, max(last_seen) AS last_failure
-                FROM worker_failed_job_groups GROUP BY tenant_id
+                FROM worker_failed_job_groups {of_these} GROUP BY tenant_id
             ),
             page AS (SELECT * FROM summed {begin} ORDER BY open DESC, last_failure DESC, key DESC LIMIT :limit)
             SELECT

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from db.failed.filters import Filter, InvalidFilter
+from db.failed.foreign_json import read_object
 
 #: Characters of a name, and of a reason.
 NAME_AT_MOST, REASON_AT_MOST = 255, 10_000
@@ -40,7 +41,10 @@ class Event:
     happened_at: datetime
 
 
-_COLUMNS = "id, failed_job_id, tenant_id, event, changed_by, database_user, reason, before, after, happened_at"
+_COLUMNS = (
+    "id, failed_job_id, tenant_id, event, changed_by, database_user, reason, CAST(before AS text) AS before,"
+    " CAST(after AS text) AS after, happened_at"
+)
 
 
 def say(session: Session, *, by: str, reason: str | None = None, event: str | None = None) -> None:
@@ -182,8 +186,5 @@ def audit(
 
 def _event(row: Row[Any]) -> Event:
     values = dict(row._mapping)
-    for name in ("before", "after"):
-        if not isinstance(values[name], dict):
-            # Tenants with SQL of their own write what they like.
-            values[name] = None
-    return Event(**values)
+    # Tenants with SQL of their own write what they like.
+    return Event(**{**values, "before": read_object(values["before"]), "after": read_object(values["after"])})

@@ -43,8 +43,9 @@ class Group:
     in_progress: int
     resolved: int
     abandoned: int
-    #: How many tenants it touched; failures of no tenant are one.
+    #: How many tenants it touched, and whether some of its failures are of none.
     tenants: int
+    without_tenant: bool
     #: Its newest row.
     sample_id: UUID | None
     #: When the last open row was resolved, where none is open anywhere.
@@ -53,8 +54,6 @@ class Group:
     regressed_at: datetime | None
     #: How often it did.
     regressions: int
-    #: Whether failures of no tenant are among them.
-    of_nobody: bool = False
 
     @property
     def open(self) -> int:
@@ -65,6 +64,10 @@ class Group:
     def regressed(self) -> bool:
         """Whether it was resolved and is back."""
         return self.regressed_at is not None
+
+
+#: Of a row of groups: whether it is back after it was resolved, and not resolved since.
+_BACK: Final = "regressed_at IS NOT NULL AND pending + in_progress > 0"
 
 
 def find_groups(
@@ -88,7 +91,7 @@ def find_groups(
     conditions, parameters = group_conditions(where)
     having = ["true"]
     if where.status:
-        having.append(" + ".join(f"sum({status})" for status in dict.fromkeys(where.status)) + " > 0")
+        having.append(f"sum({' + '.join(dict.fromkeys(where.status))}) > 0")
     if where.since is not None:
         having.append("max(last_seen) >= :since")
         parameters["since"] = where.since
@@ -98,32 +101,41 @@ def find_groups(
     begin = ""
     if after is not None:
         back, seen, fingerprint = _parse(after)
-        begin = "WHERE (regressed_at IS NOT NULL, last_seen, fingerprint) < (:back, :seen, :after)"
+        begin = "WHERE (back, last_seen, fingerprint) < (:back, :seen, :after)"
         parameters |= {"back": back, "seen": seen, "after": fingerprint}
+    matching = " AND ".join(conditions)
+    # Which are on the page is found with little of each row, and the rest of those added up then: there may be as many
+    # rows as groups times tenants.
     rows = session.execute(
         text(
             f"""
-            SELECT * FROM (
+            WITH page AS MATERIALIZED (
+                SELECT * FROM (
+                    SELECT fingerprint, max(last_seen) AS last_seen, bool_or({_BACK}) AS back
+                    FROM worker_failed_job_groups groups WHERE {matching}
+                    GROUP BY fingerprint HAVING {" AND ".join(having)}
+                ) found
+                {begin}
+                ORDER BY back DESC, last_seen DESC, fingerprint DESC LIMIT :limit
+            )
+            SELECT page.fingerprint, page.last_seen, whole.*
+            FROM page CROSS JOIN LATERAL (
                 SELECT
-                    fingerprint, max(task_name) AS task_name, max(queue) AS queue, max(error_type) AS error_type,
+                    max(task_name) AS task_name, max(queue) AS queue, max(error_type) AS error_type,
                     max(exception_class) AS exception_class, max(title) AS title, max(place) AS place,
-                    min(first_seen) AS first_seen, max(last_seen) AS last_seen,
+                    min(first_seen) AS first_seen,
                     CAST(sum(failures) AS bigint) AS failures,
                     CAST(sum(pending) AS bigint) AS pending, CAST(sum(in_progress) AS bigint) AS in_progress,
                     CAST(sum(resolved) AS bigint) AS resolved, CAST(sum(abandoned) AS bigint) AS abandoned,
-                    count(*) AS tenants,
-                    (array_agg(sample_id ORDER BY last_seen DESC))[1] AS sample_id,
+                    count(tenant_id) AS tenants, count(*) > count(tenant_id) AS without_tenant,
+                    (array_agg(sample_id ORDER BY groups.last_seen DESC))[1] AS sample_id,
                     CASE WHEN sum(pending) + sum(in_progress) = 0 THEN max(resolved_at) END AS resolved_at,
-                    max(regressed_at) FILTER (WHERE pending + in_progress > 0) AS regressed_at,
-                    CAST(sum(regressions) AS bigint) AS regressions, bool_or(tenant_id IS NULL) AS of_nobody
+                    max(regressed_at) FILTER (WHERE {_BACK}) AS regressed_at,
+                    CAST(sum(regressions) AS bigint) AS regressions
                 FROM worker_failed_job_groups groups
-                WHERE {" AND ".join(conditions)}
-                GROUP BY fingerprint
-                HAVING {" AND ".join(having)}
-            ) found
-            {begin}
-            ORDER BY regressed_at IS NOT NULL DESC, last_seen DESC, fingerprint DESC
-            LIMIT :limit
+                WHERE groups.fingerprint = page.fingerprint AND {matching}
+            ) whole
+            ORDER BY page.back DESC, page.last_seen DESC, page.fingerprint DESC
             """
         ),
         {**parameters, "limit": limit + 1},
@@ -245,14 +257,21 @@ def largest_groups(session: Session, where: Filter, *, limit: int = 3, at_most: 
 
 def _from_counts(session: Session, where: Filter, limit: int) -> list[Share]:
     conditions, parameters = group_conditions(where)
-    counted = " + ".join(f"sum({status})" for status in where.status or STATUSES)
+    matching, counted = " AND ".join(conditions), f"sum({' + '.join(where.status or STATUSES)})"
     rows = session.execute(
         text(
             f"""
-            SELECT fingerprint, max(exception_class) AS exception_class, max(title) AS title,
-                CAST({counted} AS bigint) AS jobs
-            FROM worker_failed_job_groups groups WHERE {" AND ".join(conditions)}
-            GROUP BY fingerprint HAVING {counted} > 0 ORDER BY 4 DESC, 1 LIMIT :limit
+            WITH largest AS MATERIALIZED (
+                SELECT fingerprint, CAST({counted} AS bigint) AS jobs
+                FROM worker_failed_job_groups groups WHERE {matching}
+                GROUP BY fingerprint HAVING {counted} > 0 ORDER BY 2 DESC, 1 LIMIT :limit
+            )
+            SELECT largest.fingerprint, named.exception_class, named.title, largest.jobs
+            FROM largest CROSS JOIN LATERAL (
+                SELECT exception_class, title FROM worker_failed_job_groups groups
+                WHERE groups.fingerprint = largest.fingerprint AND {matching} ORDER BY last_seen DESC LIMIT 1
+            ) named
+            ORDER BY largest.jobs DESC, largest.fingerprint
             """
         ),
         {**parameters, "limit": limit},
@@ -262,6 +281,24 @@ def _from_counts(session: Session, where: Filter, limit: int) -> list[Share]:
 
 def group_conditions(where: Filter) -> tuple[list[str], dict[str, Any]]:
     """Return what a filter asks of ``worker_failed_job_groups groups``, status and times left out."""
+    conditions, parameters = _named(where)
+    if where.ids or where.correlation_id is not None or where.text is not None or where.replay is not None:
+        condition, of_rows = where.where()
+        conditions.append(
+            f"""
+            groups.fingerprint IN (
+                SELECT details.fingerprint FROM worker_failed_jobs job
+                JOIN worker_failed_job_details details ON details.failed_job_id = job.id
+                WHERE {condition} LIMIT {_LOOKED_AT}
+            )
+            """
+        )
+        parameters |= of_rows
+    return conditions, parameters
+
+
+def _named(where: Filter) -> tuple[list[str], dict[str, Any]]:
+    """Return what a filter asks by the columns that groups have."""
     conditions, parameters = ["true"], dict[str, Any]()
     for column, values in (
         ("queue", where.queue),
@@ -275,18 +312,6 @@ def group_conditions(where: Filter) -> tuple[list[str], dict[str, Any]]:
             kind = "uuid" if column == "tenant_id" else "text"
             conditions.append(f"groups.{column} = ANY(CAST(:{column} AS {kind}[]))")
             parameters[column] = list(values)
-    if where.ids or where.correlation_id is not None or where.text is not None or where.replay is not None:
-        condition, of_rows = where.where()
-        conditions.append(
-            f"""
-            groups.fingerprint IN (
-                SELECT details.fingerprint FROM worker_failed_jobs job
-                JOIN worker_failed_job_details details ON details.failed_job_id = job.id
-                WHERE {condition} LIMIT {_LOOKED_AT}
-            )
-            """
-        )
-        parameters |= of_rows
     return conditions, parameters
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from db.failed.filters import SEARCHED, Filter, InvalidFilter, contains, spelled_out
+from db.failed.foreign_json import read
 from db.failed.groups import group_conditions
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
@@ -110,7 +111,13 @@ def find(session: Session, where: Filter, *, after: str | None = None, limit: in
     else:
         rows = _containing(session, where, begin, limit + 1)
     jobs = [FailedJobSummary(**row._mapping) for row in rows[:limit]]
-    return Page(jobs, _key(jobs[-1]) if len(rows) > limit else None)
+    return Page(jobs, beyond(jobs[-1]) if len(rows) > limit else None)
+
+
+def beyond(job: FailedJobSummary) -> str:
+    """Return what to give :func:`find` as ``after`` for those that failed before a job, whether that matches or not."""
+    # As one word, to be typed.
+    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
 
 
 def iterate(session: Session, where: Filter) -> Iterator[FailedJob]:
@@ -157,7 +164,7 @@ def count_up_to(session: Session, where: Filter, most: int) -> tuple[int, bool]:
     condition, parameters = where.where()
     details = _FROM if where.fingerprint else "worker_failed_jobs job"
     found = session.execute(
-        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) some"),
+        text(f"SELECT count(*) FROM (SELECT FROM {details} WHERE {condition} LIMIT :most) counted"),
         {**parameters, "most": most + 1},
     ).scalar_one()
     return min(int(found), most), int(found) <= most
@@ -217,15 +224,31 @@ def _get_all(session: Session, ids: list[UUID]) -> list[FailedJob]:
         text(
             f"""
             SELECT {_SUMMARY.replace(f"left(job.error_message, {MESSAGE_IN_LIST})", "job.error_message")},
-                job.last_retry_at, job.resolved_at, job.remediation_notes, job.task_args, job.task_kwargs,
-                job.traceback, details.attempts, details.forgotten_at, {has_original} AS has_original,
+                job.last_retry_at, job.resolved_at, job.remediation_notes, CAST(job.task_args AS text) AS task_args,
+                CAST(job.task_kwargs AS text) AS task_kwargs, job.traceback, CAST(details.attempts AS text) AS attempts,
+                details.forgotten_at, {has_original} AS has_original,
                 {original} AS original_sealed
             FROM {_FROM} WHERE job.id = ANY(:ids)
             """
         ),
         {"ids": ids, **({"sealed": SEALED} if may_look else {})},
     )
-    return [FailedJob(**row._mapping) for row in rows]
+    return [_in_full(dict(row._mapping)) for row in rows]
+
+
+def _in_full(values: dict[str, Any]) -> FailedJob:
+    args, kwargs, attempts = (read(values[name]) for name in ("task_args", "task_kwargs", "attempts"))
+    # Tenants with SQL of their own write what they like.
+    if isinstance(attempts, list):
+        attempts = [attempt for attempt in attempts if isinstance(attempt, dict)]
+    return FailedJob(
+        **{
+            **values,
+            "task_args": args if isinstance(args, list | None) else [args],
+            "task_kwargs": kwargs if isinstance(kwargs, dict | None) else {"kwargs": kwargs},
+            "attempts": attempts if isinstance(attempts, list) else None,
+        }
+    )
 
 
 #: Where a page begins: what it comes after.
@@ -343,11 +366,6 @@ def _summaries(keys: str, parameters: dict[str, Any]) -> tuple[Any, dict[str, An
         ORDER BY found.failed_at DESC, found.id DESC
     """
     return text(statement), parameters
-
-
-def _key(job: FailedJobSummary) -> str:
-    # As one word, to be typed.
-    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
 
 
 def _parse(after: str) -> tuple[datetime, UUID]:

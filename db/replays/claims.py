@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from db.failed.actions import LOCK_GROUPS
 from db.failed.filters import Filter, spelled_out
+from db.failed.foreign_json import read, read_object
 from db.failed.statuses import Status
 from db.replays.runs import LEASE, Replay, State
 
@@ -39,8 +40,9 @@ class Candidate:
     queue: str | None
     tenant_id: UUID | None
     error_type: str
-    task_args: list[Any] | None
-    task_kwargs: dict[str, Any] | None
+    #: As the row has them: tenants may write anything.
+    task_args: Any
+    task_kwargs: Any
     correlation_id: UUID | None
     failed_at: datetime
     forgotten_at: datetime | None
@@ -58,13 +60,19 @@ class Claim:
 
 
 _COLUMNS: Final = """
-    job.id, job.task_id, job.task_name, job.queue, job.tenant_id, job.error_type, job.task_args, job.task_kwargs,
+    job.id, job.task_id, job.task_name, job.queue, job.tenant_id, job.error_type,
+    CAST(job.task_args AS text) AS task_args, CAST(job.task_kwargs AS text) AS task_kwargs,
     job.correlation_id, job.failed_at, details.forgotten_at, kept.original
 """
 _BESIDE: Final = """
     LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id
     LEFT JOIN worker_failed_job_originals kept ON kept.failed_job_id = job.id
 """
+
+
+def _candidate(values: Mapping[str, Any]) -> Candidate:
+    args, kwargs = read(values["task_args"]), read(values["task_kwargs"])
+    return Candidate(**{**values, "task_args": args, "task_kwargs": kwargs})
 
 
 def replayable(replay: Replay) -> tuple[Status, ...]:
@@ -84,7 +92,8 @@ def _condition(replay: Replay, where: Filter) -> tuple[str, dict[str, Any]]:
         # It was made by somebody bound to a tenant: the session that runs it is not.
         condition += " AND job.tenant_id = :bound"
         parameters["bound"] = replay.tenant_id
-    return f"{condition} AND job.failed_at <= :until", {**parameters, "until": replay.until_at}
+    # Not called as what the filter says is, which would be overwritten.
+    return f"{condition} AND job.failed_at <= :made_until", {**parameters, "made_until": replay.until_at}
 
 
 def matching(
@@ -136,7 +145,7 @@ def matching(
         ),
         parameters,
     )
-    return [Candidate(**row._mapping) for row in rows]
+    return [_candidate(dict(row._mapping)) for row in rows]
 
 
 def candidate(session: Session, failed_job_id: UUID) -> Candidate | None:
@@ -144,7 +153,7 @@ def candidate(session: Session, failed_job_id: UUID) -> Candidate | None:
     row = session.execute(
         text(f"SELECT {_COLUMNS} FROM worker_failed_jobs job {_BESIDE} WHERE job.id = :id"), {"id": failed_job_id}
     ).first()
-    return None if row is None else Candidate(**row._mapping)
+    return None if row is None else _candidate(dict(row._mapping))
 
 
 def count_matching(session: Session, replay: Replay, where: Filter | None = None) -> int:
@@ -273,7 +282,8 @@ def unsent(session: Session, replay_id: UUID, limit: int) -> list[Claim]:
                 WHERE item.replay_id = :id AND item.state = 'claimed'
                 WINDOW sofar AS (ORDER BY item.id ROWS UNBOUNDED PRECEDING)
             )
-            SELECT open.item, open.edit, {_COLUMNS} FROM open JOIN worker_failed_jobs job USING (id) {_BESIDE}
+            SELECT open.item, CAST(open.edit AS text) AS edit, {_COLUMNS}
+            FROM open JOIN worker_failed_jobs job USING (id) {_BESIDE}
             WHERE open.n = 1 OR (open.n <= :limit AND open.bytes <= :most) ORDER BY open.n
             """
         ),
@@ -283,7 +293,8 @@ def unsent(session: Session, replay_id: UUID, limit: int) -> list[Claim]:
     for row in rows:
         values = dict(row._mapping)
         item, edit = values.pop("item"), values.pop("edit")
-        claims.append(Claim(item, Candidate(**values), edit))
+        # One that is none names no edit: its job is let go.
+        claims.append(Claim(item, _candidate(values), None if edit is None else read_object(edit) or {}))
     return claims
 
 
@@ -454,9 +465,14 @@ def moved(session: Session, limit: int) -> list[UUID]:
             text(
                 """
                 SELECT DISTINCT item.replay_id
-                FROM worker_failed_jobs job JOIN worker_replay_items item ON item.failed_job_id = job.id
-                WHERE job.status = 'in_progress' AND item.state IN ('succeeded', 'failed')
-                  AND item.tenant_id IS DISTINCT FROM job.tenant_id
+                FROM (SELECT id, tenant_id FROM worker_failed_jobs WHERE status = 'in_progress' LIMIT 2000) job
+                -- OFFSET 0: few jobs are in progress, and of items there may be millions.
+                CROSS JOIN LATERAL (
+                    SELECT replay_id FROM worker_replay_items item
+                    WHERE item.failed_job_id = job.id AND item.state IN ('succeeded', 'failed')
+                      AND item.tenant_id IS DISTINCT FROM job.tenant_id
+                    OFFSET 0
+                ) item
                 LIMIT :limit
                 """
             ),

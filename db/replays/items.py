@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
+
+from db.replays.runs import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,32 @@ def ended_within(session: Session, replay_id: UUID, seconds: float) -> int:
             {"id": replay_id, "seconds": seconds},
         ).scalar_one()
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The replay that a job is in progress for."""
+
+    id: UUID
+    #: None of both where the session does not see the replay: of an operator's, whoever is bound to a tenant.
+    state: State | None
+    created_by: str | None
+
+
+def holders(session: Session, ids: Collection[UUID]) -> dict[UUID, Holder]:
+    """Return, of those of the jobs that a replay has claimed or sent and that have not ended, which replay that is."""
+    rows = session.execute(
+        text(
+            """
+            SELECT DISTINCT ON (item.failed_job_id) item.failed_job_id, item.replay_id, replay.state, replay.created_by
+            FROM worker_replay_items item LEFT JOIN worker_replays replay ON replay.id = item.replay_id
+            WHERE item.failed_job_id = ANY(:ids) AND item.state IN ('claimed', 'sent')
+            ORDER BY item.failed_job_id, item.claimed_at DESC
+            """
+        ),
+        {"ids": list(ids)},
+    )
+    return {row.failed_job_id: Holder(row.replay_id, row.state, row.created_by) for row in rows}
 
 
 def last_failures(session: Session, replay_id: UUID, *, limit: int = 10) -> list[Refailed]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from db.errors import DramaturgError
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.filters import Filter
+from db.failed.foreign_json import read
 from db.session import tenant_of
 from db.times import moment_of
 
@@ -27,6 +29,9 @@ RAMP: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 #: Seconds for which a process has a replay to itself after each sign of life.
 LEASE: Final = 15.0
 
+#: Under which a replay's settings keep the request that it was made for.
+REQUEST: Final = "request"
+
 
 class IllegalChange(DramaturgError, ValueError):
     """Raised when a replay cannot take a state from the one that it has; the message says which it has."""
@@ -34,6 +39,10 @@ class IllegalChange(DramaturgError, ValueError):
 
 class AlreadyMade(DramaturgError, ValueError):
     """Raised when there is a replay of that id: whoever asked twice gets one."""
+
+
+class UnreadableReplay(DramaturgError, ValueError):
+    """Raised when what a replay is for cannot be read: whoever has SQL of a tenant may write anything there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +70,16 @@ class ReplaySettings:
     edit: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.ramp or any(step < 1 for step in self.ramp):
-            raise ValueError(f"ramp must be one or more whole numbers from 1, not {self.ramp!r}")
+        if not self.ramp or any(not 1 <= step <= 1_000_000 for step in self.ramp):
+            raise ValueError(f"ramp must be one or more whole numbers from 1 to 1000000, not {self.ramp!r}")
         if self.rate is not None and not 0 < self.rate <= 1_000_000:
             raise ValueError(f"rate must be more than 0 a second, not {self.rate!r}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be a share from 0 to 1, not {self.threshold!r}")
         if not 1 <= self.window <= 10_000:
             raise ValueError(f"window must be 1 to 10000, not {self.window!r}")
+        if self.actor is not None and (not self.actor or "\0" in self.actor):
+            raise ValueError(f"actor must be a name, not {self.actor!r}")
 
     def as_json(self) -> dict[str, Any]:
         """Return it as it is kept."""
@@ -76,9 +87,15 @@ class ReplaySettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ReplaySettings:
-        """Return what was kept; what another version added is left out."""
+        """Return what was kept; what another version added is left out.
+
+        Raises:
+          ValueError, TypeError, AttributeError: When it is none.
+        """
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        if not isinstance(kept.get("actor"), str | None) or not isinstance(kept.get("edit"), Mapping | None):
+            raise TypeError("actor must be a name, and edit an object")
         return cls(**{**kept, "ramp": tuple(kept.get("ramp", RAMP))})
 
 
@@ -123,6 +140,7 @@ def create(
     by: str,
     reason: str | None = None,
     replay_id: UUID | None = None,
+    request: str | None = None,
 ) -> UUID:
     """Make a replay, which whoever is an operator's process then runs, and return its id.
 
@@ -131,6 +149,7 @@ def create(
       where: Which jobs; of those only pending and abandoned ones are sent, and abandoned ones where ``status`` or
         ``ids`` say so.
       replay_id: Its id, where whoever asks may ask twice for the same; a random one by default.
+      request: Kept with it, for :mod:`db.replays.keys`.
 
     Raises:
       AlreadyMade: When there is one of that id; nothing was done.
@@ -163,7 +182,7 @@ def create(
             "id": replay_id,
             "tenant_id": tenant_of(session),
             "filter": filter_as_json(where),
-            "settings": settings.as_json(),
+            "settings": {**settings.as_json(), **({} if request is None else {REQUEST: request})},
             "by": checked("by", by, NAME_AT_MOST),
             "reason": reason,
         },
@@ -189,7 +208,8 @@ _ITEMS: Final = """(
 _NOT_COUNTED: Final = "CAST('{}' AS jsonb)"
 _SELECT: Final = """
     SELECT
-        id, tenant_id, state, why, filter, settings, created_by, reason, created_at, finished_at, matched, until_at,
+        id, tenant_id, state, why, CAST(filter AS text) AS filter, CAST(settings AS text) AS settings,
+        created_by, reason, created_at, finished_at, matched, until_at,
         CASE WHEN runner_until > now() THEN runner END AS runner, come_to_at, come_to_id, {items} AS items
     FROM worker_replays replay
 """
@@ -200,6 +220,9 @@ def get(session: Session, replay_id: UUID, *, counted: bool = True) -> Replay | 
 
     Arguments:
       counted: Whether to count its items, which takes a quarter of a second for a million.
+
+    Raises:
+      UnreadableReplay: When somebody wrote what is none.
     """
     row = session.execute(
         text(_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED) + " WHERE id = :id"), {"id": replay_id}
@@ -212,14 +235,16 @@ def find(
     *,
     states: Sequence[State] = (),
     before: datetime | None = None,
+    after: tuple[datetime, UUID] | None = None,
     limit: int = 50,
     counted: bool = True,
 ) -> list[Replay]:
-    """Return replays, newest first.
+    """Return replays, newest first; those that nobody can read are left out.
 
     Arguments:
       states: Which; all by default.
       before: Made before then.
+      after: When the last of the page before was made, and its id.
       counted: Whether to count their items; see :func:`get`, and :func:`db.replays.items.counts`.
     """
     rows = session.execute(
@@ -227,11 +252,23 @@ def find(
             f"{_SELECT.format(items=_ITEMS if counted else _NOT_COUNTED)}"
             " WHERE (CAST(:states AS text[]) IS NULL OR state = ANY(:states))"
             " AND (CAST(:before AS timestamptz) IS NULL OR created_at < :before)"
+            " AND (CAST(:last_id AS uuid) IS NULL"
+            "   OR created_at < :last_at OR (created_at = :last_at AND id > :last_id))"
             " ORDER BY created_at DESC, id LIMIT :limit"
         ),
-        {"states": list(states) or None, "before": before, "limit": limit},
+        {
+            "states": list(states) or None,
+            "before": before,
+            "last_at": after[0] if after else None,
+            "last_id": after[1] if after else None,
+            "limit": limit,
+        },
     )
-    return [_replay(row) for row in rows]
+    found = []
+    for row in rows:
+        with suppress(UnreadableReplay):
+            found.append(_replay(row))
+    return found
 
 
 def ids_beginning(session: Session, beginning: str, *, limit: int) -> list[UUID]:
@@ -253,8 +290,11 @@ def ids_beginning(session: Session, beginning: str, *, limit: int) -> list[UUID]
 
 def _replay(row: Row[Any]) -> Replay:
     values = dict(row._mapping)
-    values["filter"] = filter_from_json(values["filter"])
-    values["settings"] = ReplaySettings.from_json(values["settings"])
+    try:
+        values["filter"] = filter_from_json(read(values["filter"]))
+        values["settings"] = ReplaySettings.from_json(read(values["settings"]))
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
+        raise UnreadableReplay(f"replay {values['id']}: its filter or its settings cannot be read") from e
     at, last = values.pop("come_to_at"), values.pop("come_to_id")
     values["come_to"] = None if last is None else (at, last)
     return Replay(**values)

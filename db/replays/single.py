@@ -42,6 +42,11 @@ def hold(session: Session, failed_job_id: UUID) -> None:
         text("SELECT pg_advisory_xact_lock(hashtextextended('dramaturg replay of ' || CAST(:id AS text), 0))"),
         {"id": str(failed_job_id)},
     )
+    check(session, failed_job_id)
+
+
+def check(session: Session, failed_job_id: UUID) -> None:
+    """Return where a job could be sent again now. Raises as :func:`create`."""
     status: Status | None = session.execute(
         text("SELECT status FROM worker_failed_jobs WHERE id = :id"), {"id": failed_job_id}
     ).scalar()

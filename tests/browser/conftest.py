@@ -45,7 +45,7 @@ register("shop", "orders")
 client = redis.Redis.from_url(os.environ["REDIS_URL"])
 
 @actor(max_retries=0)
-def charge(order, card=None):
+def charge(order, card_token=None):
     if client.exists("gateway-is-down"):
         raise ConnectionError(f"<b>the gateway</b> did not answer for order {order}")
 """
@@ -102,7 +102,7 @@ class Site:
         producer.declare_queue(queue)
         options = {"tenant_id": str(self.tenants[tenant]), "correlation_id": str(uuid4())}
         for order in orders:
-            kwargs = {"order": order, "card": "4111 1111"}
+            kwargs = {"order": order, "card_token": "4111 1111"}
             producer.enqueue(Message(queue, "shop.charge", (), kwargs, options))
         eventually(lambda: self.deployment.waiting(queue) == 0, seconds=60)
 

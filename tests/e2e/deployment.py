@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dramatiq import Message
 from psycopg.rows import dict_row
 
 from tests import forks
+from tests.processes import children_of
 from tests.servers import Database
 from worker.broker import make_broker
 from worker.settings import Settings
@@ -119,10 +120,12 @@ class Deployment:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it has started, from the top, so that nobody tells of the end of another."""
     if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        family = [process.pid]
+        for pid in family:
+            family += children_of(pid)
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()

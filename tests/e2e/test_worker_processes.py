@@ -105,7 +105,7 @@ def test_a_bad_setting_is_said_by_name_and_the_worker_does_not_start(deployment:
 class TestProcfile:
     def test_every_entry_says_how_many_processes(self) -> None:
         entries = read_procfile(find_procfile())
-        assert list(entries) == ["release", *Queue]
+        assert list(entries) == ["release", *Queue, "web", "scheduler"]
         for queue in Queue:
             assert f"dramatiq worker.{queue} --processes " in entries[queue]
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from typing import Any
 from uuid import UUID
 
+from dramatiq import Broker
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
+from db.errors import ConfigurationError
 from tests.servers import Database
 from worker.console.app import make_app
+from worker.console.deployment import Deployment
 from worker.console_tokens import make_token
 from worker.settings import Settings
 
 BASE = "http://console.test"
+
+
+def _nothing() -> Broker:
+    raise ConfigurationError("no application in this test")
 
 
 @dataclass
@@ -28,6 +36,8 @@ class Console:
     redis_url: str
     #: Further settings, by variable.
     environment: dict[str, str] = field(default_factory=dict)
+    #: What it knows of an application: by default there is none here, so it runs no replays, either.
+    deployment: Callable[[Settings], Deployment] = lambda settings: Deployment(settings, imported=_nothing)
     _tokens: dict[tuple[str, UUID | None], str] = field(default_factory=dict)
     _entries: list[str] = field(default_factory=list)
 
@@ -54,7 +64,10 @@ class Console:
     def client(self, **arguments: Any) -> Iterator[TestClient]:
         """Give a browser of nobody yet."""
         arguments = {"base_url": BASE, "follow_redirects": False, **arguments}
-        with TestClient(make_app(self.settings()), raise_server_exceptions=False, **arguments) as client:
+        settings = self.settings()
+        with TestClient(
+            make_app(settings, self.deployment(settings)), raise_server_exceptions=False, **arguments
+        ) as client:
             yield client
 
     @contextmanager
@@ -72,6 +85,42 @@ def csrf(page: Response) -> str:
     found = re.search(r'name="csrf" value="([^"]+)"', page.text)
     assert found is not None, page.text
     return found[1]
+
+
+def part(page: Response, name: str) -> str:
+    """Return the text of one live part of a page, as people read it."""
+    reader = _PartReader(name)
+    reader.feed(page.text)
+    assert reader.found, f"there is no part {name!r} in {page.text}"
+    return " ".join("".join(reader.said).split())
+
+
+class _PartReader(HTMLParser):
+    """Reads the text within the element that is marked so."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.found = False
+        self.said: list[str] = []
+        self._name = name
+        self._depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if self._depth or ("data-live", self._name) in attrs:
+            self.found = True
+            self._depth += tag not in {"input", "br", "hr", "img"}
+            self.said.append(" ")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """It holds nothing."""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._depth = max(0, self._depth - 1)
+        self.said.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if self._depth:
+            self.said.append(data)
 
 
 def submit(client: TestClient, page: str, action: str, **values: str) -> Response:

@@ -50,7 +50,7 @@ class Side:
     @contextmanager
     def working(self, threads: int = 2) -> Iterator[Worker]:
         """A worker, as long as the ``with`` block lasts."""
-        worker = Worker(self.broker, worker_timeout=100, worker_threads=threads, queues={QUEUE})
+        worker = Worker(self.broker, worker_timeout=20, worker_threads=threads, queues={QUEUE})
         worker.start()
         loop = get_event_loop_thread()
         try:

@@ -58,7 +58,7 @@ class Deployment:
 
     @contextmanager
     def working(self, threads: int = 4) -> Iterator[Worker]:
-        worker = Worker(self.broker, worker_timeout=100, worker_threads=threads, queues={"attribution"})
+        worker = Worker(self.broker, worker_timeout=20, worker_threads=threads, queues={"attribution"})
         worker.start()
         try:
             yield worker

@@ -582,6 +582,19 @@ def test_a_queue_that_the_application_declares(environment: dict[str, str], tmp_
     assert found.found == "no worker consumes emails"
 
 
+def test_what_has_a_schedule_and_nobody_to_send_it(environment: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "from worker.routing import actor, register\nregister('mails', 'llm')\n"
+        "@actor(tenant_scoped=False, schedule='0 3 * * *')\ndef digest(): pass\n"
+    )
+    folder = project(tmp_path, FOUR + "mails: dramatiq mails --processes 1\n", mails=code)
+    named, _ = sorted(wrong({**environment, "SCHEDULE_OFF": "mails.other"}, folder), key=lambda f: f.status)
+    assert (named.name, named.status) == ("settings.schedule", Status.ERROR)
+    assert named.found == "SCHEDULE_OFF: no actor 'mails.other' has a schedule; those that have: mails.digest"
+    found = only({**environment, "SCHEDULE": "mails.digest=0 4 * * *"}, folder)
+    assert (found.name, found.status) == ("procfile.scheduler", Status.WARNING)
+
+
 def test_a_module_that_cannot_be_imported(environment: dict[str, str], tmp_path: Path) -> None:
     procfile = FOUR + "mails: dramatiq mails --processes 1\nnone: dramatiq no.such --processes 1\n"
     code = "raise RuntimeError('no api_key=hunter2secret')"

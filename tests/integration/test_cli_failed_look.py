@@ -333,6 +333,21 @@ def test_a_page_about_an_incident(database: Database, worker: CommandLine) -> No
     assert said.index("billing.py:44") < said.index("billing.py:42")
 
 
+@pytest.mark.parametrize(
+    ("tenants", "said"),
+    [
+        ([None, None], "failed 2 times for no tenant,"),
+        ([A], "failed 1 time for 1 tenant,"),
+        ([A, B, None], "failed 3 times for 2 tenants, and no tenant,"),
+    ],
+)
+def test_for_how_many_tenants_a_group_failed(worker: CommandLine, tenants: list[UUID | None], said: str) -> None:
+    (row_id, *_) = [fail(tenant_id=tenant) for tenant in tenants]
+    assert said in " ".join(worker("failed", "show", row_id).stdout.split())
+    of_none = worker("failed", "groups").stdout.splitlines()[1].split()
+    assert of_none[2] == ("-" if tenants == [None, None] else str(len(set(tenants) - {None})))
+
+
 def test_every_frame_where_asked_for(worker: CommandLine) -> None:
     row_id = fail(task_name="shop.billing.charge_card", traceback=TRACEBACK, error_message="x\n" * 40)
     said = worker("failed", "show", row_id, "--traceback").stdout
@@ -434,7 +449,7 @@ def test_groups_those_that_are_back_first(worker: CommandLine) -> None:
         *("abcd0000", "1", "1", "1", "3d", "1d", "REGRESSED", "ValueError:", "bad", "*")
     ]  # fmt: skip
     assert lines[2].split() == ["test.job", "at", "shop:run"]
-    assert lines[3].split()[:4] == ["abcd1000", "3", "0", "3"]
+    assert lines[3].split()[:4] == ["abcd1000", "3", "0", "2"]
     assert "worker failed list --fingerprint abcd0000" in said
     found = worker.json("failed", "groups", "--status", "all")["groups"]
     assert found[0]["fingerprint"] == fingerprint(0)

@@ -160,7 +160,7 @@ def shell(deployment: Deployment, tmp_path: Path) -> Shell:
 def housekeeping(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that consumes every queue, and so runs replays that nobody runs."""
     monkeypatch.setattr("worker.replay.replayer.EVERY", 0.1)
-    worker = Worker(deployment.broker, worker_timeout=100, worker_threads=4)
+    worker = Worker(deployment.broker, worker_timeout=20, worker_threads=4)
     worker.start()
     try:
         yield

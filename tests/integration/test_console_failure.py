@@ -246,3 +246,33 @@ def test_a_tenants_people_see_its_own_alone(console: Console) -> None:
         assert f"retry {str(mine)[:8]} --as-tenant {A}" in said
         for other in (theirs, gone, str(theirs)[:8]):
             assert client.get(f"/failures/{other}").status_code == 404
+
+
+def test_from_a_list_one_goes_through_it_and_back(database: Database, console: Console) -> None:
+    now = datetime.now(UTC)
+    one, two, three, other = (
+        fail(queue=queue, failed_at=now - timedelta(minutes=n))
+        for n, queue in enumerate(("billing", "billing", "billing", "llm"))
+    )
+    set_status(database, two, "resolved")
+    with console.logged_in("operator") as client:
+        page = client.get("/failures?queue=billing&since=2h").text
+        (link,) = re.findall(f'href="(/failures/{one}[^"]*)"', page)
+        page = client.get(unescape(link)).text
+        # Not the one that is not in the list.
+        (following,) = re.findall(r'rel="next" href="([^"]*)"', page)
+        assert following == f"/failures/{three}?from=queue%3Dbilling%26since%3D2h"
+        assert 'href="/failures?queue=billing&amp;since=2h">Back to the list' in page
+        # What is done in between does not lose it.
+        (note_it,) = re.findall(r'action="([^"]*/note[^"]*)"', page)
+        form = {"csrf": re.findall(r'name="csrf" value="([^"]+)"', page)[0], "note": "seen"}
+        assert client.post(unescape(note_it), data=form).headers["location"] == unescape(link)
+        last = client.get(unescape(following)).text
+        assert "the last of the list" in last
+        assert 'rel="next"' not in last
+        # Of the list as it is without filters.
+        assert f'href="/failures/{other}?from="' in client.get(f"/failures/{three}?from=").text
+        for nonsense in ("colour=red", "since=never", "fingerprint=%2500", "x" * 3_000, EVIL):
+            answer = client.get(f"/failures/{one}", params={"from": nonsense})
+            assert (answer.status_code, "<script>alert" in answer.text) == (200, False)
+        assert "Back to the list" not in client.get(f"/failures/{one}").text

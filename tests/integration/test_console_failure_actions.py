@@ -7,6 +7,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from dramatiq import Broker
+from dramatiq.brokers.stub import StubBroker
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
@@ -18,6 +20,29 @@ from tests.integration.replaying import Deployment
 from tests.integration.test_console_failure import fail, text_of
 from tests.integration.test_failed_jobs import A, B, set_status
 from tests.servers import Database
+from worker.console.deployment import Deployment as Imports
+
+pytestmark = pytest.mark.usefixtures("imported")
+
+
+class Imported(Imports):
+    """An application that is imported already, in a console that runs no replay by itself."""
+
+    def __init__(self, console: Console, broker: Broker | None = None) -> None:
+        super().__init__(console.settings(), imported=lambda: broker or StubBroker(middleware=[]))
+        self.started: list[UUID] = []
+
+    def run_soon(self, replay_id: UUID) -> None:
+        """Keep what is to be run."""
+        self.started.append(replay_id)
+
+
+@pytest.fixture
+def imported(console: Console) -> Imported:
+    """What each console of the test has instead of the Procfile's modules."""
+    imported = Imported(console)
+    console.deployment = lambda _: imported
+    return imported
 
 
 def act(client: TestClient, job: UUID, action: str, **values: str) -> Response:
@@ -45,14 +70,15 @@ def replays() -> list[runs.Replay]:
         return runs.find(session)
 
 
-def test_a_retry_is_seen_to_its_end(deployment: Deployment, console: Console) -> None:
-    job, other = deployment.fail("one", "two")
+def test_a_retry_is_seen_to_its_end(deployment: Deployment, console: Console, imported: Imported) -> None:
+    (job,), (other,) = deployment.fail("one"), deployment.fail("two")
     deployment.fails = {"two"}
     with console.logged_in("operator") as client:
         name = "operator-0"
         page = act(client, job, "retry")
         (replay,) = replays()
         assert (replay.created_by, replay.filter.ids, replay.tenant_id) == (name, (job,), None)
+        assert imported.started == [replay.id]
         # It is looked at again until it has ended.
         said = text_of(page.text)
         assert "data-every" in page.text

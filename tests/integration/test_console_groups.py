@@ -169,7 +169,7 @@ def test_pages_ask_as_often_for_many_rows_as_for_few(browser: TestClient) -> Non
     for group in range(1, 6):
         for n in range(8):
             fail(group, n, tenant_id=(A, B, None)[n % 3])
-    assert statements() == few
+    assert all(many <= one for many, one in zip(statements(), few, strict=True))
     assert max(few) <= 12
 
 

@@ -19,6 +19,7 @@ from db.tenancy import tenant_context
 from tests.integration.failed_rows import fingerprint, group_counts, recounted
 from tests.integration.test_failed_jobs import A, B, a_failure, rows, set_status
 from tests.servers import Database
+from tests.waiting import eventually
 
 Act = Callable[..., Moved]
 #: By the status that they lead to, with what they must be told.
@@ -165,6 +166,27 @@ def test_two_people_at_once_do_each_job_once(database: Database, monkeypatch: py
         ).fetchall()
     assert len(events) == 200
     assert {number for _, number in events} == {1}
+    assert group_counts(database) == recounted(database)
+
+
+def test_groups_are_locked_in_one_order_whoever_changes_their_rows(database: Database) -> None:
+    """Else two who change rows of the same groups would each hold what the other waits for."""
+    number = 6
+    # In the table the last one comes first: that is the order in which nobody must take them.
+    for n in reversed(range(number)):
+        failed_jobs.record(a_failure(fingerprint=fingerprint(n)))
+    one_by_one = "SELECT FROM worker_failed_job_groups WHERE fingerprint = %s FOR UPDATE"
+    with psycopg.connect(database.operator_url) as recorder, ThreadPoolExecutor(1) as pool:
+        # As whoever records failures of all of them, who has come to the first.
+        recorder.execute(one_by_one, [fingerprint(0)])
+        person = pool.submit(act, "resolved", Filter(queue=("attribution",)))
+        with psycopg.connect(database.admin_url, autocommit=True) as onlooker:
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+            eventually(lambda: onlooker.execute(waits, [recorder.info.backend_pid]).fetchone() == (1,))
+        for n in range(1, number):
+            recorder.execute(one_by_one, [fingerprint(n)])
+        recorder.commit()
+        assert person.result(timeout=30).count == number
     assert group_counts(database) == recounted(database)
 
 

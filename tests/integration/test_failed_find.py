@@ -23,6 +23,7 @@ from db.failed import (
     InvalidFilter,
     chain,
     count,
+    count_up_to,
     find,
     find_groups,
     get,
@@ -136,6 +137,9 @@ def test_each_filter_and_each_pair_finds_what_looking_at_every_row_finds(databas
             ids = [row["id"] for row in wanted]
             assert [job.id for job in every_page(session, where, r.choice((1, 3, 17, 1000)))] == ids, where
             assert count(session, where) == len(ids), where
+            assert count_up_to(session, where, len(ids)) == (len(ids), True), where
+            if ids and not where.of_groups:
+                assert count_up_to(session, where, len(ids) - 1) == (len(ids) - 1, False), where
             assert [job.id for job in iterate(session, where)] == ids, where
             found = stats(session, where, now=NOW)
             assert {k: v for k, v in found.by_status.items() if v} == Counter(r_["status"] for r_ in wanted), where
@@ -158,6 +162,11 @@ def test_each_filter_and_each_pair_finds_what_looking_at_every_row_finds(databas
                 assert {g.fingerprint for g in groups} == {row["fingerprint"] for row in wanted}, where
             shares = {share.fingerprint: share.jobs for share in largest_groups(session, where, limit=100)}
             assert shares == Counter(row["fingerprint"] for row in wanted), where
+            if where.of_groups:
+                # Groups count them all.
+                assert count_up_to(session, where, 5) == (len(wanted), True), where
+            else:
+                assert count_up_to(session, where, 5) == (min(5, len(wanted)), len(wanted) <= 5), where
     assert matched > 60
 
 
@@ -170,6 +179,9 @@ def test_a_tenants_session_finds_its_own_alone_by_every_filter(database: Databas
             ids = [row["id"] for row in wanted]
             assert [job.id for job in every_page(session, where, 1000)] == ids, where
             assert count(session, where) == len(ids), where
+            assert count_up_to(session, where, len(ids)) == (len(ids), True), where
+            if ids and not where.of_groups:
+                assert count_up_to(session, where, len(ids) - 1) == (len(ids) - 1, False), where
             assert [job.id for job in iterate(session, where)] == ids, where
             assert stats(session, where, now=NOW).jobs == len(ids), where
             groups, _ = find_groups(session, where, limit=1000)

@@ -73,14 +73,14 @@ def test_what_a_group_says(database: Database) -> None:
     newest = fail(9, tenant_id=B, queue="llm", title="worse *")
     fail(7, tenant_id=None)
     group = the_group()
-    assert (group.failures, group.pending, group.open, group.tenants) == (3, 3, 3, 3)
+    assert (group.failures, group.pending, group.open, group.tenants, group.without_tenant) == (3, 3, 3, 2, True)
     assert (group.first_seen, group.last_seen) == (START + timedelta(minutes=5), START + timedelta(minutes=9))
     assert (group.sample_id, group.regressed, group.resolved_at) == (newest, False, None)
     assert (group.task_name, group.exception_class, group.place) == ("test.job", "ValueError", "shop:run")
     with tenant_context(A), transaction() as session:
         own = get_group(session, fingerprint(0))
     assert own is not None
-    assert (own.failures, own.pending, own.tenants, own.title) == (1, 1, 1, "bad *")
+    assert (own.failures, own.pending, own.tenants, own.without_tenant, own.title) == (1, 1, 1, False, "bad *")
 
 
 def test_groups_of_a_replay_are_those_of_its_jobs(database: Database) -> None:

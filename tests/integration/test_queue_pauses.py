@@ -374,7 +374,7 @@ class TestThePause:
         pause(client, QUEUE, by="ann")
         one.send(job, 1)
         looks = Looks(one, monkeypatch)
-        worker = Worker(one.broker, worker_timeout=100, worker_threads=1, queues={QUEUE, "llm"})
+        worker = Worker(one.broker, worker_timeout=20, worker_threads=1, queues={QUEUE, "llm"})
         worker.start()
         try:
             looks.wait()

@@ -58,6 +58,19 @@ def test_a_replay_that_fails_returns_its_row(deployment: Deployment) -> None:
     assert row["last_retry_at"] is not None
 
 
+def test_what_failed_after_the_filter_says_is_not_sent(deployment: Deployment) -> None:
+    (before,) = deployment.fail("before")
+    (after,) = deployment.fail("after")
+    deployment.fails.clear()
+    until = next(row["failed_at"] for row in deployment.rows() if row["id"] == after)
+    replay_id = deployment.replay(Filter(actor=("test.replayed",), until=until))
+    with deployment.working():
+        done = deployment.runner().run_to_end(replay_id)
+    assert done is not None
+    assert (done.state, done.items, done.matched) == ("finished", {"succeeded": 1}, 1)
+    assert [deployment.status(row_id) for row_id in (before, after)] == ["resolved", "pending"]
+
+
 def test_many_go_up_the_ramp_and_each_once(deployment: Deployment) -> None:
     rows = deployment.fail(*(str(n) for n in range(60)))
     deployment.fails.clear()

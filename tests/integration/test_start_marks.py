@@ -37,6 +37,20 @@ def test_a_start_right_after_the_connection_was_cut_is_noted(client: redis.Redis
     marks.close()
 
 
+def test_its_connections_take_no_place_of_the_clients(redis_url: str) -> None:
+    # Redis-py counts what its pool has made, and from 8.0 makes no more than a hundred.
+    with redis.Redis.from_url(redis_url, max_connections=2) as client:
+        marks = StartMarks(client, KEY)
+        for n in range(10):
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            marks.mark(f"q:{n}".encode())
+        eventually(lambda: len(noted(client)) == 10)
+        with client.pipeline() as one, client.pipeline() as another:
+            one.watch(KEY)
+            another.watch(KEY)
+        marks.close()
+
+
 def test_nobody_waits_for_a_redis_that_is_away_each_time(client: redis.Redis) -> None:
     tried: list[int] = []
 

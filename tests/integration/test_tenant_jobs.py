@@ -106,7 +106,7 @@ class Site:
     @contextmanager
     def working(self, threads: int = 1) -> Iterator[None]:
         """Run a worker until every message, sent before or within the block, has ended and every thread has, too."""
-        worker = Worker(self.broker, queues={QUEUE}, worker_threads=threads, worker_timeout=50)
+        worker = Worker(self.broker, queues={QUEUE}, worker_threads=threads, worker_timeout=20)
         worker.start()
         try:
             yield

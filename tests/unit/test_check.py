@@ -21,7 +21,15 @@ from worker.check.guard import Guard, Task, run_together
 from worker.check.language_model import judge_language_model
 from worker.check.migrations import judge_revisions
 from worker.check.postgres import address, credentials, judge_version, judge_writable
-from worker.check.procfile import Entry, judge_console, judge_processes, judge_queues, judge_stop_timeouts, read_entries
+from worker.check.procfile import (
+    Entry,
+    judge_console,
+    judge_processes,
+    judge_queues,
+    judge_schedule,
+    judge_stop_timeouts,
+    read_entries,
+)
 from worker.check.redis_rights import PROBES
 from worker.check.redis_server import address as redis_address
 from worker.check.redis_server import judge_server
@@ -343,6 +351,18 @@ class TestProcfile:
         assert found.found.startswith("web: ")
         assert list(judge_console(commands, {"CONSOLE_TOKENS": "x"})) == []
         assert list(judge_console({"web": "gunicorn myapp"}, {})) == []
+
+    def test_what_has_a_schedule_needs_a_scheduler(self) -> None:
+        without, with_one = {"a": "dramatiq a"}, {"a": "dramatiq a", "clock": "exec worker scheduler --module b"}
+        found = judge_schedule(without, ["a.x", "a.y"], ["a.y"])
+        assert found is not None
+        assert (found.status, found.found) == (Status.WARNING, "no entry is a scheduler, and nothing sends a.x")
+        assert judge_schedule(without, ["a.x"], ["a.x"]) is None
+        assert judge_schedule(without, [], []) is None
+        found = judge_schedule(with_one, ["a.x"], [])
+        assert found is not None
+        assert found.status is Status.OK
+        assert judge_schedule(read_procfile(ROOT / "Procfile"), ["a.x"], []) == found
 
     def test_every_queue_has_an_entry(self) -> None:
         two = entries(a="dramatiq a", b="dramatiq b")

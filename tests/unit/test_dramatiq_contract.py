@@ -59,7 +59,7 @@ def test_retries_mark_what_they_enqueue() -> None:
     def job() -> None:
         raise ValueError("x")
 
-    worker = Worker(broker, worker_timeout=50, worker_threads=1)
+    worker = Worker(broker, worker_timeout=20, worker_threads=1)
     worker.start()
     job.send_with_options(delay=1)
     broker.join("default", timeout=20_000)

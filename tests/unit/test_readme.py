@@ -55,7 +55,9 @@ def test_every_error_type_is_explained() -> None:
 def project(tmp_path: Path) -> Path:
     """The project that the README writes, from its own words."""
     files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", README, flags=re.DOTALL))
-    assert set(files) == {"myapp/emails.py", "myapp/credits.py", "myapp/exports.py", "test_emails.py"}
+    assert set(files) == {f"myapp/{name}.py" for name in ("emails", "credits", "exports", "digests")} | {
+        "test_emails.py"
+    }
     for name, code in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -84,6 +86,23 @@ def test_the_actor_that_cleans_up(project: Path) -> None:
     assert run("-c", code, cwd=project).strip() == "emails"
 
 
+def test_what_runs_by_the_clock(project: Path) -> None:
+    code = (
+        "import os\nos.environ['REDIS_URL'] = 'stub://'\nimport myapp.digests\n"
+        "from worker.broker import broker, settings\nfrom worker.scheduler.jobs import jobs_of\n"
+        "print([(job.name, job.rule, job.schedule.missed) for job in jobs_of(broker, settings)])"
+    )
+    off = {"SCHEDULE_OFF": "myapp.digests.look_for_mail", "SCHEDULE": "myapp.digests.send_digests=0 4 * * *"}
+    assert run("-c", code, cwd=project).strip() == (
+        "[('myapp.digests.look_for_mail', '*/10 * * * * UTC', 'once'), "
+        "('myapp.digests.send_digests', '30 2 * * * Europe/Berlin', 'skip')]"
+    )
+    assert run("-c", code, cwd=project, **off).strip() == (
+        "[('myapp.digests.look_for_mail', 'off', 'once'), "
+        "('myapp.digests.send_digests', '0 4 * * * Europe/Berlin', 'skip')]"
+    )
+
+
 def test_sending(project: Path) -> None:
     (code,) = [b for b in blocks("python") if not b.startswith("# ")]
     code = f"import os\nos.environ['REDIS_URL'] = 'stub://'\n{code}\n" + (
@@ -106,7 +125,7 @@ from myapp.credits import add_credit
 with tenant_context(UUID(int=1)):
     sent = add_credit.send("acme", 5)
 add_credit.broker.enqueue(sent)
-worker = Worker(add_credit.broker, worker_timeout=50)
+worker = Worker(add_credit.broker, worker_timeout=20)
 worker.start()
 add_credit.broker.join(add_credit.queue_name)
 worker.stop()
@@ -121,6 +140,7 @@ def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
     assert words == {
         "tenants", "events", "migrate", "check", "spool", "queues", "workers", "failed", "replays", "console",
+        "schedule", "scheduler",
     }  # fmt: skip
 
 

@@ -115,3 +115,11 @@ def test_a_tls_url_reaches_redis_with_the_verification_asked_for() -> None:
 
     assert verification(DYNO="attribution.1") == "none"
     assert verification() != "none"
+
+
+def test_no_thread_is_refused_a_connection_to_redis() -> None:
+    from worker.redis_client import make_redis
+
+    with make_redis(Settings.load({"DATABASE_URL": URL, "REDIS_URL": "redis://h:6379"})) as client:
+        for _ in range(200):
+            client.connection_pool.make_connection()

@@ -30,6 +30,8 @@ class Imported:
     queues: Mapping[str, Collection[str] | None]
     #: All declared queues, those of ``worker.routing.register`` included.
     declared: Collection[str]
+    #: The actors that have a schedule.
+    scheduled: Collection[str]
     #: Why a module could not be imported, by entry; the text may hold anything that an error's text does.
     errors: Mapping[str, str]
 
@@ -76,13 +78,21 @@ def _answer(asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             except BaseException as e:  # noqa: BLE001 - whatever ends a worker at its start
                 errors[name] = f"{module}: {type(e).__name__}: {e}"
                 break
+    import dramatiq
+
     from worker.broker import queues as declared
     from worker.routing import queues_of
+    from worker.scheduler.jobs import scheduled
 
     for name, entry in asked.items():
         found = entry["queues"] or queues_of(entry["modules"])
         queues[name] = [] if name in errors else None if found is None else sorted(found)
-    return {"queues": queues, "declared": sorted(declared), "errors": errors}
+    return {
+        "queues": queues,
+        "declared": sorted(declared),
+        "scheduled": sorted(scheduled(dramatiq.get_broker())),
+        "errors": errors,
+    }
 
 
 if __name__ == "__main__":

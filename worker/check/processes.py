@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from db.errors import ConfigurationError
 from worker.check import procfile
 from worker.check.findings import Finding, error, ok, warning
 from worker.check.guard import Guard, Task
 from worker.check.imported import TIMEOUT, import_entries
 from worker.check.procfile import Entry
 from worker.procfile import read_procfile
+from worker.scheduler.jobs import check_names
 from worker.settings import Settings
 
 #: Seconds from SIGTERM to SIGKILL that cannot be changed: https://devcenter.heroku.com/articles/dynos#shutdown
@@ -34,6 +36,7 @@ class Processes:
         self._guard = guard
         #: Those that run dramatiq; known after :meth:`check`.
         self.entries = list[Entry]()
+        self._commands: Mapping[str, str] = {}
         #: The queues that importing their modules declares; known after :meth:`import_task` was run.
         self.declared: set[str] = set()
 
@@ -46,7 +49,7 @@ class Processes:
         path = self._path or self._folder / "Procfile"
         if self._path is None and not path.exists():
             return
-        commands = read_procfile(path)
+        self._commands = commands = read_procfile(path)
         self.entries, wrong = procfile.read_entries(commands, self._environ)
         if self._environ.get("DYNO"):
             stop_timeout = HEROKU_STOP_TIMEOUT
@@ -71,7 +74,7 @@ class Processes:
         """Give a task that imports the modules of the entries, where importing the broker can succeed at all."""
         if self.entries and settings.database_url and not settings.stub:
             yield Task(
-                lambda: self._guard.run("procfile.imports", self._import),
+                lambda: self._guard.run("procfile.imports", lambda: self._import(settings)),
                 TIMEOUT + 5,
                 error(
                     "procfile.imports",
@@ -80,7 +83,7 @@ class Processes:
                 ),
             )
 
-    def _import(self) -> Iterator[Finding]:
+    def _import(self, settings: Settings) -> Iterator[Finding]:
         found = import_entries(self.entries, self._folder, self._environ)
         self.declared = set(found.declared)
         for name, why in found.errors.items():
@@ -90,3 +93,11 @@ class Processes:
                 "Mend the module, or its name in the Procfile.",
             )
         yield procfile.judge_queues(self.entries, found.queues, found.declared)
+        schedule = procfile.judge_schedule(self._commands, found.scheduled, settings.schedule_off)
+        if schedule is not None:
+            yield schedule
+        if not found.errors:
+            try:
+                check_names(settings, found.scheduled)
+            except ConfigurationError as e:
+                yield error("settings.schedule", str(e), "Mend the setting: no scheduler would start.")

@@ -122,6 +122,26 @@ def judge_console(commands: Mapping[str, str], environ: Mapping[str, str]) -> It
         )
 
 
+def judge_schedule(commands: Mapping[str, str], scheduled: Collection[str], off: Collection[str]) -> Finding | None:
+    """Judge whether somebody will send what has a schedule; None where nothing has.
+
+    Arguments:
+      commands: Of the Procfile, by name.
+      scheduled: The actors that have one.
+      off: Those of them that the settings switch off.
+    """
+    nobodys = sorted(set(scheduled).difference(off))
+    if not nobodys:
+        return None
+    if not any(re.search(r"\bworker scheduler\b", command) for command in commands.values()):
+        return warning(
+            "procfile.scheduler",
+            f"no entry is a scheduler, and nothing sends {', '.join(nobodys)}",
+            "Add an entry, scheduler: worker scheduler; or say SCHEDULE_OFF.",
+        )
+    return ok("procfile.scheduler", f"an entry sends what has a schedule ({len(nobodys)})")
+
+
 def judge_queues(
     entries: Collection[Entry], consumed: Mapping[str, Collection[str] | None], declared: Collection[str]
 ) -> Finding:

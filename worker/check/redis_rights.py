@@ -28,6 +28,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "hlen": (KEY,),
     "hstrlen": (KEY, "f"),
     "hkeys": (KEY,),
+    "hgetall": (KEY,),
     "hrandfield": (KEY,),
     "hdel": (KEY, "f"),
     "rpush": (KEY, "m"),

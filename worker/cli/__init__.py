@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from worker.cli import check, console, demo, events, failed, migrate, offboard, queues, replays, spool, tenants, workers
+from worker.cli import (
+    check,
+    console,
+    demo,
+    events,
+    failed,
+    migrate,
+    offboard,
+    queues,
+    replays,
+    schedule,
+    scheduler,
+    spool,
+    tenants,
+    workers,
+)
 
 app = typer.Typer(
     name="worker",
@@ -19,6 +34,8 @@ app.add_typer(failed.app, name="failed", help="What failed: find it, understand 
 app.add_typer(queues.app, name="queues", help="What waits, and who works on it.")
 app.add_typer(workers.app, name="workers", help="Who works, and on what.")
 app.add_typer(replays.app, name="replays", help="What is sent again: how far it is; pause it, resume it, cancel it.")
+app.add_typer(schedule.app, name="schedule", help="What is sent by the clock, when it was and will be; send it now.")
+app.command("scheduler")(scheduler.scheduler)
 app.add_typer(console.app, name="console", help="Serve the operations console; make tokens for it.")
 app.command("spool")(spool.show)
 app.command("check")(check.check)

@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from worker.console import pages, problems
+from worker.console import api, health, pages, problems
 from worker.console.access import Doorkeeper
 from worker.console.asgi import LOOPBACK, AnswerHeaders, HttpsOnly, KnownHosts, Prefix, SmallBodies
 from worker.console.attempts import Attempts
@@ -64,12 +64,16 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
     app.state.doorkeeper = make_doorkeeper(settings, client)
     app.state.shared = Shared(SHARED_FOR)
     app.state.deployment = deployment or Deployment(settings)
+    app.state.health = health.Health(settings, client)
     problems.install(app)
     app.mount("/static", _Files(directory=FOLDER / "static"), name="static")
     router = APIRouter()
     for module in pages.ALL:
         router.include_router(module.router)
     app.include_router(router, include_in_schema=False)
+    app.include_router(health.router, include_in_schema=False)
+    for resource in api.ALL:
+        app.include_router(resource.router)
 
     https = bool(settings.console_https)
     # The last that is added sees a request first.

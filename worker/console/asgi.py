@@ -15,6 +15,9 @@ BODY_AT_MOST: Final = 1_000_000
 #: This machine's own names.
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
+#: Asked by machines beside this one, by its address; nothing secret is there.
+_HEALTH: Final = ("/health/live", "/health/ready", "/health/worker")
+
 #: Nothing of another host, nothing in line, no frame around it. https://www.w3.org/TR/CSP3/
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -96,7 +99,7 @@ class HttpsOnly:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope.get("scheme") == "https" or scope["path"].endswith("/health/live"):
+        if scope["type"] != "http" or scope.get("scheme") == "https" or scope["path"].endswith(_HEALTH):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

@@ -8,6 +8,9 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from db.session import tenant_of
+from worker.console.shared import Shared
+
 #: Names of each kind that are offered.
 _AT_MOST: Final = 200
 
@@ -27,16 +30,37 @@ def choices(session: Session) -> Choices:
 
     From groups and not from failures, of which there may be a million.
     """
-    row = session.execute(
+    # Few are different, and those are put in order here.
+    rows = session.execute(
         text(
             """
-            SELECT
-                array_agg(DISTINCT queue) FILTER (WHERE queue IS NOT NULL) AS queue,
-                array_agg(DISTINCT task_name) AS actor,
-                array_agg(DISTINCT error_type) AS error_type,
-                array_agg(DISTINCT exception_class) AS exception
-            FROM (SELECT * FROM worker_failed_job_groups ORDER BY last_seen DESC LIMIT 5000) newest
+            SELECT DISTINCT queue, task_name, error_type, exception_class FROM (
+                SELECT queue, task_name, error_type, exception_class
+                FROM worker_failed_job_groups ORDER BY last_seen DESC LIMIT 5000
+            ) newest
             """
         )
-    ).one()
-    return Choices(*((names or [])[:_AT_MOST] for names in row))
+    ).all()
+    return Choices(*(sorted({row[n] for row in rows if row[n] is not None})[:_AT_MOST] for n in range(4)))
+
+
+def offered(shared: Shared, session: Session) -> Choices:
+    """Return :func:`choices`, the same for a while for all who see the same."""
+    return shared.get(("choices", tenant_of(session)), lambda: choices(session))
+
+
+def people(session: Session) -> list[str]:
+    """Return who did anything lately, by name: people and programs, as they said."""
+    return list(
+        session.execute(
+            text(
+                """
+                SELECT DISTINCT changed_by FROM (
+                    SELECT changed_by FROM worker_failed_job_events
+                    WHERE event NOT IN ('captured', 'failed_again') ORDER BY id DESC LIMIT 1000
+                ) newest ORDER BY changed_by LIMIT :at_most
+                """
+            ),
+            {"at_most": _AT_MOST},
+        ).scalars()
+    )

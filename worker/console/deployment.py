@@ -12,6 +12,7 @@ from uuid import UUID
 from dramatiq import Broker
 
 from db.errors import ConfigurationError
+from worker import probe
 from worker.console.running import Running
 from worker.redis_client import make_redis
 from worker.replay.application import import_application
@@ -71,7 +72,7 @@ class Deployment:
     @property
     def actors(self) -> list[str]:
         """Names of the actors, in order; none where nobody has imported them yet."""
-        return sorted(self._broker.actors) if self._broker is not None else []
+        return sorted(self._broker.actors.keys() - {probe.ACTOR}) if self._broker is not None else []
 
     def run_soon(self, replay_id: UUID) -> None:
         """Run a replay in this process, at once, or as soon as others that run here let it.

@@ -36,7 +36,7 @@ T = TypeVar("T")
 HOURS: Final = (1, 3, 12, 24)
 BARS: Final = 182
 #: What is listed of each kind, and messages that a worker runs.
-GROUPS, REPLAYS, QUEUES, WORKERS, RUNNING = 7, 6, 40, 25, 5
+GROUPS, REPLAYS, QUEUES, WORKERS, RUNNING = 6, 6, 40, 25, 5
 #: Minutes of a queue's line.
 MINUTES: Final = 60
 
@@ -274,4 +274,4 @@ def look(client: redis.Redis, settings: Settings) -> Live:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '!')) else '.'}"

@@ -19,11 +19,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from db.errors import ConfigurationError
+from db.failed.statuses import IllegalMove
 from db.replays.runs import IllegalChange
 from worker.console.access import Identity, NotAllowed, NotLoggedIn, TooManyAttempts
 from worker.console.rendering import href, render
 from worker.failed.asked import NoSuchJob
+from worker.failed.choosing import NothingToReplay
 from worker.postgres_words import explain
+from worker.replay.messages import NotReplayable
+
+#: Jobs that are named, and characters of a value.
+_NAMED: Final = 5
+_VALUE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,10 @@ class Illegal(ValueError):
     """Raised when something cannot be done to what is there as it is now; the message says why."""
 
 
+class Gone(Exception):
+    """Raised when there was something that is no more."""
+
+
 def problem_of(error: Exception) -> Problem | None:
     """Return what an error means to whoever asked; None where it is our own."""
     match error:
@@ -57,7 +68,12 @@ def problem_of(error: Exception) -> Problem | None:
         case LookupError() if type(error) is LookupError:
             # Not a KeyError, which is ours.
             return Problem(404, str(error))
-        case IllegalChange() | Illegal():
+        case Gone():
+            return Problem(410, str(error))
+        case NothingToReplay():
+            why = "; ".join(f"{job_id} {reason}" for job_id, reason in list(error.refused.items())[:_NAMED])
+            return Problem(409, f"{error}: {why or 'no failed job matches that could be sent'}")
+        case IllegalChange() | IllegalMove() | NotReplayable() | Illegal():
             return Problem(409, str(error))
         case RequestValidationError():
             return Problem(422, "; ".join(_of_field(each) for each in error.errors()[:5]))
@@ -79,8 +95,10 @@ def problem_of(error: Exception) -> Problem | None:
 
 
 def _of_field(error: Any) -> str:
-    """Return what is wrong with a field, without its value, which may be secret."""
-    return f"{'.'.join(str(part) for part in error['loc'] if part not in {'query', 'path', 'body'})}: {error['msg']}"
+    """Return what is wrong with a field; its value where that is in an address, or else may be secret."""
+    where, *names = error["loc"]
+    given = f", not {str(error['input'])[:_VALUE]!r}" if where in {"query", "path"} and "input" in error else ""
+    return f"{'.'.join(map(str, names or [where]))}: {error['msg']}{given}"
 
 
 def is_for_programs(request: Request) -> bool:
@@ -117,6 +135,8 @@ def install(app: FastAPI) -> None:
 
 
 _EXPECTED: Final = (
+    Gone,
+    NotReplayable,
     NotLoggedIn,
     NotAllowed,
     TooManyAttempts,

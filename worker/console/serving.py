@@ -40,6 +40,8 @@ def serve(settings: Settings, *, host: str | None = None, port: int | None = Non
         access_log=False,
         server_header=False,
         log_level=settings.log_level.lower() if settings.log_level not in {"TRACE"} else "trace",
+        # Longer than a live page waits between two looks, and than a router keeps a connection that it may use again.
+        timeout_keep_alive=95,
         timeout_graceful_shutdown=5,
     )
 

@@ -36,13 +36,21 @@ class Step:
     purpose: str
 
 
-def first(job: FailedJob) -> str | None:
+def first(job: FailedJob, *, replayed: bool) -> str | None:
     """Return what its kind of error asks for; None where nothing general can be said, or it is closed."""
+    if replayed:
+        return "It is being sent again: that closes it where it succeeds, and else returns it."
     return _FIRST.get(job.error_type) if job.status in {"pending", "in_progress"} else None
 
 
 def steps(
-    job: FailedJob, group: Group | None, chained: int, command: Callable[[str], str], *, truncated: bool
+    job: FailedJob,
+    group: Group | None,
+    chained: int,
+    command: Callable[[str], str],
+    *,
+    truncated: bool,
+    replayed: bool = False,
 ) -> list[Step]:
     """Return what can be done about a job, in the order in which one would.
 
@@ -51,11 +59,14 @@ def steps(
       chained: Failed jobs with its correlation id.
       command: Makes the words after ``worker failed`` a command.
       truncated: Whether frames are folded.
+      replayed: Whether a replay has it.
     """
-    return [Step(command(words), purpose) for words, purpose in _steps(job, group, chained, truncated)]
+    return [Step(command(words), purpose) for words, purpose in _steps(job, group, chained, truncated, replayed)]
 
 
-def _steps(job: FailedJob, group: Group | None, chained: int, truncated: bool) -> Iterator[tuple[str, str]]:
+def _steps(
+    job: FailedJob, group: Group | None, chained: int, truncated: bool, replayed: bool
+) -> Iterator[tuple[str, str]]:
     ident = short(job.id)
     if truncated:
         yield f"show {ident} --traceback", "every frame"
@@ -70,8 +81,10 @@ def _steps(job: FailedJob, group: Group | None, chained: int, truncated: bool) -
                 yield f"reopen {ident}", "if whoever works on it does not any more"
             else:
                 yield f"retry {ident}", "send it again; it is closed when it succeeds"
-            yield f"resolve {ident} --note '...'", "when there is nothing left to do"
-            yield f"abandon {ident} --reason '...'", "if it is not worth it"
+            if not replayed:
+                # Else how that ends says what it is, and closes it, perhaps.
+                yield f"resolve {ident} --note '...'", "when there is nothing left to do"
+                yield f"abandon {ident} --reason '...'", "if it is not worth it"
             if group is not None and others > 0:
                 yield f"retry --fingerprint {group.fingerprint[:8]}", "its whole group, few at first"
                 yield (

@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 from db.errors import DramaturgError
 from db.failed import Filter, InvalidFilter, Status, find
 from db.failed.statuses import why_not
+from db.replays.items import Holder, holders
+from db.replays.single import REPLAYABLE
 from worker.failed.asked import Asked, statuses, to_filter
+from worker.text import one_line, short
 
-#: What a replay takes jobs from.
-REPLAYABLE: Final[tuple[Status, ...]] = ("pending", "abandoned")
 #: Ids looked up at a time.
 _AT_ONCE: Final = 1_000
 
@@ -72,10 +73,13 @@ def _by_id(session: Session, where: Filter) -> Chosen:
     """Return those of the jobs that were named that can be sent, and why the others cannot."""
     there = _statuses(session, Filter(ids=where.ids))
     matching = _statuses(session, where)
+    replays = holders(session, where.ids)
     refused: dict[UUID, str] = {}
     for job_id in where.ids:
         if job_id not in there:
             refused[job_id] = "is not there"
+        elif there[job_id] == "in_progress" and job_id in replays:
+            refused[job_id] = f"{why_not('in_progress', 'in_progress')}: replay {_sends_it(replays[job_id])}"
         elif there[job_id] not in REPLAYABLE:
             refused[job_id] = why_not(there[job_id], "in_progress")
         elif job_id not in matching:
@@ -84,6 +88,12 @@ def _by_id(session: Session, where: Filter) -> Chosen:
     if not left:
         raise NothingToReplay(where, refused)
     return Chosen(replace(where, ids=left), refused)
+
+
+def _sends_it(holder: Holder) -> str:
+    if holder.state is None:
+        return f"{short(holder.id)}, an operator's, sends it again"
+    return f"{short(holder.id)} sends it again: {holder.state}, by {one_line(holder.created_by or '')}"
 
 
 def _statuses(session: Session, where: Filter) -> dict[UUID, Status]:

@@ -8,7 +8,6 @@ from worker.text import counted
 
 def tenants_touched(group: Group) -> str:
     """Return how many tenants a group touched; work of no tenant is none."""
-    tenants = group.tenants - group.of_nobody
-    if not group.of_nobody:
-        return counted(tenants, "tenant")
-    return f"{counted(tenants, 'tenant')}, and no tenant" if tenants else "no tenant"
+    if not group.without_tenant:
+        return counted(group.tenants, "tenant")
+    return f"{counted(group.tenants, 'tenant')}, and no tenant" if group.tenants else "no tenant"

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from db.failed import Event, FailedJob, Group
 from db.replays.items import Part, Waiting
+from worker.failed.groups import tenants_touched
 from worker.text import age, ago, counted, one_line, printable, short
 
 #: Columns whose change is no news, or too long; and events whose name says what the status is.
@@ -45,7 +46,7 @@ def counts(group: Group) -> str:
 def of_group(group: Group, now: datetime) -> str:
     """Return how often, for how many, and since when there are failures like this one."""
     return (
-        f"{group.fingerprint[:8]}: failed {counted(group.failures, 'time')} for {counted(group.tenants, 'tenant')}, "
+        f"{group.fingerprint[:8]}: failed {counted(group.failures, 'time')} for {tenants_touched(group)}, "
         f"first {age(group.first_seen, now)} ago, last {age(group.last_seen, now)} ago ({counts(group)})"
     )
 
@@ -72,8 +73,10 @@ def attempted_at(attempt: Mapping[str, Any]) -> datetime | None:
 
 def changes(event: Event) -> str:
     """Return what changed, as far as the event's name does not say it."""
-    if event.event == "edited" and event.after is not None and "arguments" in event.after:
-        return printable(", ".join(map(str, event.after["arguments"])))
+    arguments = (event.after or {}).get("arguments")
+    # Whoever has SQL of a tenant may write there what is none.
+    if event.event == "edited" and isinstance(arguments, list):
+        return printable(", ".join(map(str, arguments)))
     if event.event == "captured" or event.before is None or event.after is None:
         return ""
     known = _SAID if event.event in _MOVES else _SAID - {"status"}

@@ -13,6 +13,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from loguru import logger
 from sqlalchemy import text
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from db.failed.actions import Begin
 from db.replays import claims, runs
@@ -100,7 +101,13 @@ class Replayer(Middleware):
         for replay_id in found:
             if self._stop.is_set():
                 return False
-            runner.run_to_end(replay_id, at_most=SLICE)
+            try:
+                runner.run_to_end(replay_id, at_most=SLICE)
+            except (ConnectionClosed, OperationalError, InterfaceError):
+                # Redis or Postgres is away, for all of them.
+                raise
+            except Exception as e:  # noqa: BLE001 - whatever one holds, the others go on
+                self._say(f"replay {replay_id} does not go on: {type(e).__name__}")
         return bool(found)
 
 

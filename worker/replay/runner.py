@@ -20,7 +20,7 @@ from db.failed.filters import Filter, spelled_out
 from db.replays import claims, edits, runs
 from db.replays.claims import Candidate, Claim, LeaseTaken
 from db.replays.edits import Arguments
-from db.replays.runs import Replay
+from db.replays.runs import Replay, UnreadableReplay
 from db.sealing import Keys
 from middleware.lua_scripts import Scripts
 from middleware.replays import option
@@ -114,6 +114,7 @@ class Runner:
           How it stands then; None where it is not this process' to run.
 
         Raises:
+          UnreadableReplay: When it cannot be read; it is stopped.
           ConnectionClosed: When Redis is away. It goes on when somebody runs it again.
           sqlalchemy.exc.SQLAlchemyError: When Postgres is away; likewise.
         """
@@ -122,6 +123,10 @@ class Runner:
                 return None
         try:
             return self._go_on(replay_id, progress, self._clock() + at_most)
+        except UnreadableReplay:
+            with self._begin() as session:
+                runs.stop(session, replay_id, runner=self._name, why="its filter or its settings cannot be read")
+            raise
         finally:
             self._leave(replay_id)
 

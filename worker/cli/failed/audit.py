@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -14,7 +14,8 @@ from db.failed import audit as find_events
 from worker.cli.common import console
 from worker.cli.failed.looks import grid, say, say_command
 from worker.cli.failed.options import AsJson, AsTenant, access
-from worker.text import age, one_line, short, to_json
+from worker.failed.changes import subject
+from worker.text import age, one_line, to_json
 
 
 def audit(
@@ -73,15 +74,6 @@ def _show(found: list[Event], now: datetime) -> None:
 
 
 def _of(event: Event) -> str:
-    """Return what it was done to: a job, a replay, or queues."""
-    if event.failed_job_id is not None:
-        return short(event.failed_job_id)
-    said: dict[str, Any] = {**(event.before or {}), **(event.after or {})}
-    if isinstance(said.get("replay_id"), str):
-        return f"replay {one_line(said['replay_id'])[:8]}"
-    if isinstance(said.get("tenant_id"), str):
-        return f"tenant {one_line(said['tenant_id'])[:8]}"
-    several = said.get("queues")
-    each = [said, *(several if isinstance(several, list) else [])]
-    words = [one_line(str(one["queue"])) for one in each if isinstance(one, dict) and one.get("queue")]
-    return f"queue {', '.join(words)}" if words else "-"
+    """Return what it was done to: a job, a replay, a tenant or queues."""
+    found = subject(event)
+    return {"job": found.name, "nothing": "-"}.get(found.kind, f"{found.kind} {found.name}")

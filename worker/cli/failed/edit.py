@@ -8,9 +8,7 @@ from typing import Annotated, Any
 import typer
 from dramatiq import Broker
 
-from db.failed import get
-from db.failed.statuses import why_not
-from db.replays import claims
+from db.failed.statuses import IllegalMove
 from db.replays.claims import Candidate
 from db.replays.edits import Arguments, Edit
 from db.replays.runs import ReplaySettings
@@ -27,12 +25,11 @@ from worker.cli.operator import By, operator_name
 from worker.cli.replays.options import As, Detach, Module, Reason
 from worker.cli.replays.report import run, show_changed
 from worker.failed.asked import NoSuchJob, find_id
-from worker.failed.choosing import REPLAYABLE
 from worker.redis_client import make_redis
 from worker.replay import editing
 from worker.replay.application import import_application
 from worker.replay.making import make_today
-from worker.replay.messages import Content, NotReplayable, content_of
+from worker.replay.messages import NotReplayable
 from worker.replay.today import Today
 from worker.settings import Settings
 from worker.text import one_line, short
@@ -81,14 +78,13 @@ def edit(
         broker = import_application(module or ())
         check_actor(broker, actor)
         job = _find(ident)
-        before = _content(job, settings, actor)
-        was = Arguments(list(before.args), dict(before.kwargs))
-        change = Edit(was, asked.changed(was, broker, before.actor_name))
-        changed = editing.changes(change, broker, before.actor_name, Redactor(settings.redact_keys))
+        draft = _draft(job, settings, actor)
+        change = Edit(draft.was, asked.changed(draft.was, broker, draft.actor_name))
+        changed = editing.changes(change, broker, draft.actor_name, Redactor(settings.redact_keys))
         if not changed:
             fail("nothing was changed: the arguments are as they were")
         with make_redis(settings) as client:
-            _check(make_today(settings, broker, client, knows_all=True), job, settings, actor, change.after)
+            _check(draft, change.after, make_today(settings, broker, client, knows_all=True))
         if not as_json:
             heading(f"{one_line(job.task_name)}, job {short(job.id)}: what changes, redacted")
             show_changed(changed)
@@ -118,8 +114,8 @@ class _Asked:
 
     def __init__(self, values: list[str] | None, kwargs: str | None, args: str | None, editor: bool) -> None:
         self._values = dict(self._named(value) for value in values or ())
-        self._kwargs = _parsed("--kwargs", kwargs, dict) if kwargs is not None else None
-        self._args = _parsed("--args", args, list) if args is not None else None
+        self._kwargs = editing.parsed("--kwargs", kwargs, dict) if kwargs is not None else None
+        self._args = editing.parsed("--args", args, list) if args is not None else None
         said = bool(self._values) or self._kwargs is not None or self._args is not None
         if editor and said:
             raise ValueError("--editor is instead of --set, --kwargs and --args")
@@ -132,7 +128,7 @@ class _Asked:
         name, equals, said = value.partition("=")
         if not equals or not name.strip():
             raise ValueError(f"--set must be NAME=JSON, not {name!r}")
-        return name.strip(), _parsed(f"--set {name.strip()}", said, object)
+        return name.strip(), editing.parsed(f"--set {name.strip()}", said, object)
 
     def changed(self, was: Arguments, broker: Broker, actor_name: str) -> Arguments:
         """Return the arguments as they are to be."""
@@ -144,26 +140,13 @@ class _Asked:
         return editing.with_values(given, self._values, broker, actor_name)
 
 
-def _parsed(name: str, said: str, kind: type) -> Any:
-    """Return what JSON says. An error does not repeat it: it may be a secret."""
-    try:
-        value = json.loads(said)
-    except (ValueError, RecursionError) as e:
-        at = f", at character {e.pos + 1}" if isinstance(e, json.JSONDecodeError) else ""
-        raise ValueError(f"{name} is not JSON{at}; text stands in quotes, as '\"text\"'") from None
-    if not isinstance(value, kind):
-        wanted = 'an object, as {"name": 1}' if kind is dict else "an array, as [1, 2]"
-        raise ValueError(f"{name} must be {wanted}, not {type(value).__name__}")  # noqa: TRY004 - input, not a type
-    return value
-
-
 def _edited(was: Arguments) -> Arguments:
     """Return what somebody makes of arguments in ``$EDITOR``; its file is theirs alone, and removed at once."""
     text = json.dumps({"args": was.args, "kwargs": was.kwargs}, indent=2, ensure_ascii=False)
     said = in_editor(text, ".json")
     if said == text:
         return was
-    value = _parsed("what was saved", said, dict)
+    value = editing.parsed("what was saved", said, dict)
     args, kwargs = value.get("args", []), value.get("kwargs", {})
     if set(value) - {"args", "kwargs"} or not isinstance(args, list) or not isinstance(kwargs, dict):
         raise ValueError('what was saved must be {"args": [...], "kwargs": {...}}')
@@ -173,27 +156,21 @@ def _edited(was: Arguments) -> Arguments:
 def _find(ident: str) -> Candidate:
     with operator_transaction() as session:
         try:
-            job_id = find_id(session, ident)
-        except NoSuchJob as e:
+            return editing.editable(session, find_id(session, ident))
+        except (LookupError, NoSuchJob, IllegalMove) as e:
             fail(str(e), NOTHING)
-        job, row = claims.candidate(session, job_id), get(session, job_id)
-    if job is None or row is None:
-        fail(f"no such failed job: {job_id}", NOTHING)
-    if row.status not in REPLAYABLE:
-        fail(f"{job_id} {why_not(row.status, 'in_progress')}", NOTHING)
-    return job
 
 
-def _content(job: Candidate, settings: Settings, actor: str | None, after: Arguments | None = None) -> Content:
+def _draft(job: Candidate, settings: Settings, actor: str | None) -> editing.Draft:
     try:
-        return content_of(job, keys=settings.keys, actor=actor, edit=after, renamed=settings.renamed)
+        return editing.draft(job, actor, keys=settings.keys, renamed=settings.renamed)
     except NotReplayable as e:
         fail(f"{short(job.id)} cannot be sent again: {e}", NOTHING)
 
 
-def _check(today: Today, job: Candidate, settings: Settings, actor: str | None, after: Arguments) -> None:
+def _check(draft: editing.Draft, after: Arguments, today: Today) -> None:
     """Check the new arguments against today's code."""
     try:
-        today.check(_content(job, settings, actor, after), job.tenant_id)
+        draft.check(after, today)
     except NotReplayable as e:
-        fail(f"{short(job.id)} would not run so: {e}", NOTHING)
+        fail(f"{short(draft.job.id)} would not run so: {e}", NOTHING)

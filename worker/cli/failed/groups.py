@@ -70,7 +70,7 @@ def _show(found: list[Group], now: datetime) -> None:
         table.add_row(
             Text(group.fingerprint[:8], "bold red" if group.regressed else "bold"),
             *(_count(getattr(group, s), STATUS_STYLES[s]) for s in counted),
-            f"{group.tenants:,}",
+            f"{group.tenants:,}" if group.tenants else "-",
             age(group.first_seen, now),
             age(group.last_seen, now),
             what(group),

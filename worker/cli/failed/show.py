@@ -20,6 +20,7 @@ from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.list import show_jobs
 from worker.cli.failed.looks import STATUS_STYLES, heading, say, say_command
 from worker.cli.failed.options import Access, AsJson, access, filtered
+from worker.cli.replays.words import command
 from worker.failed import advice, tracebacks, words
 from worker.failed.asked import OPEN, Asked, NoSuchJob, to_filter
 from worker.failed.incident import FRAMES, Gone, Incident, look, look_at
@@ -95,7 +96,7 @@ def _in_json(incident: Incident, work: Access) -> dict[str, Any]:
         "chain": incident.chain,
         "replays": incident.replays,
         "waiting": incident.waiting,
-        "advice": advice.first(job),
+        "advice": advice.first(job, replayed=incident.held_by is not None),
         "next_steps": _steps(incident, work, full=True),
     }
 
@@ -256,14 +257,22 @@ def _show_chain(incident: Incident, now: datetime) -> None:
 
 def _steps(incident: Incident, work: Access, *, full: bool) -> list[advice.Step]:
     """Return what can be done about it."""
-    return advice.steps(
-        incident.job, incident.group, len(incident.chain), work.command, truncated=not full and incident.folds
+    found = advice.steps(
+        incident.job,
+        incident.group,
+        len(incident.chain),
+        work.command,
+        truncated=not full and incident.folds,
+        replayed=incident.held_by is not None,
     )
+    if incident.held_by is None or incident.held_by.replay_state is None:
+        return found
+    return [advice.Step(command(work, f"show {short(incident.held_by.replay_id)}"), "the replay that has it"), *found]
 
 
 def _show_steps(incident: Incident, work: Access, *, full: bool) -> None:
     heading("What next")
-    for sentence in (advice.closed(incident.job), advice.first(incident.job)):
+    for sentence in (advice.closed(incident.job), advice.first(incident.job, replayed=incident.held_by is not None)):
         if sentence:
             console.print(Padding(Text(sentence), (0, 0, 0, 2)))
     for step in _steps(incident, work, full=full):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.datastructures import QueryParams
 
-from db.failed import Event, FailedJob
+from db.failed import Event, FailedJob, FailedJobSummary, beyond, find
 from db.replays.single import REPLAYABLE
 from worker.console.access import Looking, Work
+from worker.console.asking import asked_in
 from worker.console.rendering import render
 from worker.failed import advice, words
-from worker.failed.asked import find_id
+from worker.failed.asked import OPEN, find_id, to_filter
 from worker.failed.incident import FRAMES, Gone, Incident, look_at
 from worker.failed.tracebacks import Frame, Raised, short_path
 from worker.text import one_line
@@ -31,6 +34,8 @@ NOTES: Final = 3_000
 REASON: Final = 500
 EVENTS: Final = 30
 EXCEPTIONS: Final = 10
+#: Characters of the query of the list that somebody came from.
+LIST: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,13 @@ def cut(text: str, at_most: int, *, full: bool, lines: int | None = None) -> Cut
 @router.get("/failures/{ident}")
 def failure(request: Request, work: Looking, ident: str, full: Annotated[bool, Query()] = False) -> Response:
     """Explain one; by its id, or by what that begins with."""
+    listed = from_list(request)
     with work.begin() as session:
         found = look_at(session, find_id(session, ident), events=1_000 if full else EVENTS + 1)
     if isinstance(found, Gone):
-        return _gone(request, work, found)
+        return _gone(request, work, found, full=full)
     job = found.job
+    keep = "" if listed is None else f"&{urlencode({'from': listed})}"
     return render(
         request,
         "failure.html",
@@ -74,6 +81,11 @@ def failure(request: Request, work: Looking, ident: str, full: Annotated[bool, Q
         group=found.group,
         names=found.names,
         full=full,
+        listed=listed,
+        following=None if listed is None else _following(work, job, listed),
+        # What the links and forms of the page end with.
+        keep=f"?{keep[1:]}" if keep else "",
+        all_of_it=f"?full=1{keep}",
         headline=cut(one_line(job.error_message), 200, full=False).text,
         message=_message(job, full=full),
         notes=cut(job.remediation_notes or "", NOTES, full=full),
@@ -83,7 +95,7 @@ def failure(request: Request, work: Looking, ident: str, full: Annotated[bool, Q
         attempts=_attempts(found),
         events=_events(found.history, full=full),
         earlier=not full and len(found.history) > EVENTS,
-        advice=advice.first(job),
+        advice=advice.first(job, replayed=found.held_by is not None),
         closed=advice.closed(job),
         steps=_steps(found, work),
         may=_may(job),
@@ -92,7 +104,26 @@ def failure(request: Request, work: Looking, ident: str, full: Annotated[bool, Q
     )
 
 
-def _gone(request: Request, work: Work, found: Gone) -> Response:
+def from_list(request: Request) -> str | None:
+    """Return the query of the list that somebody came from, and goes back to; None where it was none."""
+    listed = request.query_params.get("from")
+    return listed if listed is not None and len(listed) <= LIST else None
+
+
+def _following(work: Work, job: FailedJob, listed: str) -> FailedJobSummary | None:
+    """Return the next one of the list; None after the last, or where the list cannot be."""
+    try:
+        asked = asked_in(QueryParams(listed))
+        with work.begin() as session:
+            where = to_filter(session, asked, work.now, by_default=OPEN)
+            found = find(session, where, after=beyond(job), limit=1).jobs
+    except ValueError:
+        # Anybody may write anything there.
+        return None
+    return found[0] if found else None
+
+
+def _gone(request: Request, work: Work, found: Gone, *, full: bool) -> Response:
     last = next((event.before for event in reversed(found.history) if event.before), None) or {}
     return render(
         request,
@@ -105,7 +136,8 @@ def _gone(request: Request, work: Work, found: Gone) -> Response:
             for name in ("task_name", "queue", "exception_class", "error_type", "status", "failed_at", "correlation_id")
             if last.get(name) is not None
         },
-        events=_events(found.history[-EVENTS:], full=False),
+        events=_events(found.history, full=full),
+        all_of_it="?full=1",
     )
 
 
@@ -220,4 +252,5 @@ def _steps(incident: Incident, work: Work) -> list[advice.Step]:
         len(incident.chain),
         lambda said: f"worker failed {said}{suffix}",
         truncated=incident.folds,
+        replayed=incident.held_by is not None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Annotated, Any, Final
+from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Form, Request, Response
@@ -15,6 +16,7 @@ from db.replays.runs import ReplaySettings
 from db.replays.single import OnItsWay
 from worker.console.access import Acting, Work
 from worker.console.deployment import Deployment
+from worker.console.pages.failure import from_list
 from worker.console.rendering import redirect
 from worker.failed.asked import NoSuchJob, find_id
 
@@ -30,9 +32,9 @@ def retry_one(request: Request, work: Acting, ident: str) -> Response:
             replay_id = single.create(session, job_id, ReplaySettings(), by=work.who.name)
         except OnItsWay as e:
             # A second click, or somebody else's: what was asked for is done.
-            return back(request, job_id, f"{_sentence(job_id, str(e))} It was not sent twice.")
+            return back(request, job_id, f"{sentence(job_id, str(e))} It was not sent twice.")
         except IllegalMove as e:
-            return back(request, job_id, f"Not sent. {_sentence(job_id, str(e))}", kind="bad")
+            return back(request, job_id, f"Not sent. {sentence(job_id, str(e))}", kind="bad")
         except LookupError as e:
             raise NoSuchJob(str(e)) from None
     # Committed, so that whoever runs it finds it.
@@ -83,7 +85,7 @@ def _change(
         return back(request, job_id, done)
     if why == "is not there":
         raise NoSuchJob(f"there is no failed job {job_id}")
-    said = _sentence(job_id, why)
+    said = sentence(job_id, why)
     if why.endswith("already"):
         # A second click.
         return back(request, job_id, said)
@@ -98,9 +100,11 @@ def run_soon(request: Request, replay_id: UUID) -> None:
 
 def back(request: Request, job_id: UUID, say: str = "", *, kind: str = "good") -> Response:
     """Return to the page of a failed job, and say something there."""
-    return redirect(request, f"/failures/{job_id}", say=say, kind=kind)
+    listed = from_list(request)
+    query = "" if listed is None else f"?{urlencode({'from': listed})}"
+    return redirect(request, f"/failures/{job_id}{query}", say=say, kind=kind)
 
 
-def _sentence(job_id: UUID, why: str) -> str:
+def sentence(job_id: UUID, why: str) -> str:
     """Return why not in a sentence, of this job."""
     return f"It {why.removeprefix(str(job_id)).strip()}.".replace("in_progress", "in progress")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from db.failed import STATUSES, count_up_to, find
 from worker.console.access import Looking
 from worker.console.asking import asked_in, query
-from worker.console.choices import choices
+from worker.console.choices import offered
 from worker.console.rendering import render
 from worker.failed.asked import OPEN, to_filter
 from worker.tenants import tenant_names
@@ -30,7 +30,7 @@ def failures(request: Request, work: Looking) -> Response:
         page = find(session, where, after=request.query_params.get("after") or None, limit=ROWS)
         count, is_all = count_up_to(session, where, COUNTED)
         names = tenant_names(session, (job.tenant_id for job in page.jobs))
-        offered = choices(session)
+        names_offered = offered(request.app.state.shared, session)
     return render(
         request,
         "failures.html",
@@ -38,7 +38,7 @@ def failures(request: Request, work: Looking) -> Response:
         now=work.now,
         asked=asked,
         statuses=STATUSES,
-        offered=offered,
+        offered=names_offered,
         jobs=page.jobs,
         count=count,
         is_all=is_all,

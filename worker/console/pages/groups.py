@@ -21,7 +21,7 @@ from db.failed import (
 )
 from worker.console.access import Looking
 from worker.console.asking import asked_in, query
-from worker.console.choices import choices
+from worker.console.choices import offered
 from worker.console.rendering import render
 from worker.failed import tracebacks
 from worker.failed.asked import OPEN, to_filter
@@ -46,7 +46,7 @@ def groups(request: Request, work: Looking) -> Response:
     with work.begin() as session:
         where = to_filter(session, asked, work.now, by_default=OPEN)
         found, following = find_groups(session, where, after=request.query_params.get("after") or None, limit=ROWS)
-        offered = choices(session)
+        names_offered = offered(request.app.state.shared, session)
     return render(
         request,
         "groups.html",
@@ -54,7 +54,7 @@ def groups(request: Request, work: Looking) -> Response:
         now=work.now,
         asked=asked,
         statuses=STATUSES,
-        offered=offered,
+        offered=names_offered,
         groups=found,
         touched=tenants_touched,
         first="after" in request.query_params,

@@ -9,8 +9,10 @@
   let failures = 0;
   let timer;
 
+  // Somebody is about to type there, or has: that is not thrown away.
   const busy = (part) =>
-    part.contains(document.activeElement) && document.activeElement !== part && document.activeElement.matches("input, textarea, select");
+    (part.contains(document.activeElement) && document.activeElement !== part && document.activeElement.matches("input, textarea, select")) ||
+    [...part.querySelectorAll("input, textarea")].some((field) => field.value !== field.defaultValue);
 
   const update = async () => {
     const answer = await fetch(location.href, { headers: { "X-Live": "1" }, credentials: "same-origin" });
