@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -463,3 +463,82 @@ class AttributionAllocation(Base):
     touch_id: Mapped[str | None] = mapped_column(String(255))
     channel: Mapped[str] = mapped_column(String(100))
     allocated_cents: Mapped[int] = mapped_column(BigInteger)
+
+
+class LlmAnswer(Base):
+    """What a language model said about a window: one answer for each window, model and version, the newest."""
+
+    __tablename__ = "worker_llm_answers"
+    __table_args__ = (
+        CheckConstraint(
+            "input_tokens >= 0 AND output_tokens >= 0 AND cost_microcents >= 0", name="ck_worker_llm_answers_cost"
+        ),
+        UniqueConstraint(
+            "tenant_id", "window_start", "window_end", "model", "model_version", name="uq_worker_llm_answers_window"
+        ),
+        Index("idx_worker_llm_answers_answered_at", "answered_at"),
+        _OURS,
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
+    tenant_id: Mapped[UUID]
+    window_start: Mapped[datetime]
+    window_end: Mapped[datetime]
+    model: Mapped[str] = mapped_column(String(50))
+    model_version: Mapped[str] = mapped_column(String(50))
+    #: Of what was asked: the same while the window's allocations are.
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    language_model: Mapped[str] = mapped_column(String(200))
+    answer: Mapped[str] = mapped_column(Text)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    #: Millionths of a cent.
+    cost_microcents: Mapped[int] = mapped_column(BigInteger)
+    #: Of the call that it came of, which its message gives it.
+    call_id: Mapped[UUID]
+    correlation_id: Mapped[UUID | None]
+    answered_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class LlmBudget(Base):
+    """What a tenant may spend on language models in a month, where that is not ``LLM_MONTHLY_BUDGET``."""
+
+    __tablename__ = "worker_llm_budgets"
+    __table_args__ = (
+        CheckConstraint("monthly_cents BETWEEN 0 AND 1000000000000", name="ck_worker_llm_budgets_monthly_cents"),
+        _OURS,
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    #: None: no limit.
+    monthly_cents: Mapped[int | None] = mapped_column(BigInteger)
+    changed_by: Mapped[str] = mapped_column(Text)
+    changed_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class LlmSpending(Base):
+    """What a tenant has spent on language models in a month, calls without an answer to store included."""
+
+    __tablename__ = "worker_llm_spending"
+    __table_args__ = _OURS
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    #: Its first day.
+    month: Mapped[date] = mapped_column(primary_key=True)
+    calls: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    input_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    output_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    spent_microcents: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+
+
+class LlmReservation(Base):
+    """What a call under way may cost at most; it counts no longer than ``reserved_until``."""
+
+    __tablename__ = "worker_llm_reservations"
+    __table_args__ = (CheckConstraint("microcents >= 0", name="ck_worker_llm_reservations_microcents"), _OURS)
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    call_id: Mapped[UUID] = mapped_column(primary_key=True)
+    month: Mapped[date]
+    microcents: Mapped[int] = mapped_column(BigInteger)
+    reserved_until: Mapped[datetime]

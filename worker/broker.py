@@ -47,6 +47,7 @@ from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
 from worker import probe
 from worker.consumed_queues import ConsumedQueues
+from worker.explain.at_start import MissingKey
 from worker.logs import Logs
 from worker.queues import Queue
 from worker.redis_client import make_redis
@@ -85,6 +86,7 @@ def make_middleware(
         Logs(settings.log_level, redactor),
         KnownQueues(queues),
         ConsumedQueues(_queues_of),
+        MissingKey(has_key=settings.llm_api_key is not None),
         OptionChecks(),
         Schedules(),
         TenantContext(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -122,6 +123,39 @@ class Settings(BaseSettings):
         "their time zone stays",
     )
     schedule_off: Words = Field((), description="scheduled actors that are not to run, separated by commas")
+    llm_base_url: str = Field(
+        "https://api.openai.com/v1", description="chat API that `explain_window` asks: OpenAI's, or one like it"
+    )
+    llm_api_key: str | None = Field(
+        None, repr=False, description="its key; without one `explain_window` fails with `configuration_error`"
+    )
+    llm_model: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        "gpt-4o-mini", description="the language model to ask"
+    )
+    llm_max_tokens: Annotated[int, Field(ge=16, le=100_000)] = Field(
+        800, description="tokens that an answer may have, hidden reasoning included"
+    )
+    llm_max_tokens_name: Literal["max_completion_tokens", "max_tokens"] = Field(
+        "max_completion_tokens", description="what the API calls that limit; older ones `max_tokens`"
+    )
+    llm_timeout: Annotated[float, Field(gt=0, le=3_600)] = Field(
+        60.0, description="seconds that a call may take; no more than four fifths of TIME_LIMIT"
+    )
+    llm_price_input: Annotated[Decimal, Field(ge=0, le=1_000_000)] = Field(
+        Decimal(0), description="cents for 1,000,000 tokens of what is asked, such as 15 or 7.5"
+    )
+    llm_price_output: Annotated[Decimal, Field(ge=0, le=1_000_000)] = Field(
+        Decimal(0), description="cents for 1,000,000 tokens of answers"
+    )
+    llm_monthly_budget: Annotated[int, Field(ge=0, le=10**12)] | None = Field(
+        None,
+        description="cents that a tenant may spend on the language model in a calendar month (UTC); "
+        "`worker_llm_budgets` has what some have of their own; default no limit",
+    )
+    llm_rate: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        60, description="calls of the language model within a minute, at most, of all processes and tenants together"
+    )
+    llm_tenant_rate: Annotated[int, Field(ge=1, le=100_000)] = Field(20, description="the same of one tenant")
     console_tokens: str | None = Field(
         None,
         repr=False,
@@ -229,6 +263,27 @@ class Settings(BaseSettings):
                 raise ValueError(str(e)) from None
         return value
 
+    @field_validator("llm_base_url")
+    @classmethod
+    def _check_llm_base_url(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host, parts = None, urlsplit("")
+        if parts.scheme not in {"http", "https"} or not host:
+            raise ValueError("not a URL; expected https://host/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password or query: LLM_API_KEY is for what is secret")
+        return value.rstrip("/")
+
+    @field_validator("llm_api_key")
+    @classmethod
+    def _check_llm_api_key(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[!-~]+", value):
+            raise ValueError("must be printable ASCII without spaces, to travel in a header")
+        return value
+
     @field_validator("failed_job_keys")
     @classmethod
     def _check_keys(cls, value: str | None) -> str | None:
@@ -284,6 +339,8 @@ class Settings(BaseSettings):
             raise ValueError("DATABASE_URL: required (postgres://user:password@host:port/name)")
         if self.min_backoff > self.max_backoff:
             raise ValueError(f"MIN_BACKOFF: {self.min_backoff} is more than MAX_BACKOFF, {self.max_backoff}")
+        if self.llm_monthly_budget and not (self.llm_price_input or self.llm_price_output):
+            raise ValueError("LLM_MONTHLY_BUDGET: needs LLM_PRICE_INPUT and LLM_PRICE_OUTPUT, or nothing has a cost")
         return self
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 from weakref import WeakSet
@@ -65,6 +65,7 @@ def _type_name(column: Any) -> str:
     names = {
         UUID: "uuid",
         datetime: "timestamp with time zone",
+        date: "date",
         int: "integer",
         str: "character varying",
     }

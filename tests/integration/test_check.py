@@ -50,7 +50,8 @@ def environment(database: Database, good_redis: str) -> dict[str, str]:
     """The settings of a good deployment, whose pools fit a server as it comes."""
     pool = {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "0"}
     tokens = {"CONSOLE_TOKENS": str(make_token("ana", "operator")[1])}
-    return {**os.environ, **database.environment(), "REDIS_URL": good_redis, **pool, **tokens}
+    llm = {"LLM_API_KEY": "key"}
+    return {**os.environ, **database.environment(), "REDIS_URL": good_redis, **pool, **tokens, **llm}
 
 
 def check(environment: dict[str, str], folder: Path) -> list[Finding]:
@@ -80,6 +81,7 @@ def test_a_good_deployment_is_green(environment: dict[str, str]) -> None:
     assert {finding.name for finding in found} == {
         "clock",
         "dramatiq",
+        "llm",
         "postgres.connections",
         "postgres.history",
         "postgres.migrations",

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -135,6 +135,42 @@ def allocation(tenant: UUID | None, n: int) -> Row:
     }
 
 
+def llm_answer(tenant: UUID | None, n: int) -> Row:
+    return {
+        "id": UUID(int=n),
+        "tenant_id": tenant,
+        "window_start": NOW,
+        "window_end": datetime(2025, 2, 1, tzinfo=UTC),
+        "model": "linear",
+        "model_version": f"1.0.{n}",
+        "fingerprint": "f",
+        "language_model": "m",
+        "answer": "a",
+        "input_tokens": 1,
+        "output_tokens": 1,
+        "cost_microcents": 1,
+        "call_id": UUID(int=n),
+    }
+
+
+def llm_budget(tenant: UUID | None, n: int) -> Row:
+    return {"tenant_id": tenant, "monthly_cents": n, "changed_by": "o"}
+
+
+def llm_spending(tenant: UUID | None, n: int) -> Row:
+    return {"tenant_id": tenant, "month": date(2000 + n, 1, 1)}
+
+
+def llm_reservation(tenant: UUID | None, n: int) -> Row:
+    return {
+        "tenant_id": tenant,
+        "call_id": UUID(int=n),
+        "month": date(2025, 1, 1),
+        "microcents": 1,
+        "reserved_until": NOW,
+    }
+
+
 @dataclass(frozen=True)
 class Table:
     """What the tests must know of a table."""
@@ -152,6 +188,8 @@ class Table:
     inserts_by_column: bool = False
     #: Whether rows of no tenant are of whoever is bound to none, where there may be such rows.
     of_nobody: bool = True
+    #: Whether each tenant has one row at most.
+    one_each: bool = False
 
     @property
     def key(self) -> list[str]:
@@ -209,6 +247,16 @@ TABLES: Final = [
     Table("attribution_events", event, rights("SELECT", "INSERT"), ("channel", "changed")),
     Table("attribution_recompute_jobs", recompute_job, rights("SELECT", "INSERT", "UPDATE"), ("run_count", 99)),
     Table("attribution_allocations", allocation, rights("SELECT", "INSERT", "DELETE"), ("allocated_cents", 99)),
+    Table("worker_llm_answers", llm_answer, rights("SELECT", "INSERT", "UPDATE"), ("answer", "changed")),
+    Table("worker_llm_spending", llm_spending, rights("SELECT", "INSERT", "UPDATE"), ("calls", 99)),
+    Table(
+        "worker_llm_reservations",
+        llm_reservation,
+        rights("SELECT", "INSERT", "UPDATE", "DELETE"),
+        ("microcents", 99),
+    ),
+    # Set by operators alone.
+    Table("worker_llm_budgets", llm_budget, rights("SELECT"), ("monthly_cents", 99), one_each=True),
 ]
 
 FAILED_JOBS: Final = next(t for t in TABLES if t.name == "worker_failed_jobs")
@@ -235,6 +283,8 @@ def filled(cluster: Cluster, template: Database) -> Iterator[Database]:
             admin.execute("INSERT INTO tenants (id, name) VALUES (%s, 'Acme'), (%s, 'Globex')", [A, B])
             for table in TABLES:
                 for n, tenant in OWNERS.items():
+                    if table.one_each and n not in {1, 3}:
+                        continue
                     if table.name != "tenants" and (tenant or table.has_rows_of_nobody):
                         admin.execute(*insert(table, table.row(tenant, n)))
         session.configure(database.worker_url, operator_database_url=database.operator_url, pool_size=1, max_overflow=0)
@@ -312,7 +362,7 @@ def everything(database: Database, table: Table) -> list[Any]:
 
 def own(table: Table, tenant: UUID | None) -> int:
     """How many rows a tenant has."""
-    if table.name == "tenants":
+    if table.name == "tenants" or table.one_each:
         return 1 if tenant else 0
     return sum(1 for owner in OWNERS.values() if owner == tenant and (owner or table.has_rows_of_nobody))
 
@@ -498,7 +548,7 @@ def test_a_tenant_does_not_write_in_the_name_of_another(filled: Database, table:
 @every_table
 def test_a_tenant_writes_its_own(filled: Database, table: Table, actor: str) -> None:
     """Else the refusals above would prove little."""
-    tenant = A if table.name != "tenants" else uuid4()
+    tenant = uuid4() if table.name == "tenants" or table.one_each else A
     row = table.row(tenant, 77)
     with acting(actor, filled, tenant) as cursor:
         if table.refers_to_a_failed_job:

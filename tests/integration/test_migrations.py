@@ -53,6 +53,10 @@ TABLES = (
     "attribution_events",
     "attribution_recompute_jobs",
     "attribution_allocations",
+    "worker_llm_answers",
+    "worker_llm_budgets",
+    "worker_llm_spending",
+    "worker_llm_reservations",
 )
 
 # --- What others left behind --------------------------------------------------------------------------
@@ -253,6 +257,13 @@ def fill_companions(database: Database) -> dict[str, list[str]]:
             SELECT id, now(), now() + '1 day', 'linear', '1.0.0' FROM tenants;
         INSERT INTO attribution_allocations
             SELECT tenant_id, id, 'c', 0, NULL, 'direct', 5 FROM attribution_recompute_jobs;
+        INSERT INTO worker_llm_answers (tenant_id, window_start, window_end, model, model_version, fingerprint,
+                language_model, answer, input_tokens, output_tokens, cost_microcents, call_id)
+            SELECT tenant_id, window_start, window_end, model, model_version, 'f', 'm', 'a', 1, 2, 3, id
+            FROM attribution_recompute_jobs;
+        INSERT INTO worker_llm_budgets (tenant_id, monthly_cents, changed_by) SELECT id, 5, 'o' FROM tenants;
+        INSERT INTO worker_llm_spending (tenant_id, month) SELECT id, '2025-01-01' FROM tenants;
+        INSERT INTO worker_llm_reservations SELECT id, id, '2025-01-01', 5, now() FROM tenants;
         """,
     )
     return {table: contents(database, table) for table in TABLES}
@@ -513,6 +524,11 @@ def test_who_may_do_what(head: Database) -> None:
         "attribution_events": "INSERT SELECT",
         "attribution_allocations": "DELETE INSERT SELECT",
         "attribution_recompute_jobs": "INSERT SELECT UPDATE",
+        "worker_llm_answers": "INSERT SELECT UPDATE",
+        # For operators to set.
+        "worker_llm_budgets": "SELECT",
+        "worker_llm_spending": "INSERT SELECT UPDATE",
+        "worker_llm_reservations": everything,
     }
     by_column: LiteralString = """
         SELECT attrelid::regclass || '.' || attname, string_agg(privilege_type, ' ' ORDER BY privilege_type)
@@ -567,6 +583,16 @@ def two_tenants(empty_database: Database) -> Database:
             SELECT '00000000-0000-0000-0000-000000000002', now(), now() + '1 day', 'linear', '1.0.0';
         INSERT INTO attribution_allocations
             SELECT '00000000-0000-0000-0000-000000000002', gen_random_uuid(), 'c', 0, NULL, 'direct', 5;
+        INSERT INTO worker_llm_answers (tenant_id, window_start, window_end, model, model_version, fingerprint,
+                language_model, answer, input_tokens, output_tokens, cost_microcents, call_id)
+            SELECT tenant_id, window_start, window_end, model, model_version, 'f', 'm', 'a', 1, 2, 3, id
+            FROM attribution_recompute_jobs WHERE tenant_id = '00000000-0000-0000-0000-000000000002';
+        INSERT INTO worker_llm_budgets (tenant_id, monthly_cents, changed_by)
+            SELECT '00000000-0000-0000-0000-000000000002', 5, 'o';
+        INSERT INTO worker_llm_spending (tenant_id, month)
+            SELECT '00000000-0000-0000-0000-000000000002', '2025-01-01';
+        INSERT INTO worker_llm_reservations
+            SELECT '00000000-0000-0000-0000-000000000002', gen_random_uuid(), '2025-01-01', 5, now();
         """,
     )
     return empty_database
@@ -575,7 +601,8 @@ def two_tenants(empty_database: Database) -> Database:
 def test_a_tenant_sees_its_own_rows_and_an_operator_all(two_tenants: Database) -> None:
     of_one = ("app.current_tenant_id", str(ONE))
     for table in TABLES:
-        of_no_tenant: set[UUID | None] = {None} if table.startswith("worker_") else set()
+        always_of_one = not table.startswith("worker_") or table.startswith("worker_llm_")
+        of_no_tenant: set[UUID | None] = set() if always_of_one else {None}
         # A replay of no tenant is an operator's.
         of_nobody = set() if table == "worker_replays" else of_no_tenant
         # What holds for all, a tenant may know.
@@ -775,7 +802,7 @@ def test_the_version_table_of_the_application_is_left_alone(empty_database: Data
     )
     migrate.upgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
-    assert contents(empty_database, "dramaturg_version") == ["(0005)"]
+    assert contents(empty_database, "dramaturg_version") == ["(0008)"]
     migrate.downgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
 

@@ -18,6 +18,7 @@ from worker.check.consumers import Seen
 from worker.check.consumers import judge_queues as judge_seen
 from worker.check.findings import Finding, Status, error, ok, warning, worst_first
 from worker.check.guard import Guard, Task, run_together
+from worker.check.language_model import judge_language_model
 from worker.check.migrations import judge_revisions
 from worker.check.postgres import address, credentials, judge_version, judge_writable
 from worker.check.procfile import (
@@ -371,3 +372,31 @@ class TestProcfile:
         assert missing.status is Status.ERROR
         assert "no entry consumes b, llm" in missing.found
         assert "llm: dramatiq worker.llm --processes 1" in missing.advice
+
+
+class TestLanguageModel:
+    @pytest.mark.parametrize(
+        ("environ", "procfile", "installed", "status", "said"),
+        [
+            ({}, {}, False, None, ""),
+            ({}, {"llm": "dramatiq worker.llm"}, False, Status.OK, "the extra llm is not installed"),
+            ({}, {"llm": "dramatiq worker.llm"}, True, Status.WARNING, "LLM_API_KEY is not set"),
+            ({"LLM_API_KEY": "k"}, {}, False, Status.WARNING, "openai is not installed"),
+            ({"LLM_API_KEY": "k"}, {}, True, Status.OK, "asks gpt-4o-mini; a tenant may spend without a limit"),
+            (
+                {"LLM_MONTHLY_BUDGET": "500", "LLM_PRICE_INPUT": "1"},
+                {"llm": "env LLM_API_KEY=k dramatiq worker.llm"},
+                True,
+                Status.OK,
+                "a tenant may spend 500 cents a month",
+            ),
+        ],
+    )
+    def test_it_is_a_warning_at_most(
+        self, environ: dict[str, str], procfile: dict[str, str], installed: bool, status: Status | None, said: str
+    ) -> None:
+        settings = Settings.load({"DATABASE_URL": "postgres://h/x", **environ})
+        found = list(judge_language_model(settings, read_entries(procfile, {})[0], installed=installed))
+        assert [finding.status for finding in found] == ([status] if status else [])
+        assert all(said in finding.found for finding in found)
+        assert all(finding.advice for finding in found if finding.status is not Status.OK)

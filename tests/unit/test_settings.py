@@ -56,6 +56,14 @@ def test_empty_means_unset() -> None:
         ({"DATABASE_URL": URL, "EXTRA_QUEUES": "emails.DQ"}, "EXTRA_QUEUES: 'emails.DQ' is not a queue name"),
         ({"DATABASE_URL": URL, "FAILED_JOB_KEYS": "hunter2"}, "FAILED_JOB_KEYS: key 1 of 1 is not 32 bytes in base64"),
         ({"DATABASE_URL": URL, "FAILED_JOB_KEYS": f"{KEY},hunter2"}, "FAILED_JOB_KEYS: key 2 of 2 is not 32 bytes"),
+        ({"DATABASE_URL": URL, "LLM_API_KEY": "hunter2 hunter2"}, "LLM_API_KEY: must be printable ASCII"),
+        ({"DATABASE_URL": URL, "LLM_BASE_URL": "hunter2"}, "LLM_BASE_URL: not a URL"),
+        ({"DATABASE_URL": URL, "LLM_BASE_URL": "https://h:port/v1"}, "LLM_BASE_URL: not a URL"),
+        ({"DATABASE_URL": URL, "LLM_BASE_URL": "https://u:hunter2@h/v1"}, "LLM_BASE_URL: must hold no user, password"),
+        ({"DATABASE_URL": URL, "LLM_PRICE_INPUT": "-1"}, "LLM_PRICE_INPUT: "),
+        ({"DATABASE_URL": URL, "LLM_PRICE_INPUT": "NaN"}, "LLM_PRICE_INPUT: "),
+        ({"DATABASE_URL": URL, "LLM_MONTHLY_BUDGET": "5"}, "LLM_MONTHLY_BUDGET: needs LLM_PRICE_INPUT"),
+        ({"DATABASE_URL": URL, "LLM_RATE": "0"}, "LLM_RATE: "),
         ({"DATABASE_URL": URL, "MIN_BACKOFF": "10", "MAX_BACKOFF": "5"}, "MIN_BACKOFF: 10 is more than MAX_BACKOFF"),
     ],
 )
@@ -76,7 +84,9 @@ def test_every_problem_is_named_at_once() -> None:
 
 
 def test_a_representation_shows_no_secret() -> None:
-    settings = Settings.load({"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@h:6379", "FAILED_JOB_KEYS": KEY})
+    settings = Settings.load(
+        {"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@h:6379", "FAILED_JOB_KEYS": KEY, "LLM_API_KEY": "hunter2"}
+    )
     assert "hunter2" not in f"{settings!r} {settings}"
     assert KEY not in f"{settings!r} {settings} {settings.keys!r}"
 

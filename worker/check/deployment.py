@@ -14,6 +14,7 @@ from middleware.dramatiq_internals import check_version
 from worker.check.databases import Databases
 from worker.check.findings import Finding, error, ok
 from worker.check.guard import Guard, run_together
+from worker.check.language_model import is_installed, judge_language_model
 from worker.check.processes import Processes
 from worker.check.redis_database import RedisDatabase
 from worker.hidden_packages import explain, hidden_by
@@ -49,6 +50,7 @@ def check_deployment(
     ]
     if settings is None:
         return findings
+    findings += guard.run("llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed()))
     databases, redis = Databases(settings, guard), RedisDatabase(settings, guard)
     declared = {*(queue.value for queue in Queue), *settings.extra_queues}
     try:

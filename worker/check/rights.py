@@ -32,6 +32,10 @@ OF_APP_USER = {
     "attribution_events": ("SELECT", "INSERT"),
     "attribution_recompute_jobs": ("SELECT", "INSERT", "UPDATE"),
     "attribution_allocations": ("SELECT", "INSERT", "DELETE"),
+    "worker_llm_answers": ("SELECT", "INSERT", "UPDATE"),
+    "worker_llm_budgets": ("SELECT",),
+    "worker_llm_spending": ("SELECT", "INSERT", "UPDATE"),
+    "worker_llm_reservations": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 OF_APP_OPERATOR = ("SELECT", "INSERT", "UPDATE", "DELETE")
 

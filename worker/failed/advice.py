@@ -8,6 +8,7 @@ from typing import Final
 
 from db.failed import FailedJob, Group
 from middleware import classification as kinds
+from worker.explain.errors import BUDGET_EXCEEDED
 from worker.text import counted, short
 
 #: What to look at first, by error type.
@@ -23,6 +24,7 @@ _FIRST: Final = {
     kinds.TENANT_ERROR: "It has no tenant that may run it: correct what sent it.",
     kinds.WORKER_LOST: "It ended its worker each time it was started: look for memory, os._exit, or C code.",
     kinds.CONFIGURATION_ERROR: "Something of the deployment is missing: worker check says what.",
+    BUDGET_EXCEEDED: "The tenant's budget for the month is spent: send it again next month, or with a larger budget.",
 }
 
 
