@@ -61,7 +61,7 @@ def test_one_that_nobody_replays_is_told_as_such(deployment: Deployment, worker:
     (row_id,) = deployment.fail("one")
     deployment.sql("UPDATE worker_failed_jobs SET status = 'in_progress'")
     page = worker("failed", "show", row_id).stdout
-    assert "sent it" not in page
+    assert "it has not ended" not in page
     assert f"worker failed resolve {str(row_id)[:8]} --note" in page
     assert worker.json("failed", "show", row_id)["replays"] == []
     said = worker("failed", "retry", row_id, "--as-tenant", str(A), status=3).stdout
