@@ -138,7 +138,7 @@ def iterate(session: Session, where: Filter) -> Iterator[FailedJob]:
 def count(session: Session, where: Filter) -> int:
     """Return how many jobs match."""
     condition, parameters = spelled_out(session, where).where()
-    details = _FROM if where.fingerprint else "worker_failed_jobs job"
+    details = _beside(where)
     return int(session.execute(text(f"SELECT count(*) FROM {details} WHERE {condition}"), parameters).scalar_one())
 
 
@@ -149,8 +149,17 @@ def count_up_to(session: Session, where: Filter, most: int) -> tuple[int, bool]:
     What asks for groups alone (see :attr:`Filter.of_groups`) is summed from their counts, and then these are all,
     however many.
     """
-    found, is_all = count_by_status(session, where, most)
-    return sum(found.values()), is_all
+    where = spelled_out(session, where)
+    if where.of_groups:
+        by_status, is_all = count_by_status(session, where, most)
+        return sum(by_status.values()), is_all
+    condition, parameters = where.where()
+    # No column, so an index may do.
+    found = session.execute(
+        text(f"SELECT count(*) FROM (SELECT FROM {_beside(where)} WHERE {condition} LIMIT :most) counted"),
+        {**parameters, "most": most + 1},
+    ).scalar_one()
+    return min(int(found), most), int(found) <= most
 
 
 def count_by_status(session: Session, where: Filter, most: int) -> tuple[dict[Status, int], bool]:
@@ -166,12 +175,11 @@ def count_by_status(session: Session, where: Filter, most: int) -> tuple[dict[St
         ).one()
         return {status: int(row._mapping[status]) for status in wanted}, True
     condition, parameters = where.where()
-    details = _FROM if where.fingerprint else "worker_failed_jobs job"
     rows = session.execute(
         text(
             f"""
             SELECT status, count(*) AS jobs
-            FROM (SELECT job.status FROM {details} WHERE {condition} LIMIT :most) counted GROUP BY status
+            FROM (SELECT job.status FROM {_beside(where)} WHERE {condition} LIMIT :most) counted GROUP BY status
             """
         ),
         {**parameters, "most": most + 1},
@@ -182,6 +190,11 @@ def count_by_status(session: Session, where: Filter, most: int) -> tuple[dict[St
         # The one that only tells that there are more.
         found[max(found, key=lambda status: found[status])] -= 1
     return {status: found.get(status, 0) for status in wanted}, is_all
+
+
+def _beside(where: Filter) -> str:
+    """Return the tables that a filter is about."""
+    return _FROM if where.fingerprint else "worker_failed_jobs job"
 
 
 def get(session: Session, job_id: UUID) -> FailedJob | None:
@@ -315,7 +328,7 @@ def _gathered(where: Filter, begin: tuple[datetime, UUID], limit: int) -> tuple[
     return (
         f"""
         SELECT id, failed_at FROM (
-            SELECT job.id, job.failed_at FROM {_FROM if where.fingerprint else "worker_failed_jobs job"}
+            SELECT job.id, job.failed_at FROM {_beside(where)}
             WHERE {condition} AND job.failed_at <= :at AND (job.failed_at, job.id) < (:at, :before) OFFSET 0
         ) matching
         ORDER BY failed_at DESC, id DESC LIMIT :limit
