@@ -121,11 +121,12 @@ class SmallBodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        refusal = PlainTextResponse(f"The body must be at most {BODY_AT_MOST:,} bytes.\n", 413)
         length = Headers(scope=scope).get("content-length", "0")
-        if not length.isdigit() or int(length) > BODY_AT_MOST:
-            await PlainTextResponse(f"The body must be at most {BODY_AT_MOST:,} bytes.\n", 413)(scope, receive, send)
+        if not (length.isascii() and length.isdigit()) or int(length) > BODY_AT_MOST:
+            await refusal(scope, receive, send)
             return
-        seen = 0
+        seen, begun = 0, False
 
         async def receive_some() -> Message:
             nonlocal seen
@@ -134,4 +135,13 @@ class SmallBodies:
             # Of a body that did not say how long it is.
             return {"type": "http.disconnect"} if seen > BODY_AT_MOST else message
 
-        await self._app(scope, receive_some, send)
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            # Not what is made of half a body.
+            if begun or seen <= BODY_AT_MOST:
+                begun = True
+                await send(message)
+
+        await self._app(scope, receive_some, send_on)
+        if not begun and seen > BODY_AT_MOST:
+            await refusal(scope, receive, send)
