@@ -19,20 +19,20 @@ from tests.integration.test_failed_jobs import A, B, a_failure
 from tests.servers import Database
 from worker.console.pages.failures import ROWS
 
-NOW = datetime.now(UTC)
-
 
 @pytest.fixture
 def browser(console: Console, database: Database) -> Iterator[TestClient]:
     """A viewer's; 120 jobs of two tenants failed, one a minute, of which every fortieth was given up."""
     with psycopg.connect(database.admin_url) as connection:
         connection.execute("INSERT INTO tenants (id, name) VALUES (%s, 'acme'), (%s, 'globex')", [A, B])
+    # Not of when this was imported: minutes may be between, and filters go by the minute.
+    now = datetime.now(UTC)
     failures = [
         a_failure(
             tenant_id=A if n % 4 else B,
             error_message=f"<i>order</i> {n:03}",
             error_type="timeout" if n % 3 else "expired",
-            failed_at=NOW - timedelta(minutes=n),
+            failed_at=now - timedelta(minutes=n),
             fingerprint=f"{n % 2}" * 32,
         )
         for n in range(120)
@@ -77,7 +77,7 @@ def test_it_is_read_page_by_page(browser: TestClient) -> None:
     # The page that an address names stays what it is, whatever fails meanwhile.
     second = address(browser.get("/failures"), "Older")
     before = orders(browser.get(second))
-    failed_jobs.record(a_failure(error_message="new", failed_at=NOW))
+    failed_jobs.record(a_failure(error_message="new", failed_at=datetime.now(UTC)))
     assert orders(browser.get(second)) == before
 
 
