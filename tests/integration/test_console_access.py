@@ -397,7 +397,7 @@ def test_it_has_connections_for_many_and_nobody_waits_long_for_one(
             for _n in range(12):
                 stack.enter_context(session.operator_transaction())
             # A second is little, and of the half a minute that commands wait a page's router does not see the end.
-            with pytest.raises(PoolTimeout, match="timeout 1.00"):
+            with pytest.raises(PoolTimeout, match=r"timeout 1\.00"):
                 stack.enter_context(session.operator_transaction())
             looked.append("and was refused")
 

@@ -57,8 +57,8 @@ class Shared:
         the same key.
 
         Raises:
-          TakesTooLong: When somebody else has been making it for :data:`WAITS` seconds: he may never end, where a server
-            neither answers nor goes away, and threads are few.
+          TakesTooLong: When somebody else has been making it for :data:`WAITS` seconds: he may never end, where a
+            server neither answers nor goes away, and threads are few.
           BaseException: What ``make`` raised, to all who waited for it; whoever asks after that makes it anew.
         """
         with self._lock:
