@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
@@ -17,8 +18,10 @@ from freezegun import freeze_time
 from itsdangerous import URLSafeTimedSerializer
 from sqlalchemy import text
 from sqlalchemy.exc import InternalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db import session
+from tests.integration.command_line import CommandLine
 from tests.integration.console import BASE, Console
 from tests.servers import Database
 from worker.console.access import Acting, Identity, Looking, Work
@@ -381,3 +384,24 @@ def test_nobody_asks_for_more_values_than_are_looked_up_in_time(browser: TestCli
     log_in(browser, console.token("viewer"))
     answer = browser.get("/failures?" + "&".join(["queue=a"] * 1_001))
     assert (answer.status_code, "queue can be given 1,000 times, not 1,001" in answer.text) == (400, True)
+
+
+def test_it_has_connections_for_many_and_nobody_waits_long_for_one(
+    worker: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def serve(*_: object, **__: object) -> None:
+        """Look as often as can be looked at the same time, and once more."""
+        with ExitStack() as stack:
+            for _n in range(12):
+                stack.enter_context(session.operator_transaction())
+            # A second is little, and of the half a minute that commands wait a page's router does not see the end.
+            with pytest.raises(PoolTimeout, match=r"timeout 1\.00"):
+                stack.enter_context(session.operator_transaction())
+            looked.append("and was refused")
+
+    monkeypatch.setattr("worker.cli.common.PAGE_WAITS", 1.0)
+    monkeypatch.setattr("worker.console.serving.serve", serve)
+    worker("console")
+    assert looked

@@ -26,6 +26,7 @@ from db.failed.statuses import IllegalMove
 from db.replays.runs import IllegalChange
 from worker.console.access import Identity, NotAllowed, NotLoggedIn, TooManyAttempts
 from worker.console.rendering import href, render
+from worker.console.shared import TakesTooLong
 from worker.failed.asked import NoSuchJob
 from worker.failed.choosing import NothingToReplay
 from worker.postgres_words import explain
@@ -86,6 +87,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(503, explain(error.orig))
         case PoolTimeout():
             return Problem(503, "all connections to Postgres are in use; try again in a moment")
+        case TakesTooLong():
+            return Problem(503, str(error))
         case ConnectionClosed():
             return Problem(503, "Redis does not answer")
         case ConfigurationError():
@@ -173,6 +176,7 @@ _EXPECTED: Final = (
     RequestValidationError,
     DBAPIError,
     PoolTimeout,
+    TakesTooLong,
     ConnectionClosed,
     ConfigurationError,
     ValueError,
