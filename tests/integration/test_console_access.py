@@ -184,9 +184,11 @@ def test_tokens_are_not_guessed_for_long(browser: TestClient, console: Console) 
     # From then on the right one is not looked at, either; and in other processes.
     assert browser.post("/login", data={"token": console.token("viewer")}).status_code == 429
     with TestClient(make_app(console.settings()), base_url=BASE, follow_redirects=False) as other:
-        refused = other.get("/failures", headers={"Authorization": f"Bearer {console.token('viewer')}"})
-        assert refused.status_code == 429
-        # Of others nobody is kept out.
+        assert other.post("/login", data={"token": console.token("viewer")}).status_code == 429
+        assert other.get("/failures", headers={"Authorization": "Bearer no"}).status_code == 429
+        # A program that has its token is not kept out by whoever guesses behind the same router, nor is anybody else.
+        headers = {"Authorization": f"Bearer {console.token('viewer')}"}
+        assert other.get("/failures", headers=headers).status_code == 200
     with TestClient(
         make_app(console.settings()), base_url=BASE, client=("10.0.0.9", 1), follow_redirects=False
     ) as other:
@@ -201,6 +203,10 @@ def test_without_tokens_it_is_for_this_machine_alone(console: Console) -> None:
         assert client.post("/changes").status_code == 403
         evil = client.get("/failures", headers={"Host": "rebound.example:8000"})
         assert (evil.status_code, "rebound.example" in evil.text) == (400, True)
+        # A proxy here asks for others, and calls it by its name here.
+        for name in ("X-Forwarded-For", "Forwarded", "Via"):
+            refused = client.get("/failures", headers={name: "1.2.3.4"})
+            assert (refused.status_code, "came by a proxy" in refused.text) == (403, True)
 
 
 def test_every_answer_keeps_the_browser_in(browser: TestClient) -> None:

@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from worker.console import api, health, pages, problems
 from worker.console.access import Doorkeeper
-from worker.console.asgi import LOOPBACK, AnswerHeaders, HttpsOnly, KnownHosts, Prefix, SmallBodies
+from worker.console.asgi import LOOPBACK, AnswerHeaders, HttpsOnly, KnownHosts, NoProxies, Prefix, SmallBodies
 from worker.console.attempts import Attempts
 from worker.console.deployment import Deployment
 from worker.console.rendering import FOLDER
@@ -83,6 +83,8 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
     if https:
         app.add_middleware(HttpsOnly)
     app.add_middleware(KnownHosts, hosts=_hosts(settings))
+    if not settings.console_tokens:
+        app.add_middleware(NoProxies)
     app.add_middleware(AnswerHeaders, https=https)
     app.add_middleware(Prefix, prefix=settings.console_prefix)
     return app

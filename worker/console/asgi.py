@@ -92,6 +92,29 @@ class KnownHosts:
         await self._app(scope, receive, send)
 
 
+#: What proxies add to requests.
+_OF_PROXIES: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "via")
+
+
+class NoProxies:
+    """Answers this machine alone: a proxy on it asks for others, whatever host it names."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            found = next((name for name in _OF_PROXIES if name in headers), None)
+            if found is not None:
+                said = (
+                    f"Without CONSOLE_TOKENS the console is for this machine alone; this came by a proxy ({found}).\n"
+                )
+                await PlainTextResponse(said, 403)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class HttpsOnly:
     """Sends whoever comes by plain http to https; what was not to be repeated, such as a token, is refused instead."""
 
