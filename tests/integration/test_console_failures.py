@@ -127,3 +127,43 @@ def test_what_cannot_be_asked_for_is_named(browser: TestClient) -> None:
     nothing = browser.get("/failures?text=nothing+is+so")
     assert "No failure is so." in nothing.text
     assert heading(nothing) == "0"
+
+
+def test_one_tenants_failures_are_looked_through_for_a_text_some_at_a_time(
+    console: Console, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.failed.search.LOOKED_AT", 10)
+    now = datetime.now(UTC)
+    failed_jobs.record_all(
+        [
+            a_failure(
+                tenant_id=A,
+                error_message=f"<i>order</i> {n:03} {'rare' if n in {3, 27} else ''}",
+                failed_at=now - timedelta(minutes=n),
+            )
+            for n in range(29)
+        ]
+    )
+    console.token("viewer")
+    with console.logged_in("viewer", A) as bound:
+        page, seen, looks = bound.get("/failures?text=rare"), list[int](), 1
+        assert (heading(page), orders(page)) == ("1 or more", [3])
+        everywhere = re.search(r'href="([^"]+)">Look through all', page.text)
+        assert everywhere is not None
+        while True:
+            seen += orders(page)
+            further = re.search(r'href="([^"]+)">Look further', page.text)
+            if further is None:
+                break
+            page, looks = bound.get(further[1].replace("&amp;", "&")), looks + 1
+        # Each is looked at once; an empty page says that it is not the end.
+        assert (seen, looks) == ([3, 27], 3)
+        page = bound.get("/failures?text=rare&until=5m")
+        assert (heading(page), "None so far" in page.text) == ("none yet", True)
+        page = bound.get(everywhere[1].replace("&amp;", "&"))
+        assert (heading(page), orders(page)) == ("2", [3, 27])
+        assert "Look further" not in page.text
+        bound.post("/logout")
+        bound.post("/login", data={"token": console.token("viewer")})
+        # Whoever sees all of them has an index.
+        assert orders(bound.get("/failures?text=rare")) == [3, 27]
