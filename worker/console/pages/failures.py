@@ -46,4 +46,6 @@ def failures(request: Request, work: Looking) -> Response:
         first="after" in request.query_params,
         older=query(asked, after=page.next) if page.next else None,
         query=query(asked),
+        # Where nothing is found among those that are open.
+        in_all=query(asked, status="all") if asked.status != ["all"] else None,
     )
