@@ -264,6 +264,11 @@ def test_settings_hold_hashes_and_say_what_is_wrong_without_them() -> None:
         with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")) as raised:
             read_tokens(wrong)
         assert "secret-itself" not in str(raised.value)
+    # Whoever makes one has seen no entry yet.
+    with pytest.raises(ValueError, match=r"^name must be 1 to 100 characters without spaces, .*, not 'a b'$"):
+        make_token("a b", "viewer")
+    with pytest.raises(ValueError, match=r"^role must be viewer or operator, not 'boss'$"):
+        make_token("ana", "boss")
 
 
 def test_a_settings_reader_makes_no_session(console: Console) -> None:
@@ -411,3 +416,20 @@ def test_it_has_connections_for_many_and_nobody_waits_long_for_one(
     monkeypatch.setattr("worker.console.serving.serve", serve)
     worker("console")
     assert looked
+
+
+def test_what_is_not_there_is_said_in_words(browser: TestClient) -> None:
+    for path in ("/nothing", "/failures/a/b/c"):
+        page = browser.get(path)
+        assert page.status_code == 404
+        assert "<h1>Not found</h1>" in page.text
+        assert "There is nothing at this address." in page.text
+
+
+def test_where_only_open_ones_were_looked_at_it_leads_to_the_others(console: Console) -> None:
+    with console.logged_in("viewer") as client:
+        for path in ("/failures", "/groups"):
+            asked = f"{path}?queue=llm&amp;text=none"
+            page = client.get(asked.replace("&amp;", "&")).text
+            assert f'href="{path}?status=all&amp;queue=llm&amp;text=none">Look among closed ones, too</a>' in page
+            assert "Look among closed ones" not in client.get(f"{path}?status=all&text=none").text

@@ -125,7 +125,7 @@ def test_what_cannot_be_asked_for_is_named(browser: TestClient) -> None:
         page = browser.get(f"/failures?{query}")
         assert (page.status_code, said in page.text) == (400, True), page.text
     nothing = browser.get("/failures?text=nothing+is+so")
-    assert "No failure is so." in nothing.text
+    assert "No failure matches these filters." in nothing.text
     assert heading(nothing) == "0"
 
 

@@ -103,18 +103,23 @@ def test_what_is_wrong_is_seen_at_a_glance_and_leads_on(
     assert f"Queue maintenance is paused by bob: a migration {EVIL}." in verdict
     assert "1 failure waits in Redis for Postgres to take them." in verdict
     # The worst first.
-    assert verdict.index("is back") < verdict.index("nobody consumes") < verdict.index("are open")
+    assert (
+        verdict.index("nobody consumes")
+        < verdict.index("is back")
+        < verdict.index("are open")
+        < verdict.index("is paused")
+    )
     assert part(page, "tiles") == (
         "5 open failures in 3 groups 1 regressed were resolved, and are back"
-        " 2h since the oldest failed pending; go to it 1 replay runs 1 stopped"
-        " 1 worker lives running 1 message 1 queue paused of 4 1 in the spool since 2m"
+        " 2h oldest pending since it failed 1 replay stopped 1 running"
+        " 1 live worker running 1 message 1 queue paused of 4 1 in the spool since 2m"
     )
     # To each in one click, and from a group to its failures in the third.
     for path in (
         "/failures",
         "/groups",
         f"/failures/{failures['a']}",
-        "/replays",
+        "/replays?state=stopped",
         "#workers",
         "#queues",
         f"/groups/{'a' * 32}",
@@ -147,10 +152,10 @@ def test_whoever_sees_one_tenant_sees_nothing_of_another(
         assert runs.get(s, failures["running"]) is not None
     with console.logged_in("operator", B) as browser:
         page = browser.get("/")
-        assert part(page, "verdict") == "Something waits for somebody 3 failures are open, in 1 group."
+        assert part(page, "verdict") == "Something needs attention 3 failures are open, in 1 group."
         assert part(page, "tiles") == (
-            "3 open failures in 1 group 0 regressed nothing is back 5m since the oldest failed pending; go to it"
-            " 0 replays run none stopped"
+            "3 open failures in 1 group 0 regressed nothing is back 5m oldest pending since it failed"
+            " 0 replays running none stopped"
         )
         assert "kind_of_b" in part(page, "chart")
         for others in ("timeout", "title a", "title c", "secret", "paused-queue", "spool", "acme", str(TENANT)):
@@ -191,7 +196,7 @@ def test_before_anything_happened_it_teaches_and_later_says_that_all_is_well(
         assert "dramatiq worker.attribution" in part(page, "verdict")
         assert "No job failed in the last 3 hours." in page.text
         assert "No group of failures is open" in part(page, "groups")
-        assert "No worker lives" in part(page, "workers")
+        assert "No worker is live" in part(page, "workers")
         assert "Scheduler none runs, and none is needed" in part(page, "workers")
         assert "Nothing is being sent again" in part(page, "replays")
         # Also before it is shared with others no more.
@@ -199,7 +204,7 @@ def test_before_anything_happened_it_teaches_and_later_says_that_all_is_well(
         browser.app.state.shared.forget()  # type: ignore[attr-defined]
         verdict = part(browser.get("/"), "verdict")
         assert verdict == (
-            "All is well No failure is open, whatever queues hold somebody works on, and nothing is paused."
+            "All is well No failure is open, no queue is stuck, and nothing is paused."
             " 7 messages ended well in the last hour."
         )
         # Nor is it when the clock's jobs are not sent any more.
@@ -229,7 +234,7 @@ def test_without_redis_the_rest_is_there(console: Console, failures: dict[str, U
     for name in ("queues", "workers"):
         assert "Not known: Redis does not answer." in part(page, name)
     assert "5 open failures" in part(page, "tiles")
-    assert "? workers live not known ? queues paused not known" in part(page, "tiles")
+    assert "? live workers not known ? queues paused not known" in part(page, "tiles")
     assert "title a" in part(page, "groups")
     assert "kind_of_b 3" in part(page, "chart")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Generic, TypeVar
@@ -136,18 +136,24 @@ class Glance:
 
     @property
     def concerns(self) -> list[Concern]:
-        """What somebody should look at, the worst first."""
-        found = [*self._of_postgres(), *(self._of_redis() if self.live is not None else ())]
-        return sorted(found, key=lambda concern: concern.kind != "bad")
+        """What somebody should look at, the worst first: servers that are away, what is stuck, then what failed."""
+        redis, postgres = list(self._of_redis() if self.live is not None else ()), list(self._of_postgres())
+        away = [Concern("bad", _sentence(wrong)) for wrong in self._wrong_of_postgres()]
+        return [
+            *away,
+            *(concern for concern in (*redis, *postgres) if concern.kind == "bad"),
+            *(concern for concern in (*postgres, *redis) if concern.kind != "bad"),
+        ]
 
     @property
     def level(self) -> str:
         """The worst of it: ``bad``, ``warn`` or ``good``."""
         return next((concern.kind for concern in self.concerns), "good")
 
+    def _wrong_of_postgres(self) -> Iterable[str]:
+        return dict.fromkeys(part.wrong for part in (self.failures, self.chart, self.replays) if part.wrong)
+
     def _of_postgres(self) -> Iterator[Concern]:
-        for wrong in dict.fromkeys(part.wrong for part in (self.failures, self.chart, self.replays) if part.wrong):
-            yield Concern("bad", _sentence(wrong))
         if self.failures.value is not None:
             standing = self.failures.value.standing
             if standing.regressed_groups:

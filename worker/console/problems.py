@@ -32,6 +32,17 @@ from worker.failed.choosing import NothingToReplay
 from worker.postgres_words import explain
 from worker.replay.messages import NotReplayable
 
+#: For people, who know no HTTP.
+_HEADINGS: Final = {
+    400: "Not understood",
+    403: "Not allowed",
+    404: "Not found",
+    409: "Not possible as it is",
+    422: "Not understood",
+    429: "Too many attempts",
+    500: "A fault of the console",
+    503: "Not available now",
+}
 #: Jobs that are named, and characters of a value.
 _NAMED: Final = 5
 _VALUE: Final = 100
@@ -48,6 +59,19 @@ class Problem:
     def title(self) -> str:
         """What HTTP calls it."""
         return HTTPStatus(self.status).phrase
+
+    @property
+    def heading(self) -> str:
+        """What a page calls it."""
+        return _HEADINGS.get(self.status, self.title)
+
+    @property
+    def sentence(self) -> str:
+        """What a page says of it."""
+        if self.detail == self.title:
+            # A router's, which says no more than its status.
+            return "There is nothing at this address." if self.status == HTTPStatus.NOT_FOUND else f"{self.title}."
+        return self.detail if self.detail.endswith((".", "?", "!")) else f"{self.detail}."
 
 
 class Illegal(ValueError):

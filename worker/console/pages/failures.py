@@ -52,6 +52,8 @@ def failures(request: Request, work: Looking) -> Response:
         looked_at=LOOKED_AT,
         through=query(asked, after=after, through="all"),
         query=query(asked),
+        # Where nothing is found among those that are open.
+        in_all=query(asked, status="all") if asked.status != ["all"] else None,
     )
 
 
