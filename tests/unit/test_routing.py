@@ -76,8 +76,8 @@ class TestAttributionQueueDeclared:
         done = in_a_new_process(code)
         assert done.stdout.strip() == (
             "['attribution', 'housekeeping', 'llm', 'maintenance'] ['worker.attribution.recompute_window', "
-            "'worker.housekeeping.ping', 'worker.llm.describe_window', 'worker.maintenance.verify_window', "
-            "'worker.probe']"
+            "'worker.housekeeping.ping', 'worker.llm.describe_window', 'worker.llm.explain_window', "
+            "'worker.maintenance.verify_window', 'worker.probe']"
         ), done.stderr
 
 

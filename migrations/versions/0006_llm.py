@@ -16,7 +16,7 @@ from db.table_building import (
     varchar,
 )
 
-revision = "0008"
+revision = "0006"
 down_revision = "0005"
 branch_labels = None
 depends_on = None
