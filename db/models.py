@@ -466,7 +466,7 @@ class AttributionAllocation(Base):
 
 
 class AttributionChannelDay(Base):
-    """What a channel earned on a day (UTC) under a model, by the window that was last recomputed of those that hold it."""
+    """What a channel earned on a day (UTC) under a model, by the last recompute of a window that holds all of it."""
 
     __tablename__ = "attribution_channel_days"
     __table_args__ = (CheckConstraint("allocated_cents >= 0", name="ck_attribution_channel_days_cents"), _OURS)

@@ -800,22 +800,25 @@ def test_foreign_tenants_without_a_key_of_uuids_are_an_error(
     assert tables(empty_database) == before
 
 
-def test_a_foreign_attribution_table_is_left_alone(
+def test_foreign_attribution_tables_are_left_alone(
     empty_database: Database, head: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(empty_database.owner_url, "CREATE TABLE attribution_events (id bigint PRIMARY KEY, tenant_id uuid)")
-    before = catalog(empty_database, "attribution_events")
+    foreign = ("attribution_events", "attribution_channel_days", "attribution_runs")
+    for table in foreign:
+        run(empty_database.owner_url, f"CREATE TABLE {table} (id bigint PRIMARY KEY, tenant_id uuid)")
+    before = [catalog(empty_database, table) for table in foreign]
 
     migrate.upgrade(empty_database.owner_url)
 
-    assert catalog(empty_database, "attribution_events") == before
-    assert "attribution_events exists in another shape" in caplog.text
-    for table in set(TABLES) - {"attribution_events"}:
+    assert [catalog(empty_database, table) for table in foreign] == before
+    for table in foreign:
+        assert f"{table} exists in another shape" in caplog.text
+    for table in set(TABLES) - set(foreign):
         assert catalog(empty_database, table) == catalog(head, table)
 
     migrate.downgrade(empty_database.owner_url)
 
-    assert tables(empty_database) == {"attribution_events", "attribution_events_pkey"}
+    assert tables(empty_database) == {name for table in foreign for name in (table, f"{table}_pkey")}
 
 
 def test_the_version_table_of_the_application_is_left_alone(empty_database: Database) -> None:
