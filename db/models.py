@@ -465,6 +465,62 @@ class AttributionAllocation(Base):
     allocated_cents: Mapped[int] = mapped_column(BigInteger)
 
 
+class AttributionChannelDay(Base):
+    """What a channel earned on a day (UTC) under a model, by the last recompute of a window that holds all of it."""
+
+    __tablename__ = "attribution_channel_days"
+    __table_args__ = (CheckConstraint("allocated_cents >= 0", name="ck_attribution_channel_days_cents"), _OURS)
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(String(50), primary_key=True)
+    model_version: Mapped[str] = mapped_column(String(50), primary_key=True)
+    channel: Mapped[str] = mapped_column(String(100), primary_key=True)
+    allocated_cents: Mapped[int] = mapped_column(BigInteger)
+    #: The window that it is of: a row of ``attribution_recompute_jobs``.
+    job_id: Mapped[UUID]
+
+
+class AttributionRun(Base):
+    """A day that is recomputed for every tenant with events in it, and how that went."""
+
+    __tablename__ = "attribution_runs"
+    __table_args__ = (Index("idx_attribution_runs_started_at", "started_at"), _OURS)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    #: None: for all.
+    tenant_id: Mapped[UUID | None]
+    day: Mapped[date]
+    correlation_id: Mapped[UUID]
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    #: None until it is known for whom there is something to do.
+    expected: Mapped[int | None] = mapped_column(Integer)
+    finished_at: Mapped[datetime | None]
+    #: As it was then.
+    succeeded: Mapped[int | None] = mapped_column(Integer)
+    failed: Mapped[int | None] = mapped_column(Integer)
+    summary: Mapped[str | None] = mapped_column(Text)
+
+
+class AttributionRunChild(Base):
+    """A tenant's part in a run under one model: a message, whose id is its own, and what became of it."""
+
+    __tablename__ = "attribution_run_children"
+    __table_args__ = (
+        UniqueConstraint("run_id", "tenant_id", "model", name="uq_attribution_run_children_run"),
+        _OURS,
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID]
+    tenant_id: Mapped[UUID]
+    model: Mapped[str] = mapped_column(String(50))
+    sent_at: Mapped[datetime | None]
+    succeeded_at: Mapped[datetime | None]
+    #: Stays where a replay has succeeded since.
+    failed_at: Mapped[datetime | None]
+
+
 class LlmAnswer(Base):
     """What a language model said about a window: one answer for each window, model and version, the newest."""
 

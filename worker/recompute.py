@@ -29,9 +29,10 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from db.models import AttributionAllocation, AttributionEvent, AttributionRecomputeJob
+from db.models import AttributionAllocation, AttributionChannelDay, AttributionEvent, AttributionRecomputeJob
 from db.tenancy import current_correlation_id
 from worker.arguments import check_text, shown
+from worker.channel_days import replace_channel_days
 from worker.table_shapes import check_tables
 from worker.tenants import naming_tenant
 
@@ -148,7 +149,7 @@ def parse_model_version(value: object) -> str:
 
 
 def recompute(session: Session, tenant_id: UUID, window: Window, model: Model, model_version: str) -> Recomputed:
-    """Recompute a window: replace its allocations by what the events say now.
+    """Recompute a window: replace its allocations, and the totals of its days, by what the events say now.
 
     A re-run writes the same rows and counts one up in ``run_count``. A second recompute of the same window under the
     same model and version waits until the first commits; others do not wait. All work is done by Postgres, so memory
@@ -169,7 +170,7 @@ def recompute(session: Session, tenant_id: UUID, window: Window, model: Model, m
         transaction is of no further use then.
     """
     model, version = parse_model(model), parse_model_version(model_version)
-    check_tables(session, (AttributionEvent, AttributionRecomputeJob, AttributionAllocation))
+    check_tables(session, (AttributionEvent, AttributionRecomputeJob, AttributionAllocation, AttributionChannelDay))
     with naming_tenant(tenant_id):
         job_id, run_count = session.execute(
             _TAKE_JOB,
@@ -197,6 +198,9 @@ def recompute(session: Session, tenant_id: UUID, window: Window, model: Model, m
         _FINISH,
         {**job, "conversions": conversions, "allocations": allocations, "revenue_cents": done.revenue_cents},
     )
+    # Last, because others may wait for it.
+    with _merge_joins(session):
+        replace_channel_days(session, tenant_id, window, model, version, done.job_id)
     return done
 
 

@@ -17,6 +17,7 @@ from db.sealing import Keys
 from db.session import normalise_url
 from worker.console_tokens import read_tokens
 from worker.queues import check_queue_name
+from worker.recompute import parse_model
 from worker.scheduler.cron import Cron, InvalidExpression
 
 #: ``REDIS_URL`` for tests: Dramatiq's StubBroker, no server.
@@ -123,6 +124,9 @@ class Settings(BaseSettings):
         "their time zone stays",
     )
     schedule_off: Words = Field((), description="scheduled actors that are not to run, separated by commas")
+    attribution_models: Words = Field(
+        (), description="models under which `recompute_day` recomputes, separated by commas; default linear"
+    )
     llm_base_url: str = Field(
         "https://api.openai.com/v1", description="chat API that `explain_window` asks: OpenAI's, or one like it"
     )
@@ -208,7 +212,15 @@ class Settings(BaseSettings):
         except ValidationError as e:
             raise ConfigurationError("\n".join(_explain(problem) for problem in e.errors())) from None
 
-    @field_validator("extra_queues", "redact_keys", "renamed_actors", "schedule_off", "console_hosts", mode="before")
+    @field_validator(
+        "extra_queues",
+        "redact_keys",
+        "renamed_actors",
+        "schedule_off",
+        "attribution_models",
+        "console_hosts",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
@@ -217,6 +229,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(check_queue_name(name) for name in value))
+
+    @field_validator("attribution_models")
+    @classmethod
+    def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(parse_model(name).value for name in value)
 
     @field_validator("renamed_actors")
     @classmethod

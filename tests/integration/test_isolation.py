@@ -135,6 +135,26 @@ def allocation(tenant: UUID | None, n: int) -> Row:
     }
 
 
+def channel_day(tenant: UUID | None, n: int) -> Row:
+    return {
+        "tenant_id": tenant,
+        "day": date(2025, 1, 1),
+        "model": "linear",
+        "model_version": f"1.0.{n}",
+        "channel": "email",
+        "allocated_cents": 1,
+        "job_id": UUID(int=n),
+    }
+
+
+def attribution_run(tenant: UUID | None, n: int) -> Row:
+    return {"id": UUID(int=n), "tenant_id": tenant, "day": date(2025, 1, 1), "correlation_id": UUID(int=n)}
+
+
+def run_child(tenant: UUID | None, n: int) -> Row:
+    return {"id": UUID(int=n), "run_id": UUID(int=1), "tenant_id": tenant, "model": f"model {n}"}
+
+
 def llm_answer(tenant: UUID | None, n: int) -> Row:
     return {
         "id": UUID(int=n),
@@ -247,6 +267,10 @@ TABLES: Final = [
     Table("attribution_events", event, rights("SELECT", "INSERT"), ("channel", "changed")),
     Table("attribution_recompute_jobs", recompute_job, rights("SELECT", "INSERT", "UPDATE"), ("run_count", 99)),
     Table("attribution_allocations", allocation, rights("SELECT", "INSERT", "DELETE"), ("allocated_cents", 99)),
+    Table("attribution_channel_days", channel_day, rights("SELECT", "INSERT", "DELETE"), ("allocated_cents", 99)),
+    # As replays: one of no tenant is for all, and an operator's.
+    Table("attribution_runs", attribution_run, rights("SELECT"), ("summary", "changed"), of_nobody=False),
+    Table("attribution_run_children", run_child, rights("SELECT", "UPDATE"), ("succeeded_at", NOW)),
     Table("worker_llm_answers", llm_answer, rights("SELECT", "INSERT", "UPDATE"), ("answer", "changed")),
     Table("worker_llm_spending", llm_spending, rights("SELECT", "INSERT", "UPDATE"), ("calls", 99)),
     Table(

@@ -53,6 +53,9 @@ TABLES = (
     "attribution_events",
     "attribution_recompute_jobs",
     "attribution_allocations",
+    "attribution_channel_days",
+    "attribution_runs",
+    "attribution_run_children",
     "worker_llm_answers",
     "worker_llm_budgets",
     "worker_llm_spending",
@@ -257,6 +260,13 @@ def fill_companions(database: Database) -> dict[str, list[str]]:
             SELECT id, now(), now() + '1 day', 'linear', '1.0.0' FROM tenants;
         INSERT INTO attribution_allocations
             SELECT tenant_id, id, 'c', 0, NULL, 'direct', 5 FROM attribution_recompute_jobs;
+        INSERT INTO attribution_channel_days
+            SELECT tenant_id, date '2025-01-01', 'linear', '1.0.0', 'direct', 5, id FROM attribution_recompute_jobs;
+        INSERT INTO attribution_runs (id, tenant_id, day, correlation_id)
+            SELECT id, id, date '2025-01-01', id FROM tenants
+            UNION ALL SELECT gen_random_uuid(), NULL, date '2025-01-01', gen_random_uuid();
+        INSERT INTO attribution_run_children (id, run_id, tenant_id, model)
+            SELECT gen_random_uuid(), id, id, 'linear' FROM tenants;
         INSERT INTO worker_llm_answers (tenant_id, window_start, window_end, model, model_version, fingerprint,
                 language_model, answer, input_tokens, output_tokens, cost_microcents, call_id)
             SELECT tenant_id, window_start, window_end, model, model_version, 'f', 'm', 'a', 1, 2, 3, id
@@ -524,6 +534,10 @@ def test_who_may_do_what(head: Database) -> None:
         "attribution_events": "INSERT SELECT",
         "attribution_allocations": "DELETE INSERT SELECT",
         "attribution_recompute_jobs": "INSERT SELECT UPDATE",
+        "attribution_channel_days": "DELETE INSERT SELECT",
+        # Made by operators' work; each tenant's says how its part ended.
+        "attribution_runs": "SELECT",
+        "attribution_run_children": "SELECT UPDATE",
         "worker_llm_answers": "INSERT SELECT UPDATE",
         # For operators to set.
         "worker_llm_budgets": "SELECT",
@@ -583,6 +597,14 @@ def two_tenants(empty_database: Database) -> Database:
             SELECT '00000000-0000-0000-0000-000000000002', now(), now() + '1 day', 'linear', '1.0.0';
         INSERT INTO attribution_allocations
             SELECT '00000000-0000-0000-0000-000000000002', gen_random_uuid(), 'c', 0, NULL, 'direct', 5;
+        INSERT INTO attribution_channel_days
+            SELECT '00000000-0000-0000-0000-000000000002', '2025-01-01', 'linear', '1.0.0', 'direct', 5,
+                gen_random_uuid();
+        INSERT INTO attribution_runs (id, tenant_id, day, correlation_id)
+            SELECT id, id, date '2025-01-01', id FROM tenants WHERE id = '00000000-0000-0000-0000-000000000002';
+        INSERT INTO attribution_run_children (id, run_id, tenant_id, model)
+            SELECT gen_random_uuid(), id, id, 'linear' FROM tenants
+            WHERE id = '00000000-0000-0000-0000-000000000002';
         INSERT INTO worker_llm_answers (tenant_id, window_start, window_end, model, model_version, fingerprint,
                 language_model, answer, input_tokens, output_tokens, cost_microcents, call_id)
             SELECT tenant_id, window_start, window_end, model, model_version, 'f', 'm', 'a', 1, 2, 3, id
@@ -601,10 +623,12 @@ def two_tenants(empty_database: Database) -> Database:
 def test_a_tenant_sees_its_own_rows_and_an_operator_all(two_tenants: Database) -> None:
     of_one = ("app.current_tenant_id", str(ONE))
     for table in TABLES:
-        always_of_one = not table.startswith("worker_") or table.startswith("worker_llm_")
+        always_of_one = table != "attribution_runs" and (
+            not table.startswith("worker_") or table.startswith("worker_llm_")
+        )
         of_no_tenant: set[UUID | None] = set() if always_of_one else {None}
-        # A replay of no tenant is an operator's.
-        of_nobody = set() if table == "worker_replays" else of_no_tenant
+        # A replay or a run of no tenant is an operator's.
+        of_nobody = set() if table in {"worker_replays", "attribution_runs"} else of_no_tenant
         # What holds for all, a tenant may know.
         of_one_or_all = {ONE} | (of_nobody if table == "worker_failed_job_retention" else set())
         for url in (two_tenants.worker_url, two_tenants.owner_url):
@@ -776,22 +800,25 @@ def test_foreign_tenants_without_a_key_of_uuids_are_an_error(
     assert tables(empty_database) == before
 
 
-def test_a_foreign_attribution_table_is_left_alone(
+def test_foreign_attribution_tables_are_left_alone(
     empty_database: Database, head: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(empty_database.owner_url, "CREATE TABLE attribution_events (id bigint PRIMARY KEY, tenant_id uuid)")
-    before = catalog(empty_database, "attribution_events")
+    foreign = ("attribution_events", "attribution_channel_days", "attribution_runs")
+    for table in foreign:
+        run(empty_database.owner_url, f"CREATE TABLE {table} (id bigint PRIMARY KEY, tenant_id uuid)")
+    before = [catalog(empty_database, table) for table in foreign]
 
     migrate.upgrade(empty_database.owner_url)
 
-    assert catalog(empty_database, "attribution_events") == before
-    assert "attribution_events exists in another shape" in caplog.text
-    for table in set(TABLES) - {"attribution_events"}:
+    assert [catalog(empty_database, table) for table in foreign] == before
+    for table in foreign:
+        assert f"{table} exists in another shape" in caplog.text
+    for table in set(TABLES) - set(foreign):
         assert catalog(empty_database, table) == catalog(head, table)
 
     migrate.downgrade(empty_database.owner_url)
 
-    assert tables(empty_database) == {"attribution_events", "attribution_events_pkey"}
+    assert tables(empty_database) == {name for table in foreign for name in (table, f"{table}_pkey")}
 
 
 def test_the_version_table_of_the_application_is_left_alone(empty_database: Database) -> None:
@@ -802,7 +829,7 @@ def test_the_version_table_of_the_application_is_left_alone(empty_database: Data
     )
     migrate.upgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
-    assert contents(empty_database, "dramaturg_version") == ["(0006)"]
+    assert contents(empty_database, "dramaturg_version") == ["(0007)"]
     migrate.downgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
 

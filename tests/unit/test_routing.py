@@ -75,7 +75,8 @@ class TestAttributionQueueDeclared:
         """
         done = in_a_new_process(code)
         assert done.stdout.strip() == (
-            "['attribution', 'housekeeping', 'llm', 'maintenance'] ['worker.attribution.recompute_window', "
+            "['attribution', 'housekeeping', 'llm', 'maintenance'] ['worker.attribution.follow_run', "
+            "'worker.attribution.recompute_day', 'worker.attribution.recompute_window', "
             "'worker.housekeeping.ping', 'worker.llm.describe_window', 'worker.llm.explain_window', "
             "'worker.maintenance.verify_window', 'worker.probe']"
         ), done.stderr
@@ -121,7 +122,10 @@ class TestActorRegistered:
             print(sorted(broker.actors))
         """
         done = in_a_new_process(code)
-        assert done.stdout.strip() == "['worker.attribution.recompute_window', 'worker.probe']", done.stderr
+        assert done.stdout.strip() == (
+            "['worker.attribution.follow_run', 'worker.attribution.recompute_day', "
+            "'worker.attribution.recompute_window', 'worker.probe']"
+        ), done.stderr
 
     def test_one_of_many_threads_gets_a_name_and_the_others_are_told(self, module: str) -> None:
         register(module, "llm")
