@@ -284,7 +284,7 @@ def test_details_that_postgres_refuses_do_not_cost_the_row(broker: Broker, datab
 
     (dead_letters,) = (m for m in broker.middleware if isinstance(m, DeadLetters))
     # A redactor that lets a NUL through, as a bug of ours would.
-    dead_letters._redact.text = lambda text, limit=None: text  # type: ignore[method-assign]
+    dead_letters.redact.text = lambda text, limit=None: text  # type: ignore[method-assign]
 
     def job() -> None:
         raise Lets("a\x00b")

@@ -76,8 +76,9 @@ class TestAttributionQueueDeclared:
         done = in_a_new_process(code)
         assert done.stdout.strip() == (
             "['attribution', 'housekeeping', 'llm', 'maintenance'] ['worker.attribution.recompute_window', "
-            "'worker.housekeeping.ping', 'worker.llm.describe_window', 'worker.llm.explain_window', "
-            "'worker.maintenance.verify_window', 'worker.probe']"
+            "'worker.housekeeping.ping', 'worker.housekeeping.sample_queues', 'worker.llm.describe_window', "
+            "'worker.llm.explain_window', 'worker.maintenance.adopt_dead_letters', "
+            "'worker.maintenance.apply_retention', 'worker.maintenance.verify_window', 'worker.probe']"
         ), done.stderr
 
 
