@@ -41,5 +41,11 @@ _SUBJECTS = ("pending", "in_progress", "resolved", "abandoned", "payload", "even
 
 # As revision 0004 built it; here for its name alone.
 RETENTION = Table(
-    "worker_failed_job_retention", columns={}, primary_key="(id)", constraints={}, indexes={}, app_user="", tenant=""
+    name="worker_failed_job_retention",
+    columns={},
+    primary_key="(id)",
+    constraints={},
+    indexes={},
+    app_user="",
+    tenant="",
 )
