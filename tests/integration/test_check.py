@@ -93,6 +93,7 @@ def test_a_good_deployment_is_green(environment: dict[str, str]) -> None:
         "postgres.writable",
         "procfile",
         "procfile.queues",
+        "procfile.scheduler",
         "queues.consumers",
         "redis.eviction",
         "redis.persistence",
@@ -567,6 +568,7 @@ def project(folder: Path, procfile: str, **modules: str) -> Path:
 
 
 FOUR = "all: dramatiq worker.attribution worker.llm worker.maintenance worker.housekeeping --processes 1\n"
+SCHEDULER = "scheduler: worker scheduler\n"
 
 
 def test_queues_that_no_entry_consumes(environment: dict[str, str], tmp_path: Path) -> None:
@@ -578,7 +580,7 @@ def test_queues_that_no_entry_consumes(environment: dict[str, str], tmp_path: Pa
 
 def test_a_queue_that_the_application_declares(environment: dict[str, str], tmp_path: Path) -> None:
     code = "from worker.routing import register\nregister('mails', 'emails')\nprint('noise')\n"
-    found = only(environment, project(tmp_path, FOUR + "mails: dramatiq mails --processes 1\n", mails=code))
+    found = only(environment, project(tmp_path, FOUR + SCHEDULER + "mails: dramatiq mails --processes 1\n", mails=code))
     assert found.found == "no worker consumes emails"
 
 
@@ -590,13 +592,15 @@ def test_what_has_a_schedule_and_nobody_to_send_it(environment: dict[str, str], 
     folder = project(tmp_path, FOUR + "mails: dramatiq mails --processes 1\n", mails=code)
     named, _ = sorted(wrong({**environment, "SCHEDULE_OFF": "mails.other"}, folder), key=lambda f: f.status)
     assert (named.name, named.status) == ("settings.schedule", Status.ERROR)
-    assert named.found == "SCHEDULE_OFF: no actor 'mails.other' has a schedule; those that have: mails.digest"
+    assert named.found.startswith(
+        "SCHEDULE_OFF: no actor 'mails.other' has a schedule; those that have: mails.digest, "
+    )
     found = only({**environment, "SCHEDULE": "mails.digest=0 4 * * *"}, folder)
     assert (found.name, found.status) == ("procfile.scheduler", Status.WARNING)
 
 
 def test_a_module_that_cannot_be_imported(environment: dict[str, str], tmp_path: Path) -> None:
-    procfile = FOUR + "mails: dramatiq mails --processes 1\nnone: dramatiq no.such --processes 1\n"
+    procfile = FOUR + SCHEDULER + "mails: dramatiq mails --processes 1\nnone: dramatiq no.such --processes 1\n"
     code = "raise RuntimeError('no api_key=hunter2secret')"
     found = wrong(environment, project(tmp_path, procfile, mails=code))
     assert [(f.name, f.status) for f in found] == [("procfile.imports", Status.ERROR)] * 2
@@ -607,7 +611,7 @@ def test_a_module_that_cannot_be_imported(environment: dict[str, str], tmp_path:
 
 def test_entries_that_ask_for_too_much(environment: dict[str, str], tmp_path: Path) -> None:
     # The first of the four says neither.
-    procfile = FOUR.replace("--processes 1", "", 1)
+    procfile = FOUR.replace("--processes 1", "", 1) + SCHEDULER
     slow = {**environment, "STOP_WITHIN": "50"}
     *timeouts, processes = sorted(wrong(slow, project(tmp_path, procfile)), key=lambda f: f.status)
     assert {(f.name, f.status) for f in timeouts} == {("procfile.stop-timeout", Status.ERROR)}
