@@ -171,7 +171,9 @@ class Settings(BaseSettings):
         "default nobody but this machine",
     )
     console_secret: str | None = Field(
-        None, repr=False, description="signs the console's cookies; default made from CONSOLE_TOKENS"
+        None,
+        repr=False,
+        description="signs the console's cookies; default made from CONSOLE_TOKENS and the passwords in the URLs",
     )
     console_prefix: str = Field("", description="path under which a proxy has the console, such as /ops; default none")
     console_hosts: Words = Field(

@@ -22,12 +22,12 @@ from db import failed_jobs, session
 from db.failed import Filter, resolve
 from db.replays import runs
 from db.session import operator_transaction
-from tests.integration.console import Console, part
+from tests.integration.console import Console, part, submit
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, ours, put
 from tests.integration.test_failed_jobs import B, a_failure
 from tests.servers import Database, free_port
 from tests.waiting import eventually
-from worker.console.shared import Shared
+from worker.console.shared import WAITS, Shared
 from worker.live import list_workers
 from worker.queue_admin import pause
 
@@ -288,8 +288,36 @@ def test_many_who_look_ask_postgres_once(console: Console, failures: dict[str, U
             assert "3 open failures" in part(page, "tiles")
             assert "5 open failures" in part(browser.get("/"), "tiles")
             # Whoever does something sees what came of it.
-            browser.post("/logout")
-            browser.post("/login", data={"token": console.token("operator")})
+            submit(browser, "/failures", f"/replays/{failures['running']}/pause")
             assert looks(browser, ["/"]) == first
     finally:
         event.remove(Engine, "begin", count)
+
+
+def test_while_postgres_hangs_the_rest_is_there(
+    console: Console, failures: dict[str, UUID], client: redis.Redis
+) -> None:
+    put(client, "m1", "{}", queue="llm")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def never_answers() -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    now = time.monotonic()
+    with ThreadPoolExecutor(1) as pool, console.logged_in("operator") as browser:
+        shared = Shared(600, clock=lambda: now)
+        browser.app.state.shared = shared  # type: ignore[attr-defined]
+        # As somebody who looked before, and whom it does not answer.
+        asks = pool.submit(shared.get, (None, "failures"), never_answers)
+        try:
+            assert begun.wait(30)
+            now += WAITS
+            page = browser.get("/")
+            assert page.status_code == 200
+            for name in ("chart", "groups", "replays"):
+                assert "Not known: it takes longer than usual" in part(page, name)
+            assert "llm 1 0 0" in part(page, "queues")
+        finally:
+            go_on.set()
+        asks.result(30)

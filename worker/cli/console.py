@@ -27,7 +27,7 @@ def serve(
     if context.invoked_subcommand is not None:
         return
     with explained():
-        settings = configure_sessions()
+        settings = configure_sessions(serves=True)
         if find_spec("uvicorn") is None or find_spec("fastapi") is None:
             raise ConfigurationError("the console is not installed: pip install 'dramaturg[console]'")
         from worker.console.serving import serve as serve_console

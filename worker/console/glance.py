@@ -20,7 +20,7 @@ from db.replays.runs import Replay
 from worker.console.access import Work
 from worker.console.charts import COLOURS, Chart, stacked_bars
 from worker.console.problems import problem_of
-from worker.console.shared import Shared
+from worker.console.shared import Shared, TakesTooLong
 from worker.failed.asked import OPEN
 from worker.live import (
     DepthSamples,
@@ -245,7 +245,7 @@ class _Asking:
             return Part(wrong=self._away)
         try:
             return Part(self._shared.get((self._work.tenant_id, key), make))
-        except (DBAPIError, PoolTimeout, ConnectionClosed) as e:
+        except (DBAPIError, PoolTimeout, ConnectionClosed, TakesTooLong) as e:
             problem = problem_of(e)
             wrong = problem.detail if problem is not None else type(e).__name__
             if not (isinstance(e, DBAPIError) and isinstance(e.orig, QueryCanceled)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -17,12 +18,15 @@ from psycopg.errors import QueryCanceled
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from db.errors import ConfigurationError
 from db.failed.statuses import IllegalMove
 from db.replays.runs import IllegalChange
 from worker.console.access import Identity, NotAllowed, NotLoggedIn, TooManyAttempts
 from worker.console.rendering import href, render
+from worker.console.shared import TakesTooLong
 from worker.failed.asked import NoSuchJob
 from worker.failed.choosing import NothingToReplay
 from worker.postgres_words import explain
@@ -83,12 +87,16 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(503, explain(error.orig))
         case PoolTimeout():
             return Problem(503, "all connections to Postgres are in use; try again in a moment")
+        case TakesTooLong():
+            return Problem(503, str(error))
         case ConnectionClosed():
             return Problem(503, "Redis does not answer")
         case ConfigurationError():
             return Problem(503, str(error))
         case ValueError():
             return Problem(400, str(error))
+        case ClientDisconnect():
+            return Problem(400, "the request ended before its body did")
         case HTTPException():
             return Problem(error.status_code, str(error.detail))
     return None
@@ -108,7 +116,7 @@ def is_for_programs(request: Request) -> bool:
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of ``app`` answered in words."""
+    """Have every error of ``app`` answered in words; before other middleware is added, which is then around this."""
 
     async def answer(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
@@ -130,8 +138,32 @@ def install(app: FastAPI) -> None:
             request, "problem.html", who=who, now=datetime.now(UTC), status_code=problem.status, problem=problem
         )
 
-    for kind in (*_EXPECTED, Exception):
+    for kind in _EXPECTED:
         app.add_exception_handler(kind, answer)
+    app.add_middleware(_Faults, answer=answer)
+
+
+class _Faults:
+    """Answers where we are at fault, inside of what gives each answer its headers, and knows the path prefix."""
+
+    def __init__(self, app: ASGIApp, answer: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+        self._app, self._answer = app, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except Exception as e:
+            if begun or scope["type"] != "http":
+                raise
+            response = await self._answer(Request(scope, receive), e)
+            await response(scope, receive, send)
 
 
 _EXPECTED: Final = (
@@ -144,8 +176,10 @@ _EXPECTED: Final = (
     RequestValidationError,
     DBAPIError,
     PoolTimeout,
+    TakesTooLong,
     ConnectionClosed,
     ConfigurationError,
     ValueError,
+    ClientDisconnect,
     HTTPException,
 )
