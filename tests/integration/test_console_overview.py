@@ -85,6 +85,10 @@ def test_what_is_wrong_is_seen_at_a_glance_and_leads_on(
     client.hset(f"{OWN}spool", "1", json.dumps({"task_name": "a", "error_type": "timeout"}))
     client.set(f"{OWN}spool.since", int(time.time()) - 120)
     client.hset(f"{OWN}ended.{int(time.time() // 60) - 1}", mapping={f"succeeded:{QUEUE}": 50, f"failed:{QUEUE}": 5})
+    minute = int(time.time() // 60)
+    for ago, waiting in ((5, 4), (3, 8), (2, 0)):
+        sample = json.dumps({QUEUE: [waiting, 0, 0, None]})
+        client.hset(f"{OWN}depths.{(minute - ago) // 60}", str(minute - ago), sample)
     with one.working(3), console.logged_in("viewer") as browser:
         try:
             one.send(held)
@@ -135,6 +139,8 @@ def test_what_is_wrong_is_seen_at_a_glance_and_leads_on(
     queues = part(page, "queues")
     assert re.search(rf"{QUEUE} 0 0 1 - 11 5 1 ok", queues), queues
     assert re.search(r"llm 2 0 0 - 0 0 0 nobody consumes it", queues), queues
+    # Of what waited, minute by minute; where there is no sample, as the minute before.
+    assert '<polyline points="0,500 1,500 2,0 3,1000 4,1000 5,1000' in page.text
     assert f"paused just now by bob: a migration {EVIL}" in queues or re.search("paused .* ago by bob", queues)
     workers = part(page, "workers")
     assert re.search(rf"{QUEUE} 1 / 3 {re.escape(EVIL)} acme {re.escape(EVIL)} for \d+s", workers), workers

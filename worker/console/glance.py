@@ -23,10 +23,12 @@ from worker.console.problems import problem_of
 from worker.console.shared import Shared, TakesTooLong
 from worker.failed.asked import OPEN
 from worker.live import (
+    DepthSamples,
     SchedulerState,
     SpoolState,
     Throughput,
     WorkerState,
+    depth_samples,
     list_workers,
     scheduler_state,
     spool_state,
@@ -73,9 +75,19 @@ class Live:
     now: datetime
     queues: list[QueueState]
     ended: Mapping[str, Throughput]
+    depths: Mapping[str, DepthSamples]
     workers: list[WorkerState]
     spool: SpoolState
     scheduler: SchedulerState
+
+    def waited(self, queue: str) -> tuple[int, ...]:
+        """How many messages waited in a queue, minute by minute within the hour. Where there is no sample it is what
+        the one before says; before the first there is nothing, and nothing where there are not two."""
+        of_queue, found = self.depths.get(queue), list[int]()
+        for depth in of_queue.waiting if of_queue is not None else ():
+            if depth is not None or found:
+                found.append(found[-1] if depth is None else depth)
+        return tuple(found) if len(found) > 1 else ()
 
     @property
     def running(self) -> int:
@@ -289,6 +301,7 @@ def look(client: redis.Redis, settings: Settings) -> Live:
         now=datetime.fromtimestamp(now / 1000, UTC),
         queues=queues,
         ended=throughput(client, MINUTES, queues=[queue.name for queue in queues], namespace=namespace),
+        depths=depth_samples(client, MINUTES, namespace=namespace),
         workers=list_workers(client, namespace=namespace),
         spool=spool_state(client, namespace=namespace),
         scheduler=scheduler_state(client, namespace=namespace),
