@@ -252,8 +252,13 @@ def test_without_postgres_queues_are_there(
     with console.logged_in("operator") as browser:
         session.configure(f"postgres://nobody:secret-word@127.0.0.1:{free_port()}/none")
         page = browser.get("/")
-    assert page.status_code == 200
-    assert "secret-word" not in page.text
+        other, program = browser.get("/failures"), browser.get("/api/v1/failures")
+    assert (page.status_code, other.status_code, program.status_code) == (200, 503, 503)
+    # Nor where it was looked for, which is in the log.
+    for said in (page.text, other.text, program.text):
+        assert "secret-word" not in said
+        assert "127.0.0.1" not in said
+        assert "Postgres cannot be reached" in said
     verdict = part(page, "verdict")
     assert verdict.count("Postgres cannot be reached") == 1
     assert "Queue llm holds 1 message, and nobody consumes it." in verdict

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlencode
 
+import psycopg
 from dramatiq.errors import ConnectionClosed
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -107,6 +108,9 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(422, "; ".join(_of_field(each) for each in error.errors()[:5]))
         case DBAPIError(orig=QueryCanceled()):
             return Problem(503, "Postgres took too long for that: ask for less, with a filter or a shorter time")
+        case DBAPIError(orig=psycopg.Error(sqlstate=None)):
+            # Not what it says: where Postgres is, is nobody's business who has one tenant.
+            return Problem(503, "Postgres cannot be reached")
         case DBAPIError():
             return Problem(503, explain(error.orig))
         case PoolTimeout():
@@ -148,6 +152,8 @@ def install(app: FastAPI) -> None:
             # Its text may hold anything, and who asked cannot mend it.
             logger.opt(exception=error).error("{} {}", request.method, request.url.path)
             problem = Problem(500, "the console has a fault, which its log tells")
+        elif problem.status == 503 and isinstance(error, DBAPIError):
+            logger.warning("{}", explain(error.orig))
         if is_for_programs(request):
             body = {"type": "about:blank", "title": problem.title, "status": problem.status, "detail": problem.detail}
             headers = {"www-authenticate": "Bearer"} if problem.status == 401 else {}
