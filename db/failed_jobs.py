@@ -76,7 +76,7 @@ _COLUMNS: Final = tuple(_TYPES)
 # json, because a jsonb holds no more than 256 MiB.
 _GIVEN: Final = (
     "json_to_recordset(CAST(:failures AS json)) AS given (id uuid, delivery_id varchar, original text,"
-    " fingerprint varchar, title text, place text, attempts jsonb, "
+    " fingerprint varchar, title text, place text, attempts jsonb, note text, "
     + ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
     + ")"
 )
@@ -125,8 +125,8 @@ _INSERT = text(
     f"""
     WITH given AS MATERIALIZED (SELECT * FROM {_GIVEN}),
     recorded AS (
-        INSERT INTO worker_failed_jobs (id, status, {", ".join(_COLUMNS)})
-        SELECT id, 'pending', {", ".join(_COLUMNS)} FROM given
+        INSERT INTO worker_failed_jobs (id, status, remediation_notes, {", ".join(_COLUMNS)})
+        SELECT id, 'pending', note, {", ".join(_COLUMNS)} FROM given
         WHERE NOT EXISTS (SELECT FROM worker_failed_job_deliveries d WHERE d.delivery_id = given.delivery_id)
         ON CONFLICT DO NOTHING
         RETURNING id
@@ -138,9 +138,9 @@ _INSERT = text(
         SELECT id, tenant_id, fingerprint, 'pending', failed_at, attempts FROM new
     ),
     told AS (
-        INSERT INTO worker_failed_job_events (failed_job_id, tenant_id, event, changed_by, after, happened_at)
+        INSERT INTO worker_failed_job_events (failed_job_id, tenant_id, event, changed_by, reason, after, happened_at)
         SELECT
-            id, tenant_id, 'captured', coalesce(worker, 'unknown'),
+            id, tenant_id, 'captured', coalesce(worker, 'unknown'), note,
             jsonb_build_object(
                 'status', 'pending', 'task_name', task_name, 'error_type', error_type,
                 'exception_class', exception_class, 'retry_count', retry_count

@@ -46,6 +46,8 @@ class Failure:
     #: Where it was a replay: of which row, and of which item of a replay.
     replayed_row: UUID | None = None
     replay_item: UUID | None = None
+    #: What the remediation notes of a new row begin with, and its history's reason; of most failures there is nothing.
+    note: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as what JSON can say: ids and times as strings, the original in base64."""

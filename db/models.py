@@ -252,7 +252,7 @@ class FailedJobRetention(Base):
     __table_args__ = (
         CheckConstraint("keep_days >= 0", name="ck_worker_failed_job_retention_keep_days"),
         CheckConstraint(
-            "subject IN ('pending', 'in_progress', 'resolved', 'abandoned', 'payload', 'events')",
+            "subject IN ('pending', 'in_progress', 'resolved', 'abandoned', 'payload', 'events', 'answers')",
             name="ck_worker_failed_job_retention_subject",
         ),
         UniqueConstraint(
@@ -266,7 +266,7 @@ class FailedJobRetention(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
     tenant_id: Mapped[UUID | None]
-    #: A status; ``payload`` for arguments and originals, ``events`` for the history.
+    #: A status; ``payload``: arguments and originals; ``events``: the history; ``answers``: a language model's.
     subject: Mapped[str] = mapped_column(String(20))
     #: None: for ever.
     keep_days: Mapped[int | None]
@@ -365,6 +365,7 @@ class Once(Base):
     __tablename__ = "worker_once"
     __table_args__ = (
         UniqueConstraint("tenant_id", "key", name="uq_worker_once_key", postgresql_nulls_not_distinct=True),
+        Index("idx_worker_once_recorded_at", "recorded_at"),
         _OURS,
     )
 

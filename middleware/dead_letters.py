@@ -65,6 +65,9 @@ class DeadLetters(Middleware):
         kept as it is.
       worker_name: Of this process; the host's name by default. The process id is added.
       clock: Returns the time, with a time zone.
+
+    Attributes:
+      redact: As given.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class DeadLetters(Middleware):
     ) -> None:
         self._record = record
         self._classify = classify or Classifier()
-        self._redact = redact or Redactor()
+        self.redact = redact or Redactor()
         self._seal = seal
         self._worker_name = worker_name
         self._clock = clock
@@ -101,7 +104,7 @@ class DeadLetters(Middleware):
             # Of an attempt to end it before this one.
             message.to_spool = None
         try:
-            failure = self._describe(broker, message)
+            failure = self.describe(broker, message)
         except Exception as e:
             raise self._not_recorded(message, e) from e
         try:
@@ -113,7 +116,7 @@ class DeadLetters(Middleware):
                 "failure of message {} for actor {} goes into the spool: {}",
                 message.message_id,
                 message.actor_name,
-                self._redact.text(message_of(e), 1_000),
+                self.redact.text(message_of(e), 1_000),
             )
             try:
                 message.to_spool = json.dumps(failure.as_json()).encode()
@@ -126,14 +129,15 @@ class DeadLetters(Middleware):
             "trying again in 5 seconds: {}",
             message.message_id,
             message.actor_name,
-            self._redact.text(message_of(error), 1_000),
+            self.redact.text(message_of(error), 1_000),
         )
         return NotRecorded(f"failure of message {message.message_id} could not be recorded")
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._local.execution = None
 
-    def _describe(self, broker: Broker, message: MessageProxy) -> Failure:
+    def describe(self, broker: Broker, message: MessageProxy) -> Failure:
+        """Return the failure of a dead message, for the tenant that is bound."""
         error = exception_of(message)
         execution: _Execution | None = getattr(self._local, "execution", None)
         if execution is not None and execution.message is not message:
@@ -150,7 +154,7 @@ class DeadLetters(Middleware):
         task_name = clean(task_name)[:255] or UNDECODABLE_NAME
         names = positional_names(broker, message.actor_name, len(message.args))
         error_message = (
-            self._redact.text(message_of(error), MESSAGE_LIMIT)
+            self.redact.text(message_of(error), MESSAGE_LIMIT)
             if error is not None
             else "the message was rejected without an exception"
         )
@@ -162,8 +166,8 @@ class DeadLetters(Middleware):
             task_name=task_name,
             queue=clean(q_name(str(message.queue_name)))[:100],
             worker=process_name(self._worker_name),
-            task_args=_or(None, self._redact.arguments, message.args, names),
-            task_kwargs=_or(None, self._redact.value, dict(message.kwargs)),
+            task_args=_or(None, self.redact.arguments, message.args, names),
+            task_kwargs=_or(None, self.redact.value, dict(message.kwargs)),
             tenant_id=current_tenant(),
             error_type=_or(UNKNOWN, self._classify, error),
             exception_class=class_of(error) if error is not None else "(none)",
@@ -202,7 +206,7 @@ class DeadLetters(Middleware):
     def _title(self, error: BaseException | None, message: str) -> str | None:
         # Redacted before, too: without its values a secret may not look like one any more.
         text = normalise(error.kind if isinstance(error, InvalidMessage) else message)
-        return self._redact.text(text)[:MESSAGE_KEPT] or None
+        return self.redact.text(text)[:MESSAGE_KEPT] or None
 
     def _attempts(
         self, message: MessageProxy, task_name: str, error: BaseException | None, execution: _Execution | None
@@ -210,12 +214,12 @@ class DeadLetters(Middleware):
         """Return the last executions. What was skipped adds none; where workers were lost, it is each start."""
         if execution is not None:
             worker = process_name(self._worker_name)
-            now = attempts.attempt(task_name, error, execution.started_at, worker, self._redact)
-            return attempts.last([*attempts.redacted(execution.earlier, self._redact), now])
+            now = attempts.attempt(task_name, error, execution.started_at, worker, self.redact)
+            return attempts.last([*attempts.redacted(execution.earlier, self.redact), now])
         found = attempts.travelled(message.options, _retries(message))
         if isinstance(error, WorkerLost):
             found = attempts.last([*found, *(one.as_json() for one in error.attempts)])
-        return attempts.redacted(found, self._redact)
+        return attempts.redacted(found, self.redact)
 
     def _traceback(self, error: BaseException | None) -> str | None:
         if error is None:
@@ -224,7 +228,7 @@ class DeadLetters(Middleware):
             text = traceback_text(error)
         except BaseException as e:  # noqa: BLE001 - a row without a traceback beats no row
             text = f"(the traceback could not be formatted: {type(e).__name__})"
-        return None if text is None else self._redact.text_ends(text, TRACEBACK_LIMIT)
+        return None if text is None else self.redact.text_ends(text, TRACEBACK_LIMIT)
 
 
 def _or(default: T, fn: Callable[..., T], *args: Any) -> T:

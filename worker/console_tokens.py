@@ -19,7 +19,8 @@ Role = Literal["viewer", "operator"]
 
 #: What tokens begin with, so that a scanner for secrets knows one.
 PREFIX: Final = "dramaturg_"
-_ENTRY = re.compile(r"(?P<name>[^\s,:=]{1,100}):(?P<role>[^\s,:=]+)(?::(?P<tenant>[^\s,:=]+))?=sha256:(?P<hash>\S+)")
+_NAME = r"[^\s,:=]{1,100}"
+_ENTRY = re.compile(rf"(?P<name>{_NAME}):(?P<role>[^\s,:=]+)(?::(?P<tenant>[^\s,:=]+))?=sha256:(?P<hash>\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,10 @@ def make_token(name: str, role: str, tenant_id: UUID | None = None) -> tuple[str
     Raises:
       ValueError: When a name or a role cannot be so; the message names it.
     """
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"name must be 1 to 100 characters without spaces, commas, colons and =, not {name!r}")
+    if role not in get_args(Role):
+        raise ValueError(f"role must be {' or '.join(get_args(Role))}, not {role!r}")
     said = PREFIX + secrets.token_urlsafe(32)
     of_tenant = f":{tenant_id}" if tenant_id else ""
     (token,) = read_tokens(f"{name}:{role}{of_tenant}=sha256:{digest_of(said)}")

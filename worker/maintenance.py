@@ -1,14 +1,36 @@
-"""Queue ``maintenance``: checks on what other jobs have written."""
+"""Queue ``maintenance``: checks on what other jobs have written, and what keeps a deployment tidy by itself."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import dramatiq
 from loguru import logger
 
-from db.session import transaction
+from db.alone import alone
+from db.deadline import remaining_ms
+from db.failed.batches import AT_ONCE
+from db.failed.expiry import Expired, expire
+from db.once_expiry import expire_once
+from db.session import operator_transaction, transaction
 from db.tenancy import require_tenant
+from middleware.lossless_broker import LosslessBroker
+from worker import adoption
+from worker.arguments import shown
+from worker.broker import queues, settings
 from worker.recompute import parse_model, parse_model_version, parse_window
 from worker.routing import actor
+from worker.text import counted
 from worker.windows import unbalanced_conversions
+
+#: Rows, or messages, of a batch at most.
+BATCH_AT_MOST: Final = 10_000
+#: Seconds that one job works at most, however long it may run, and milliseconds until the next goes on.
+WORK_FOR: Final = 300.0
+GO_ON_AFTER: Final = 10_000
 
 
 class UnbalancedAllocations(Exception):
@@ -41,3 +63,102 @@ def verify_window(window_start: str, window_end: str, model: str = "linear", mod
             )
         )
     logger.info("{} adds up", window)
+
+
+@actor(tenant_scoped=False, throws=ValueError, schedule="17 2 * * *")
+def apply_retention(batch: int = AT_ONCE) -> None:
+    """Remove what has been kept for as long as the rules say, for all tenants, in short transactions.
+
+    That is failed jobs, their payloads, history and ended replays, answers of a language model, and what ``once()``
+    remembers. At half its time it sends itself again for the rest. Where another process is at it, it ends at once.
+
+    Arguments:
+      batch: Rows in one transaction, at most.
+
+    Raises:
+      ValueError: Naming ``batch`` and its value. Not retried.
+      sqlalchemy.exc.SQLAlchemyError: When Postgres is away. Tried again, for what is left.
+    """
+    batch = _count("batch", batch)
+    should_stop = _half_time()
+    with alone(apply_retention.actor_name) as first:
+        if not first:
+            logger.info("another process applies the rules of retention; there is nothing to do here")
+            return
+        now = datetime.now(UTC)
+        done = expire(
+            operator_transaction, now=now, by=apply_retention.actor_name, batch=batch, should_stop=should_stop
+        )
+        forgotten, stopped = expire_once(
+            operator_transaction,
+            now=now,
+            message_days=settings.once_keep_days,
+            key_days=settings.once_keys_keep_days,
+            batch=batch,
+            should_stop=should_stop,
+        )
+    logger.info("retention removed {}, and {} of what happened once", _said(done), f"{forgotten:,}")
+    # After the block, or the next might find this one still at it.
+    if done.stopped or stopped:
+        logger.info("there is more, which the next goes on with")
+        apply_retention.send_with_options(kwargs={"batch": batch}, delay=GO_ON_AFTER)
+
+
+@actor(tenant_scoped=False, throws=ValueError, schedule="47 1 * * *")
+def adopt_dead_letters(batch: int = adoption.AT_ONCE) -> None:
+    """Take what stock Dramatiq keeps of its dead messages into ``worker_failed_jobs``; see :mod:`worker.adoption`.
+
+    At half its time it sends itself again for the rest. Where another process is at it, it ends at once.
+
+    Arguments:
+      batch: Messages in one transaction, at most.
+
+    Raises:
+      ValueError: Naming ``batch`` and its value. Not retried.
+      ConnectionClosed: When Redis is away. Tried again, as for the next.
+      sqlalchemy.exc.SQLAlchemyError: When Postgres is away.
+      worker.adoption.NotAdopted: When it will not take some of them; the others are taken.
+    """
+    batch = _count("batch", batch)
+    broker = dramatiq.get_broker()
+    if not isinstance(broker, LosslessBroker):
+        logger.info("there is no Redis here that could hold dead messages")
+        return
+    with alone(adoption.ALONE) as first:
+        if not first:
+            logger.info("another process adopts dead messages; there is nothing to do here")
+            return
+        done = adoption.adopt(
+            broker, broker.client, queues, namespace=broker.namespace, batch=batch, should_stop=_half_time()
+        )
+    logger.info("adopted {} of stock Dramatiq's", counted(done.queues.total(), "dead message"))
+    if done.stopped:
+        adopt_dead_letters.send_with_options(kwargs={"batch": batch}, delay=GO_ON_AFTER)
+    elif done.problem is not None:
+        raise adoption.NotAdopted(f"{counted(done.left, 'dead message')} could not be recorded: {done.problem}")
+
+
+def _count(argument: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= BATCH_AT_MOST:
+        raise ValueError(f"{argument}: must be a whole number from 1 to {BATCH_AT_MOST}, not {shown(value)}")
+    return value
+
+
+def _half_time() -> Callable[[], bool]:
+    """Return what tells whether half of the job's time is over: a batch more, and its end, fit into the rest."""
+    left = remaining_ms()
+    end = time.monotonic() + (WORK_FOR if left is None else min(WORK_FOR, left / 2_000))
+    return lambda: time.monotonic() >= end
+
+
+def _said(done: Expired) -> str:
+    return ", ".join(
+        [
+            counted(done.rows.total(), "job"),
+            counted(done.payloads, "payload"),
+            counted(done.events, "event"),
+            counted(done.answers, "answer"),
+            counted(done.replays, "replay"),
+            counted(done.groups, "group"),
+        ]
+    )

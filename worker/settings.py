@@ -118,6 +118,14 @@ class Settings(BaseSettings):
     renamed_actors: Words = Field(
         (), description="actors that have another name now, as old=new, separated by commas: replays go to the new one"
     )
+    once_keep_days: Annotated[int, Field(ge=30, le=36_500)] | None = Field(
+        90,
+        description="days that `once()` without a key remembers a message, and for as long as it has a failed job; "
+        "`forever` for ever",
+    )
+    once_keys_keep_days: Annotated[int, Field(ge=1, le=36_500)] | None = Field(
+        None, description="the same of a key; default for ever, because another message may have the same"
+    )
     schedule: Words = Field(
         (),
         description="when scheduled actors run instead, as name=expression, separated by semicolons; "
@@ -167,7 +175,9 @@ class Settings(BaseSettings):
         "default nobody but this machine",
     )
     console_secret: str | None = Field(
-        None, repr=False, description="signs the console's cookies; default made from CONSOLE_TOKENS"
+        None,
+        repr=False,
+        description="signs the console's cookies; default made from CONSOLE_TOKENS and the passwords in the URLs",
     )
     console_prefix: str = Field("", description="path under which a proxy has the console, such as /ops; default none")
     console_hosts: Words = Field(
@@ -222,6 +232,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
+
+    @field_validator("once_keep_days", mode="before")
+    @classmethod
+    def _read_days(cls, value: object) -> object:
+        return None if value == "forever" else value
 
     @field_validator("extra_queues")
     @classmethod

@@ -14,11 +14,15 @@ from sqlalchemy.orm import Session
 
 from db.errors import ConfigurationError
 from db.failed.filters import contains
+from db.session import tenant_of
 from db.tenancy import current_tenant, parse_uuid
 from worker.arguments import check_text
 
 #: Characters of a tenant's name.
 NAME_LENGTH = 200
+
+#: The application's own ``tenants`` may know no row-level security.
+_SEEN = "(CAST(:bound AS uuid) IS NULL OR id = CAST(:bound AS uuid))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,8 @@ def tenant_names(session: Session, ids: Iterable[UUID | None]) -> dict[UUID, str
     if not wanted or not _have_names(session):
         return {}
     rows = session.execute(
-        text("SELECT id, CAST(name AS text) FROM tenants WHERE id = ANY(:ids) AND name IS NOT NULL"), {"ids": wanted}
+        text(f"SELECT id, CAST(name AS text) FROM tenants WHERE id = ANY(:ids) AND name IS NOT NULL AND {_SEEN}"),
+        {"ids": wanted, "bound": tenant_of(session)},
     )
     return {row.id: row.name for row in rows}
 
@@ -135,9 +140,9 @@ def tenants_like(session: Session, value: str, *, limit: int = 1_000) -> dict[UU
         rows = session.execute(
             text(
                 "SELECT id, CAST(name AS text) FROM tenants"
-                " WHERE CAST(name AS text) ILIKE :like ORDER BY 2, 1 LIMIT :limit"
+                f" WHERE CAST(name AS text) ILIKE :like AND {_SEEN} ORDER BY 2, 1 LIMIT :limit"
             ),
-            {"like": contains(value), "limit": limit},
+            {"like": contains(value), "limit": limit, "bound": tenant_of(session)},
         )
         found |= {row.id: row.name for row in rows}
     return found
@@ -156,7 +161,10 @@ def tenant_named(session: Session, value: str) -> UUID:
     found: list[UUID] = []
     # Postgres takes no NUL.
     if "\0" not in value and _have_names(session):
-        rows = session.scalars(text("SELECT id FROM tenants WHERE name = :name ORDER BY id LIMIT 6"), {"name": value})
+        rows = session.scalars(
+            text(f"SELECT id FROM tenants WHERE name = :name AND {_SEEN} ORDER BY id LIMIT 6"),
+            {"name": value, "bound": tenant_of(session)},
+        )
         found = list(rows)
     if len(found) == 1:
         return found[0]

@@ -36,6 +36,7 @@ class Expired:
       rows: By the status that they had.
       payloads: Rows whose arguments and original were forgotten.
       events: Of the history.
+      answers: Of a language model.
       replays: That had ended, with what they say of each job.
       groups: That have had no row for longer than anything of theirs is kept.
       held: Rows that are there still because somebody else held them. The next time will do.
@@ -45,6 +46,7 @@ class Expired:
     rows: Counter[str] = field(default_factory=Counter)
     payloads: int = 0
     events: int = 0
+    answers: int = 0
     replays: int = 0
     groups: int = 0
     held: int = 0
@@ -66,8 +68,8 @@ def expire(
     that was resolved can say that it has come back.
 
     Arguments:
-      begin: See :data:`~db.failed.actions.Begin`. Bound to a tenant, it touches that one's rows alone, and no events:
-        nobody who is bound to one removes history.
+      begin: See :data:`~db.failed.actions.Begin`. Bound to a tenant, it touches that one's rows alone, and neither
+        events nor answers: nobody who is bound to one removes those.
       now: With a time zone.
       by: Who, for the history.
       batch: Rows in one transaction, at most; fewer where they take long.
@@ -97,6 +99,8 @@ def expire(
             if rule.subject == "events":
                 run.events(rule)
                 run.replays(rule)
+            elif rule.subject == "answers":
+                run.answers(rule)
     run.groups(in_force)
     return run.done
 
@@ -200,6 +204,14 @@ class _Run:
         )
         self.done.events += self._of("worker_failed_job_events event", "happened_at", where)
 
+    def answers(self, rule: Rule) -> None:
+        """Remove what a language model answered long enough ago."""
+        where = Where(
+            f"answer.answered_at < {_CUTOFF} AND {_whose(rule, None, 'answer')}",
+            _parameters(rule, None, self.now),
+        )
+        self.done.answers += self._of("worker_llm_answers answer", "answered_at", where)
+
     def replays(self, rule: Rule) -> None:
         """Remove replays that ended as long ago as history that is due."""
         where = Where(
@@ -267,5 +279,5 @@ def _remembered(keep: dict[Subject, int | None]) -> int | None:
     """Return for how many days a group without rows is: the most that anything of it is kept. None is for ever."""
     if any(keep[subject] is None for subject in ("resolved", "abandoned", "events")):
         return None
-    longest = max(days for subject, days in keep.items() if subject != "payload" and days is not None)
+    longest = max(days for subject, days in keep.items() if subject not in {"payload", "answers"} and days is not None)
     return min(longest, KEEP_DAYS_AT_MOST)

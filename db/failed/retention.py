@@ -1,4 +1,4 @@
-"""How long failed jobs, what they were called with, and their history are kept.
+"""How long failed jobs, what they were called with, and their history are kept; and what a language model answered.
 
 A tenant's own rule wins over the rule for all, and that over the default. What nobody has looked at, and what is being
 replayed, is kept for ever by default.
@@ -18,9 +18,9 @@ from db.failed.events import NAME_AT_MOST, checked, write_event
 from db.failed.statuses import STATUSES, Status
 from db.tenancy import parse_uuid
 
-#: A status; ``payload`` for arguments and originals, ``events`` for the history.
-Subject = Literal[Status, "payload", "events"]
-SUBJECTS: Final[tuple[Subject, ...]] = (*STATUSES, "payload", "events")
+#: A status; ``payload`` for arguments and originals, ``events`` for the history, ``answers`` for a language model's.
+Subject = Literal[Status, "payload", "events", "answers"]
+SUBJECTS: Final[tuple[Subject, ...]] = (*STATUSES, "payload", "events", "answers")
 
 #: Days; None is for ever.
 DEFAULTS: Final[dict[Subject, int | None]] = {
@@ -30,6 +30,7 @@ DEFAULTS: Final[dict[Subject, int | None]] = {
     "abandoned": 180,
     "payload": None,
     "events": 400,
+    "answers": 400,
 }
 
 #: Longer than that, say for ever.
@@ -42,7 +43,7 @@ class Rule:
 
     Attributes:
       subject: Rows of a status: after they were resolved, after they were abandoned, otherwise after they failed;
-        ``payload``: after the row failed; ``events``: after they happened.
+        ``payload``: after the row failed; ``events``: after they happened; ``answers``: after they were given.
       keep_days: None is for ever.
       tenant_id: Whose; None is for all that have no rule of their own.
       source: Where it comes from.

@@ -20,6 +20,7 @@ from db.failed.foreign_json import read
 from db.failed.groups import group_conditions
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
+from db.session import tenant_of
 from db.times import moment_of
 
 #: Jobs of a page, at most.
@@ -80,6 +81,8 @@ class Page:
 
     jobs: list[FailedJobSummary]
     next: str | None
+    #: When the last job failed that was looked at for the text; None where all were that could matter.
+    looked_to: datetime | None = None
 
 
 _SUMMARY: Final = f"""
@@ -90,7 +93,9 @@ _SUMMARY: Final = f"""
 _FROM: Final = "worker_failed_jobs job LEFT JOIN worker_failed_job_details details ON details.failed_job_id = job.id"
 
 
-def find(session: Session, where: Filter, *, after: str | None = None, limit: int = 50) -> Page:
+def find(
+    session: Session, where: Filter, *, after: str | None = None, limit: int = 50, look_through: bool = True
+) -> Page:
     """Return a page of the jobs that match, newest first.
 
     Arguments:
@@ -98,6 +103,8 @@ def find(session: Session, where: Filter, *, after: str | None = None, limit: in
       where: Which.
       after: ``next`` of the page before.
       limit: Jobs of a page, 1 to 1,000.
+      look_through: Whether to look for a text in all of a tenant's jobs, which no index does, and which takes seconds
+        for some hundred thousand. Where not, it is looked for in :data:`LOOKED_AT` of them, and ``next`` goes on there.
 
     Raises:
       InvalidFilter: When ``after`` or ``limit`` cannot be.
@@ -109,15 +116,23 @@ def find(session: Session, where: Filter, *, after: str | None = None, limit: in
     if where.text is None:
         rows = list(session.execute(*_summaries(*_newest(where, begin, limit + 1))))
     else:
-        rows = _containing(session, where, begin, limit + 1)
+        # Only who is bound to none may use the index.
+        rows, last = _containing(session, where, begin, limit + 1, all_=look_through or tenant_of(session) is None)
+        if last is not None:
+            jobs = [FailedJobSummary(**row._mapping) for row in rows]
+            return Page(jobs, _key_of(*last), last[0])
     jobs = [FailedJobSummary(**row._mapping) for row in rows[:limit]]
     return Page(jobs, beyond(jobs[-1]) if len(rows) > limit else None)
 
 
 def beyond(job: FailedJobSummary) -> str:
     """Return what to give :func:`find` as ``after`` for those that failed before a job, whether that matches or not."""
+    return _key_of(job.failed_at, job.id)
+
+
+def _key_of(failed_at: datetime, job_id: UUID) -> str:
     # As one word, to be typed.
-    return f"{job.failed_at.isoformat().replace(' ', '_')}~{job.id}"
+    return f"{failed_at.isoformat().replace(' ', '_')}~{job_id}"
 
 
 def iterate(session: Session, where: Filter) -> Iterator[FailedJob]:
@@ -282,8 +297,10 @@ def _in_full(values: dict[str, Any]) -> FailedJob:
 _Begin = tuple[datetime, UUID] | None
 
 
-def _containing(session: Session, where: Filter, begin: _Begin, limit: int) -> list[Row[Any]]:
-    """Return the newest jobs with a text.
+def _containing(
+    session: Session, where: Filter, begin: _Begin, limit: int, *, all_: bool
+) -> tuple[list[Row[Any]], tuple[datetime, UUID] | None]:
+    """Return the newest jobs with a text; and the last that was looked at, where that was not ``all_``.
 
     Postgres cannot know in how many rows a text is, and takes each for rare: one that is in a third of a million rows
     it would gather from all of them. So the text is looked for in the newest jobs first. If those do not suffice it is
@@ -303,15 +320,18 @@ def _containing(session: Session, where: Filter, begin: _Begin, limit: int) -> l
     asked = {**parameters, "text": contains(where.text or ""), "wanted": limit}
     found = list(session.execute(*_summaries(statement, asked)))
     if len(found) == limit:
-        return found
+        return found, None
     last = session.execute(
         text(f"SELECT failed_at, id, count(*) OVER () AS jobs FROM ({newest}) each ORDER BY failed_at, id LIMIT 1"),
         parameters,
     ).first()
     if last is None or last.jobs < LOOKED_AT:
-        return found
+        return found, None
+    if not all_:
+        return found, (last.failed_at, last.id)
     session.execute(_REMEMBER_ROWS)
-    return found + list(session.execute(*_summaries(*_gathered(where, (last.failed_at, last.id), limit - len(found)))))
+    rest = session.execute(*_summaries(*_gathered(where, (last.failed_at, last.id), limit - len(found))))
+    return found + list(rest), None
 
 
 # With less it remembers pages instead of rows, and looks at each row of those. Until the transaction ends.

@@ -85,9 +85,9 @@ def test_whoever_is_bound_to_a_tenant_sees_that_one(site: Site) -> None:
         assert "globex" not in said, path
         assert str(site.tenants["globex"]) not in said, path
     page.goto(f"/failures/{theirs}")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Not Found")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
     page.goto("/tenants")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Forbidden")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Not allowed")
     page.goto("/failures?status=all")
     assert row_count(page) == sum(row["tenant_id"] == site.tenants["acme"] for row in others)
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from freezegun import freeze_time
+from itsdangerous import URLSafeTimedSerializer
 from sqlalchemy import text
 from sqlalchemy.exc import InternalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db import session
+from tests.integration.command_line import CommandLine
 from tests.integration.console import BASE, Console
 from tests.servers import Database
 from worker.console.access import Acting, Identity, Looking, Work
-from worker.console.app import make_app
+from worker.console.app import make_app, session_secret
+from worker.console.attempts import Attempts
+from worker.console.shared import Shared
 from worker.console_tokens import digest_of, make_token, read_tokens
 from worker.settings import Settings
+
+FORM: Final = "application/x-www-form-urlencoded"
 
 
 def with_a_form(app: FastAPI) -> FastAPI:
@@ -173,9 +184,11 @@ def test_tokens_are_not_guessed_for_long(browser: TestClient, console: Console) 
     # From then on the right one is not looked at, either; and in other processes.
     assert browser.post("/login", data={"token": console.token("viewer")}).status_code == 429
     with TestClient(make_app(console.settings()), base_url=BASE, follow_redirects=False) as other:
-        refused = other.get("/failures", headers={"Authorization": f"Bearer {console.token('viewer')}"})
-        assert refused.status_code == 429
-        # Of others nobody is kept out.
+        assert other.post("/login", data={"token": console.token("viewer")}).status_code == 429
+        assert other.get("/failures", headers={"Authorization": "Bearer no"}).status_code == 429
+        # A program that has its token is not kept out by whoever guesses behind the same router, nor is anybody else.
+        headers = {"Authorization": f"Bearer {console.token('viewer')}"}
+        assert other.get("/failures", headers=headers).status_code == 200
     with TestClient(
         make_app(console.settings()), base_url=BASE, client=("10.0.0.9", 1), follow_redirects=False
     ) as other:
@@ -190,6 +203,10 @@ def test_without_tokens_it_is_for_this_machine_alone(console: Console) -> None:
         assert client.post("/changes").status_code == 403
         evil = client.get("/failures", headers={"Host": "rebound.example:8000"})
         assert (evil.status_code, "rebound.example" in evil.text) == (400, True)
+        # A proxy here asks for others, and calls it by its name here.
+        for name in ("X-Forwarded-For", "Forwarded", "Via"):
+            refused = client.get("/failures", headers={name: "1.2.3.4"})
+            assert (refused.status_code, "came by a proxy" in refused.text) == (403, True)
 
 
 def test_every_answer_keeps_the_browser_in(browser: TestClient) -> None:
@@ -247,3 +264,172 @@ def test_settings_hold_hashes_and_say_what_is_wrong_without_them() -> None:
         with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")) as raised:
             read_tokens(wrong)
         assert "secret-itself" not in str(raised.value)
+    # Whoever makes one has seen no entry yet.
+    with pytest.raises(ValueError, match=r"^name must be 1 to 100 characters without spaces, .*, not 'a b'$"):
+        make_token("a b", "viewer")
+    with pytest.raises(ValueError, match=r"^role must be viewer or operator, not 'boss'$"):
+        make_token("ana", "boss")
+
+
+def test_a_settings_reader_makes_no_session(console: Console) -> None:
+    console.token("operator")
+    settings = console.settings()
+    assert settings.console_tokens is not None
+    # What signs is not made of hashes that somebody may have read, such as in a repository.
+    guessed = hashlib.sha256(f"dramaturg console\0{settings.console_tokens}".encode()).hexdigest()
+    digest = read_tokens(settings.console_tokens)[0].digest
+    forged = URLSafeTimedSerializer(guessed, salt="session").dumps({"id": "x", "token": digest[:16], "csrf": "x"})
+    with console.client() as client:
+        assert client.get("/failures", headers={"Cookie": f"dramaturg_console={forged}"}).status_code == 303
+    # Every process of a deployment makes the same, and of another one another.
+    given = {"CONSOLE_TOKENS": settings.console_tokens, "REDIS_URL": "redis://h"}
+    first, again, another, nothing, once_more = (
+        session_secret(Settings.load({**given, **more}))
+        for more in (
+            {"DATABASE_URL": "postgres://u:secret@h/d"},
+            {"DATABASE_URL": "postgres://u:secret@h/d"},
+            {"DATABASE_URL": "postgres://u:other@h/d"},
+            {"DATABASE_URL": "postgres://h/d"},
+            {"DATABASE_URL": "postgres://h/d"},
+        )
+    )
+    assert first == again
+    # Where there is no secret at all it is this process' own.
+    assert len({first, another, nothing, once_more}) == 4
+
+
+def test_redis_is_not_waited_for_where_everybody_is_answered(
+    browser: TestClient, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_loop: list[bool] = []
+
+    def ask(self: Attempts, question: Callable[[], Any]) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            on_the_loop.append(False)
+        else:
+            on_the_loop.append(True)
+        return question()
+
+    monkeypatch.setattr(Attempts, "_ask", ask)
+    log_in(browser, console.token("operator"))
+    browser.post("/changes")
+    browser.post("/changes", headers={"Authorization": "Bearer wrong"})
+    browser.post("/failures/abcd/edit")
+    browser.post("/logout")
+    assert len(on_the_loop) >= 5
+    assert not any(on_the_loop)
+
+
+def test_behind_a_router_nobody_says_who_he_is(console: Console) -> None:
+    console.token("viewer")
+    console.environment["PORT"] = "8000"
+
+    def status(client: TestClient, *said: str) -> int:
+        headers = [("Authorization", "Bearer no"), *(("X-Forwarded-For", each) for each in said)]
+        return client.get("/api/v1/stats", headers=headers).status_code
+
+    with console.client() as client:
+        # Some routers add to the line that there is, and some add a line.
+        assert [status(client, f"10.0.0.{n}, 192.0.2.1") for n in range(5)] == [401] * 5
+        assert [status(client, f"10.0.0.{n}", "192.0.2.1") for n in range(5)] == [401] * 5
+        assert status(client, "10.0.0.99", "192.0.2.1") == 429
+        assert status(client, "192.0.2.1, 192.0.2.2") == 401
+        # Whoever has one address of IPv6 has all of its network.
+        assert [status(client, f"2001:db8:1:2::{n}") for n in range(10)] == [401] * 10
+        assert status(client, "2001:db8:1:2:ffff::1") == 429
+        assert status(client, "2001:db8:1:3::1") == 401
+
+
+def test_a_page_of_another_site_logs_nobody_in(browser: TestClient, console: Console) -> None:
+    # As somebody else, who then reads what he does.
+    answer = browser.post("/login", data={"token": console.token("operator")}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert (answer.status_code, "another site" in answer.text) == (403, True)
+    assert not browser.cookies
+
+
+def test_whoever_is_not_logged_in_makes_nothing_be_asked_anew(browser: TestClient) -> None:
+    shared: Shared = browser.app.state.shared  # type: ignore[attr-defined]
+    assert shared.get("a", lambda: 1) == 1
+    assert browser.post("/logout").status_code == 303
+    assert shared.get("a", lambda: 2) == 1
+
+
+def test_a_fault_is_told_like_everything_else(console: Console) -> None:
+    console.token("operator")
+    console.environment["CONSOLE_PREFIX"] = "/ops"
+    app = make_app(console.settings())
+
+    @app.get("/api/v1/fault")
+    @app.get("/fault")
+    def fault() -> None:
+        raise RuntimeError("secret-word")
+
+    with TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
+        page = client.get("/ops/fault")
+        assert page.status_code == 500
+        assert "the console has a fault" in page.text
+        assert 'href="/ops/static/console.css' in page.text
+        program = client.get("/ops/api/v1/fault")
+        assert program.status_code == 500
+        assert program.headers["content-type"] == "application/problem+json"
+        for answer in (page, program):
+            assert "secret-word" not in answer.text
+            assert answer.headers["content-security-policy"]
+            assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_large_body_is_refused_that_does_not_say_how_large_it_is(browser: TestClient, console: Console) -> None:
+    def body() -> Iterator[bytes]:
+        for _ in range(11):
+            yield b"x" * 100_000
+
+    headers = {"Authorization": f"Bearer {console.token('operator')}", "Content-Type": FORM}
+    # Some read a form themselves, and some have it read.
+    for path in ("/login", "/replays/new"):
+        assert browser.post(path, content=body(), headers=headers).status_code == 413, path
+
+
+def test_nobody_asks_for_more_values_than_are_looked_up_in_time(browser: TestClient, console: Console) -> None:
+    log_in(browser, console.token("viewer"))
+    answer = browser.get("/failures?" + "&".join(["queue=a"] * 1_001))
+    assert (answer.status_code, "queue can be given 1,000 times, not 1,001" in answer.text) == (400, True)
+
+
+def test_it_has_connections_for_many_and_nobody_waits_long_for_one(
+    worker: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def serve(*_: object, **__: object) -> None:
+        """Look as often as can be looked at the same time, and once more."""
+        with ExitStack() as stack:
+            for _n in range(12):
+                stack.enter_context(session.operator_transaction())
+            # A second is little, and of the half a minute that commands wait a page's router does not see the end.
+            with pytest.raises(PoolTimeout, match=r"timeout 1\.00"):
+                stack.enter_context(session.operator_transaction())
+            looked.append("and was refused")
+
+    monkeypatch.setattr("worker.cli.common.PAGE_WAITS", 1.0)
+    monkeypatch.setattr("worker.console.serving.serve", serve)
+    worker("console")
+    assert looked
+
+
+def test_what_is_not_there_is_said_in_words(browser: TestClient) -> None:
+    for path in ("/nothing", "/failures/a/b/c"):
+        page = browser.get(path)
+        assert page.status_code == 404
+        assert "<h1>Not found</h1>" in page.text
+        assert "There is nothing at this address." in page.text
+
+
+def test_where_only_open_ones_were_looked_at_it_leads_to_the_others(console: Console) -> None:
+    with console.logged_in("viewer") as client:
+        for path in ("/failures", "/groups"):
+            asked = f"{path}?queue=llm&amp;text=none"
+            page = client.get(asked.replace("&amp;", "&")).text
+            assert f'href="{path}?status=all&amp;queue=llm&amp;text=none">Look among closed ones, too</a>' in page
+            assert "Look among closed ones" not in client.get(f"{path}?status=all&text=none").text

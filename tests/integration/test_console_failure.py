@@ -9,6 +9,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from db import failed_jobs
 from db.failed import Filter, abandon, note
@@ -276,3 +278,18 @@ def test_from_a_list_one_goes_through_it_and_back(database: Database, console: C
             answer = client.get(f"/failures/{one}", params={"from": nonsense})
             assert (answer.status_code, "<script>alert" in answer.text) == (200, False)
         assert "Back to the list" not in client.get(f"/failures/{one}").text
+
+
+def test_a_list_that_takes_long_keeps_nobody_from_the_failure(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_for_ever(session: Session, *_: Any, **__: Any) -> Any:
+        session.execute(text("SELECT pg_sleep(600)"))
+
+    job = fail()
+    monkeypatch.setattr("worker.console.pages.failure.find", find_for_ever)
+    monkeypatch.setattr("worker.console.pages.failure.FOLLOWING_WITHIN", 50)
+    with console.logged_in("viewer") as client:
+        answer = client.get(f"/failures/{job}", params={"from": "text=rare"})
+    assert answer.status_code == 200
+    assert "Back to the list" in answer.text

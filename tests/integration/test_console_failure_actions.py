@@ -11,16 +11,18 @@ from dramatiq import Broker
 from dramatiq.brokers.stub import StubBroker
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from sqlalchemy.orm import Session
 
-from db.failed import get, history
+from db.failed import FailedJob, get, history
 from db.replays import runs
 from db.session import operator_transaction
-from tests.integration.console import Console, csrf, submit
+from tests.integration.console import Console, csrf, part, submit
 from tests.integration.replaying import Deployment
 from tests.integration.test_console_failure import fail, text_of
 from tests.integration.test_failed_jobs import A, B, set_status
 from tests.servers import Database
 from worker.console.deployment import Deployment as Imports
+from worker.failed import incident
 
 pytestmark = pytest.mark.usefixtures("imported")
 
@@ -68,6 +70,29 @@ def status(job: UUID) -> str:
 def replays() -> list[runs.Replay]:
     with operator_transaction() as session:
         return runs.find(session)
+
+
+def test_a_replay_that_takes_a_job_while_its_page_is_made_is_not_missed(
+    deployment: Deployment, console: Console, imported: Imported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = deployment.fail("one")
+    with console.logged_in("operator") as client:
+        act(client, job, "retry")
+
+        def read_and_claim(session: Session, job_id: UUID) -> FailedJob | None:
+            found = get(session, job_id)
+            deployment.runner().run_to_end(imported.started[0], at_most=0.1)
+            assert status(job_id) == "in_progress"
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(incident, "get", read_and_claim)
+            page = client.get(f"/failures/{job}")
+        # It shows the job as it was, and looks again.
+        assert "pending" in part(page, "head")
+        assert "data-every" in page.text
+        assert f"Replay {str(imported.started[0])[:8]}, made" in text_of(page.text)
+        assert "sent it, and it has not ended" in text_of(client.get(f"/failures/{job}").text)
 
 
 def test_a_retry_is_seen_to_its_end(deployment: Deployment, console: Console, imported: Imported) -> None:

@@ -19,20 +19,20 @@ from tests.integration.test_failed_jobs import A, B, a_failure
 from tests.servers import Database
 from worker.console.pages.failures import ROWS
 
-NOW = datetime.now(UTC)
-
 
 @pytest.fixture
 def browser(console: Console, database: Database) -> Iterator[TestClient]:
     """A viewer's; 120 jobs of two tenants failed, one a minute, of which every fortieth was given up."""
     with psycopg.connect(database.admin_url) as connection:
         connection.execute("INSERT INTO tenants (id, name) VALUES (%s, 'acme'), (%s, 'globex')", [A, B])
+    # Not of when this was imported: minutes may be between, and filters go by the minute.
+    now = datetime.now(UTC)
     failures = [
         a_failure(
             tenant_id=A if n % 4 else B,
             error_message=f"<i>order</i> {n:03}",
             error_type="timeout" if n % 3 else "expired",
-            failed_at=NOW - timedelta(minutes=n),
+            failed_at=now - timedelta(minutes=n),
             fingerprint=f"{n % 2}" * 32,
         )
         for n in range(120)
@@ -77,7 +77,7 @@ def test_it_is_read_page_by_page(browser: TestClient) -> None:
     # The page that an address names stays what it is, whatever fails meanwhile.
     second = address(browser.get("/failures"), "Older")
     before = orders(browser.get(second))
-    failed_jobs.record(a_failure(error_message="new", failed_at=NOW))
+    failed_jobs.record(a_failure(error_message="new", failed_at=datetime.now(UTC)))
     assert orders(browser.get(second)) == before
 
 
@@ -125,5 +125,45 @@ def test_what_cannot_be_asked_for_is_named(browser: TestClient) -> None:
         page = browser.get(f"/failures?{query}")
         assert (page.status_code, said in page.text) == (400, True), page.text
     nothing = browser.get("/failures?text=nothing+is+so")
-    assert "No failure is so." in nothing.text
+    assert "No failure matches these filters." in nothing.text
     assert heading(nothing) == "0"
+
+
+def test_one_tenants_failures_are_looked_through_for_a_text_some_at_a_time(
+    console: Console, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.failed.search.LOOKED_AT", 10)
+    now = datetime.now(UTC)
+    failed_jobs.record_all(
+        [
+            a_failure(
+                tenant_id=A,
+                error_message=f"<i>order</i> {n:03} {'rare' if n in {3, 27} else ''}",
+                failed_at=now - timedelta(minutes=n),
+            )
+            for n in range(29)
+        ]
+    )
+    console.token("viewer")
+    with console.logged_in("viewer", A) as bound:
+        page, seen, looks = bound.get("/failures?text=rare"), list[int](), 1
+        assert (heading(page), orders(page)) == ("1 or more", [3])
+        everywhere = re.search(r'href="([^"]+)">Look through all', page.text)
+        assert everywhere is not None
+        while True:
+            seen += orders(page)
+            further = re.search(r'href="([^"]+)">Look further', page.text)
+            if further is None:
+                break
+            page, looks = bound.get(further[1].replace("&amp;", "&")), looks + 1
+        # Each is looked at once; an empty page says that it is not the end.
+        assert (seen, looks) == ([3, 27], 3)
+        page = bound.get("/failures?text=rare&until=5m")
+        assert (heading(page), "None so far" in page.text) == ("none yet", True)
+        page = bound.get(everywhere[1].replace("&amp;", "&"))
+        assert (heading(page), orders(page)) == ("2", [3, 27])
+        assert "Look further" not in page.text
+        bound.post("/logout")
+        bound.post("/login", data={"token": console.token("viewer")})
+        # Whoever sees all of them has an index.
+        assert orders(bound.get("/failures?text=rare")) == [3, 27]

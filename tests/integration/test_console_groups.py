@@ -23,7 +23,6 @@ from tests.integration.console import Console
 from tests.integration.failed_rows import fingerprint
 from tests.integration.test_failed_jobs import A, B, a_failure
 
-NOW = datetime.now(UTC)
 TRACEBACK = """Traceback (most recent call last):
   File "/app/.venv/lib/python3.11/site-packages/dramatiq/actor.py", line 177, in __call__
     return self.fn(*args, **kwargs)
@@ -35,7 +34,7 @@ shop.errors.GatewayDown: <i>no</i>
 
 def fail(group: int, minutes: int, **changes: Any) -> UUID:
     """Record a failure of so many minutes ago."""
-    values = {"fingerprint": fingerprint(group), "failed_at": NOW - timedelta(minutes=minutes), **changes}
+    values = {"fingerprint": fingerprint(group), "failed_at": datetime.now(UTC) - timedelta(minutes=minutes), **changes}
     return failed_jobs.record(a_failure(**values))
 
 

@@ -22,12 +22,12 @@ from db import failed_jobs, session
 from db.failed import Filter, resolve
 from db.replays import runs
 from db.session import operator_transaction
-from tests.integration.console import Console, part
+from tests.integration.console import Console, part, submit
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, ours, put
 from tests.integration.test_failed_jobs import B, a_failure
 from tests.servers import Database, free_port
 from tests.waiting import eventually
-from worker.console.shared import Shared
+from worker.console.shared import WAITS, Shared
 from worker.live import list_workers
 from worker.queue_admin import pause
 
@@ -85,6 +85,10 @@ def test_what_is_wrong_is_seen_at_a_glance_and_leads_on(
     client.hset(f"{OWN}spool", "1", json.dumps({"task_name": "a", "error_type": "timeout"}))
     client.set(f"{OWN}spool.since", int(time.time()) - 120)
     client.hset(f"{OWN}ended.{int(time.time() // 60) - 1}", mapping={f"succeeded:{QUEUE}": 50, f"failed:{QUEUE}": 5})
+    minute = int(time.time() // 60)
+    for ago, waiting in ((5, 4), (3, 8), (2, 0)):
+        sample = json.dumps({QUEUE: [waiting, 0, 0, None]})
+        client.hset(f"{OWN}depths.{(minute - ago) // 60}", str(minute - ago), sample)
     with one.working(3), console.logged_in("viewer") as browser:
         try:
             one.send(held)
@@ -103,18 +107,23 @@ def test_what_is_wrong_is_seen_at_a_glance_and_leads_on(
     assert f"Queue maintenance is paused by bob: a migration {EVIL}." in verdict
     assert "1 failure waits in Redis for Postgres to take them." in verdict
     # The worst first.
-    assert verdict.index("is back") < verdict.index("nobody consumes") < verdict.index("are open")
+    assert (
+        verdict.index("nobody consumes")
+        < verdict.index("is back")
+        < verdict.index("are open")
+        < verdict.index("is paused")
+    )
     assert part(page, "tiles") == (
         "5 open failures in 3 groups 1 regressed were resolved, and are back"
-        " 2h since the oldest failed pending; go to it 1 replay runs 1 stopped"
-        " 1 worker lives running 1 message 1 queue paused of 4 1 in the spool since 2m"
+        " 2h oldest pending since it failed 1 replay stopped 1 running"
+        " 1 live worker running 1 message 1 queue paused of 4 1 in the spool since 2m"
     )
     # To each in one click, and from a group to its failures in the third.
     for path in (
         "/failures",
         "/groups",
         f"/failures/{failures['a']}",
-        "/replays",
+        "/replays?state=stopped",
         "#workers",
         "#queues",
         f"/groups/{'a' * 32}",
@@ -130,6 +139,8 @@ def test_what_is_wrong_is_seen_at_a_glance_and_leads_on(
     queues = part(page, "queues")
     assert re.search(rf"{QUEUE} 0 0 1 - 11 5 1 ok", queues), queues
     assert re.search(r"llm 2 0 0 - 0 0 0 nobody consumes it", queues), queues
+    # Of what waited, minute by minute; where there is no sample, as the minute before.
+    assert '<polyline points="0,500 1,500 2,0 3,1000 4,1000 5,1000' in page.text
     assert f"paused just now by bob: a migration {EVIL}" in queues or re.search("paused .* ago by bob", queues)
     workers = part(page, "workers")
     assert re.search(rf"{QUEUE} 1 / 3 {re.escape(EVIL)} acme {re.escape(EVIL)} for \d+s", workers), workers
@@ -147,10 +158,10 @@ def test_whoever_sees_one_tenant_sees_nothing_of_another(
         assert runs.get(s, failures["running"]) is not None
     with console.logged_in("operator", B) as browser:
         page = browser.get("/")
-        assert part(page, "verdict") == "Something waits for somebody 3 failures are open, in 1 group."
+        assert part(page, "verdict") == "Something needs attention 3 failures are open, in 1 group."
         assert part(page, "tiles") == (
-            "3 open failures in 1 group 0 regressed nothing is back 5m since the oldest failed pending; go to it"
-            " 0 replays run none stopped"
+            "3 open failures in 1 group 0 regressed nothing is back 5m oldest pending since it failed"
+            " 0 replays running none stopped"
         )
         assert "kind_of_b" in part(page, "chart")
         for others in ("timeout", "title a", "title c", "secret", "paused-queue", "spool", "acme", str(TENANT)):
@@ -191,7 +202,7 @@ def test_before_anything_happened_it_teaches_and_later_says_that_all_is_well(
         assert "dramatiq worker.attribution" in part(page, "verdict")
         assert "No job failed in the last 3 hours." in page.text
         assert "No group of failures is open" in part(page, "groups")
-        assert "No worker lives" in part(page, "workers")
+        assert "No worker is live" in part(page, "workers")
         assert "Scheduler none runs, and none is needed" in part(page, "workers")
         assert "Nothing is being sent again" in part(page, "replays")
         # Also before it is shared with others no more.
@@ -199,7 +210,7 @@ def test_before_anything_happened_it_teaches_and_later_says_that_all_is_well(
         browser.app.state.shared.forget()  # type: ignore[attr-defined]
         verdict = part(browser.get("/"), "verdict")
         assert verdict == (
-            "All is well No failure is open, whatever queues hold somebody works on, and nothing is paused."
+            "All is well No failure is open, no queue is stuck, and nothing is paused."
             " 7 messages ended well in the last hour."
         )
         # Nor is it when the clock's jobs are not sent any more.
@@ -229,7 +240,7 @@ def test_without_redis_the_rest_is_there(console: Console, failures: dict[str, U
     for name in ("queues", "workers"):
         assert "Not known: Redis does not answer." in part(page, name)
     assert "5 open failures" in part(page, "tiles")
-    assert "? workers live not known ? queues paused not known" in part(page, "tiles")
+    assert "? live workers not known ? queues paused not known" in part(page, "tiles")
     assert "title a" in part(page, "groups")
     assert "kind_of_b 3" in part(page, "chart")
 
@@ -241,8 +252,13 @@ def test_without_postgres_queues_are_there(
     with console.logged_in("operator") as browser:
         session.configure(f"postgres://nobody:secret-word@127.0.0.1:{free_port()}/none")
         page = browser.get("/")
-    assert page.status_code == 200
-    assert "secret-word" not in page.text
+        other, program = browser.get("/failures"), browser.get("/api/v1/failures")
+    assert (page.status_code, other.status_code, program.status_code) == (200, 503, 503)
+    # Nor where it was looked for, which is in the log.
+    for said in (page.text, other.text, program.text):
+        assert "secret-word" not in said
+        assert "127.0.0.1" not in said
+        assert "Postgres cannot be reached" in said
     verdict = part(page, "verdict")
     assert verdict.count("Postgres cannot be reached") == 1
     assert "Queue llm holds 1 message, and nobody consumes it." in verdict
@@ -282,8 +298,36 @@ def test_many_who_look_ask_postgres_once(console: Console, failures: dict[str, U
             assert "3 open failures" in part(page, "tiles")
             assert "5 open failures" in part(browser.get("/"), "tiles")
             # Whoever does something sees what came of it.
-            browser.post("/logout")
-            browser.post("/login", data={"token": console.token("operator")})
+            submit(browser, "/failures", f"/replays/{failures['running']}/pause")
             assert looks(browser, ["/"]) == first
     finally:
         event.remove(Engine, "begin", count)
+
+
+def test_while_postgres_hangs_the_rest_is_there(
+    console: Console, failures: dict[str, UUID], client: redis.Redis
+) -> None:
+    put(client, "m1", "{}", queue="llm")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def never_answers() -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    now = time.monotonic()
+    with ThreadPoolExecutor(1) as pool, console.logged_in("operator") as browser:
+        shared = Shared(600, clock=lambda: now)
+        browser.app.state.shared = shared  # type: ignore[attr-defined]
+        # As somebody who looked before, and whom it does not answer.
+        asks = pool.submit(shared.get, (None, "failures"), never_answers)
+        try:
+            assert begun.wait(30)
+            now += WAITS
+            page = browser.get("/")
+            assert page.status_code == 200
+            for name in ("chart", "groups", "replays"):
+                assert "Not known: it takes longer than usual" in part(page, name)
+            assert "llm 1 0 0" in part(page, "queues")
+        finally:
+            go_on.set()
+        asks.result(30)

@@ -69,13 +69,13 @@ def set_status(database: Database, row_id: UUID, status: str) -> None:
 
 class TestWhichRow:
     def test_every_column_is_written(self, database: Database) -> None:
-        failure = a_failure()
+        failure = a_failure(note="found elsewhere")
         row_id = failed_jobs.record(failure)
         assert row_id == uuid5(NAMESPACE_URL, f"{failure.task_id}:test.job")
         elsewhere = {"delivery_id", "original", "original_key", "fingerprint", "title", "place", "attempts"}
-        elsewhere |= {"replayed_row", "replay_item"}
+        elsewhere |= {"replayed_row", "replay_item", "note"}
         expected = {name: getattr(failure, name) for name in Failure.__slots__ if name not in elsewhere}
-        expected |= {"id": row_id, "status": "pending", "remediation_notes": None, "resolved_at": None}
+        expected |= {"id": row_id, "status": "pending", "remediation_notes": "found elsewhere", "resolved_at": None}
         assert rows(database) == [expected]
 
     def test_the_original_is_kept_for_operators_alone(self, database: Database) -> None:
@@ -284,7 +284,7 @@ def test_details_that_postgres_refuses_do_not_cost_the_row(broker: Broker, datab
 
     (dead_letters,) = (m for m in broker.middleware if isinstance(m, DeadLetters))
     # A redactor that lets a NUL through, as a bug of ours would.
-    dead_letters._redact.text = lambda text, limit=None: text  # type: ignore[method-assign]
+    dead_letters.redact.text = lambda text, limit=None: text  # type: ignore[method-assign]
 
     def job() -> None:
         raise Lets("a\x00b")

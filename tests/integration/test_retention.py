@@ -152,6 +152,7 @@ class TestRules:
             "abandoned": 180,
             "payload": None,
             "events": 400,
+            "answers": 400,
         }
 
     def test_of_a_tenant_before_that_for_all_before_the_default(self, database: Database) -> None:
@@ -186,7 +187,7 @@ class TestRules:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"subject": "failed"}, "subject must be one of pending, .*, events, not 'failed'"),
+            ({"subject": "failed"}, "subject must be one of pending, .*, events, answers, not 'failed'"),
             ({"keep_days": -1}, "keep_days must be 0 to 36500, or None for ever, not -1"),
             ({"keep_days": 36_501}, "keep_days .* not 36501"),
             ({"keep_days": 1.5}, "keep_days .* not 1.5"),

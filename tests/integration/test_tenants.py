@@ -11,7 +11,7 @@ from db.errors import ConfigurationError
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
 from tests.servers import Database
-from worker.tenants import TenantRow, add_tenant, list_tenants
+from worker.tenants import TenantRow, add_tenant, list_tenants, tenant_named, tenant_names, tenants_like
 
 
 def test_tenants_are_added_and_listed_by_name(database: Database) -> None:
@@ -64,3 +64,19 @@ def test_the_applications_own_tenants_are_listed_by_id_and_not_added_to(empty_da
             list_tenants(session)
     finally:
         sessions.dispose()
+
+
+def test_whoever_is_bound_to_a_tenant_knows_no_other_by_name(database: Database) -> None:
+    with operator_transaction() as session:
+        mine, other = add_tenant(session, "acme"), add_tenant(session, "globex")
+    # As the application's own table, which knows no row-level security.
+    with psycopg.connect(database.admin_url) as connection:
+        connection.execute("ALTER TABLE tenants NO FORCE ROW LEVEL SECURITY, DISABLE ROW LEVEL SECURITY")
+    with tenant_context(mine), transaction() as session:
+        assert tenant_names(session, [mine, other]) == {mine: "acme"}
+        assert tenants_like(session, "") == {mine: "acme"}
+        assert tenant_named(session, "acme") == mine
+        with pytest.raises(ValueError, match="the name of one that is there, not 'globex'"):
+            tenant_named(session, "globex")
+    with operator_transaction() as session:
+        assert tenant_named(session, "globex") == other

@@ -77,8 +77,9 @@ class TestAttributionQueueDeclared:
         assert done.stdout.strip() == (
             "['attribution', 'housekeeping', 'llm', 'maintenance'] ['worker.attribution.follow_run', "
             "'worker.attribution.recompute_day', 'worker.attribution.recompute_window', "
-            "'worker.housekeeping.ping', 'worker.llm.describe_window', 'worker.llm.explain_window', "
-            "'worker.maintenance.verify_window', 'worker.probe']"
+            "'worker.housekeeping.ping', 'worker.housekeeping.sample_queues', 'worker.llm.describe_window', "
+            "'worker.llm.explain_window', 'worker.maintenance.adopt_dead_letters', "
+            "'worker.maintenance.apply_retention', 'worker.maintenance.verify_window', 'worker.probe']"
         ), done.stderr
 
 

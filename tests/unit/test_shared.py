@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from tests.waiting import eventually
-from worker.console.shared import AT_MOST, KEYS, Shared
+from worker.console.shared import AT_MOST, KEYS, WAITS, Shared, TakesTooLong
 
 
 class Clock:
@@ -137,3 +137,23 @@ def test_it_does_not_grow(shared: Shared, make: Callable[[], int]) -> None:
     made = make()
     assert shared.get(KEYS + 9, make) == made - 1
     assert shared.get(0, make) == made + 1
+
+
+def test_nobody_waits_for_long_for_what_is_being_made(shared: Shared, clock: Clock) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def never_ends() -> str:
+        begun.set()
+        assert go_on.wait(30)
+        return "in the end"
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(shared.get, "a", never_ends)
+        assert begun.wait(30)
+        clock.now += WAITS
+        with pytest.raises(TakesTooLong):
+            shared.get("a", lambda: "not made beside the other")
+        assert shared.get("b", lambda: "other") == "other"
+        go_on.set()
+        assert first.result(30) == "in the end"
+    assert shared.get("a", lambda: "again") == "in the end"

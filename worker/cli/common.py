@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 from uuid import UUID
 
 import psycopg
@@ -34,8 +34,15 @@ def warn(message: str) -> None:
     sys.stderr.write(f"worker: {printable(message)}\n")
 
 
-def configure_sessions() -> Settings:
+#: Seconds that a page waits for a free connection, instead of as long as a router waits for the page.
+PAGE_WAITS: Final = 5.0
+
+
+def configure_sessions(*, serves: bool = False) -> Settings:
     """Configure ``db.session`` from the environment; a command needs no broker for that.
+
+    Arguments:
+      serves: Whether the command is no person's, but answers many at the same time.
 
     Raises:
       ConfigurationError: When a variable is wrong or missing.
@@ -43,11 +50,18 @@ def configure_sessions() -> Settings:
     settings = Settings.load()
     if settings.database_url is None:
         raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
+    pool: dict[str, Any] = {"pool_size": 1}
+    if serves:
+        pool = {
+            "pool_size": settings.db_pool_size,
+            "max_overflow": settings.db_max_overflow,
+            "pool_timeout": PAGE_WAITS,
+        }
     session.configure(
         settings.database_url,
         operator_database_url=settings.operator_database_url,
-        pool_size=1,
         lock_timeout_ms=settings.db_lock_timeout,
+        **pool,
     )
     return settings
 

@@ -27,7 +27,7 @@ def serve(
     if context.invoked_subcommand is not None:
         return
     with explained():
-        settings = configure_sessions()
+        settings = configure_sessions(serves=True)
         if find_spec("uvicorn") is None or find_spec("fastapi") is None:
             raise ConfigurationError("the console is not installed: pip install 'dramaturg[console]'")
         from worker.console.serving import serve as serve_console
@@ -45,5 +45,5 @@ def token(
     with explained():
         tenant_id: UUID | None = tenant_argument(tenant) if tenant else None
         said, made = make_token(name, role, tenant_id)
-        typer.echo(f"token, for {name} alone:   {said}")
-        typer.echo(f"add to CONSOLE_TOKENS:    {made}")
+        typer.echo(f"Token, for {name} alone; it is not shown again:\n  {said}")
+        typer.echo(f"Add to CONSOLE_TOKENS, after a space, and start the console again:\n  {made}")

@@ -1,4 +1,7 @@
-"""``worker queues list | pause | resume | purge``, which ask Redis alone, but for the history of what they do."""
+"""``worker queues list | pause | resume | purge | adopt``.
+
+They ask Redis alone, but for the history of what they do, and for what ``adopt`` records.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,21 @@ import typer
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
+from db.alone import alone
 from db.errors import ConfigurationError
 from db.session import operator_transaction
 from middleware.lua_scripts import Scripts
 from middleware.tally import OUTCOMES
+from worker.adoption import ALONE, adopt, count_dead
 from worker.cli.audit import keep_event, keep_event_if_possible
 from worker.cli.common import configure_sessions, console, fail
+from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import grid
 from worker.cli.operator import By, operator_name
 from worker.cli.redis_access import redis_access
 from worker.live import Throughput, throughput
 from worker.queue_admin import Audit, Found, Pause, QueueState, count_messages, list_queues, pause, purge, resume
+from worker.replay.application import import_application
 from worker.replay.removed import release_removed
 from worker.settings import Settings
 from worker.tenants import tenant_named
@@ -148,6 +155,38 @@ def purge_(
         console.print(
             Text(f"Pending again, because it was to retry them: {counted(released, 'failed job')}."), soft_wrap=True
         )
+
+
+@app.command("adopt")
+def adopt_(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many it would be, and change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make failed jobs of the dead messages that stock Dramatiq keeps in Redis for seven days; a worker does it daily.
+
+    Exit status 3 where some could not be recorded; those stay where they are.
+    """
+    with redis_access("dead messages to look at") as (client, settings):
+        if dry_run:
+            found, left = count_dead(client, settings.extra_queues, namespace=settings.redis_namespace), 0
+        else:
+            # What the messages' actors and exceptions are is known where those are imported.
+            broker = import_application()
+            with alone(ALONE) as first:
+                if not first:
+                    fail("a worker, or somebody else, is adopting them at this moment", NOTHING)
+                done = adopt(broker, client, settings.extra_queues, namespace=settings.redis_namespace)
+            found, left = dict(done.queues), done.left
+    if as_json:
+        typer.echo(json.dumps({"queues": found, "left": left, "dry_run": dry_run}))
+    else:
+        by_queue = "".join(f", {count:,} of {queue}" for queue, count in sorted(found.items()) if count)
+        total = counted(sum(found.values()), "dead message")
+        console.print(Text(f"{'Would adopt' if dry_run else 'Adopted'}: {total}{by_queue}."), soft_wrap=True)
+        if left:
+            console.print(Text(f"{counted(left, 'dead message')} left: see above why.", "yellow"), soft_wrap=True)
+    if left:
+        raise typer.Exit(NOTHING)
 
 
 def _tenant_named(tenant: str) -> UUID:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
+from urllib.parse import urlsplit
 
 import redis
 from fastapi import APIRouter, FastAPI
@@ -17,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from worker.console import api, health, pages, problems
 from worker.console.access import Doorkeeper
-from worker.console.asgi import LOOPBACK, AnswerHeaders, HttpsOnly, KnownHosts, Prefix, SmallBodies
+from worker.console.asgi import LOOPBACK, AnswerHeaders, HttpsOnly, KnownHosts, NoProxies, Prefix, SmallBodies
 from worker.console.attempts import Attempts
 from worker.console.deployment import Deployment
 from worker.console.rendering import FOLDER
@@ -81,6 +83,8 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
     if https:
         app.add_middleware(HttpsOnly)
     app.add_middleware(KnownHosts, hosts=_hosts(settings))
+    if not settings.console_tokens:
+        app.add_middleware(NoProxies)
     app.add_middleware(AnswerHeaders, https=https)
     app.add_middleware(Prefix, prefix=settings.console_prefix)
     return app
@@ -94,16 +98,29 @@ async def _until_the_end(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(deployment.close)
 
 
+def session_secret(settings: Settings) -> str:
+    """Return what signs cookies: the same in every process that has the same settings.
+
+    Another set of tokens is another secret, so every session ends with it. The tokens' hashes are none, for somebody
+    may have read them: the passwords of servers are put to them. Without tokens, or passwords, it is this process' own.
+    """
+    if settings.console_secret:
+        return settings.console_secret
+    urls = [url or "" for url in (settings.database_url, settings.operator_database_url, settings.redis_url)]
+    has_secret = bool(settings.failed_job_keys) or any(urlsplit(url).password for url in urls)
+    if not settings.console_tokens or not has_secret:
+        return secrets.token_hex(32)
+    known = json.dumps(["dramaturg console", settings.console_tokens, settings.failed_job_keys, *urls])
+    return hashlib.sha256(known.encode()).hexdigest()
+
+
 def make_doorkeeper(settings: Settings, client: redis.Redis) -> Doorkeeper:
     """Return who knows who asks."""
     attempts = Attempts(client, settings.redis_namespace, behind_proxy=settings.port is not None)
-    # Another set of tokens is another secret, so every session ends with it. Without any, with this process.
-    tokens = settings.console_tokens or secrets.token_hex(32)
-    secret = settings.console_secret or hashlib.sha256(f"dramaturg console\0{tokens}".encode()).hexdigest()
     return Doorkeeper(
         read_tokens(settings.console_tokens or ""),
         SessionCookies(
-            secret,
+            session_secret(settings),
             max_age=int(settings.console_session_hours * 3600),
             path=settings.console_prefix,
             ended=attempts,

@@ -92,6 +92,29 @@ class KnownHosts:
         await self._app(scope, receive, send)
 
 
+#: What proxies add to requests.
+_OF_PROXIES: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "via")
+
+
+class NoProxies:
+    """Answers this machine alone: a proxy on it asks for others, whatever host it names."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            found = next((name for name in _OF_PROXIES if name in headers), None)
+            if found is not None:
+                said = (
+                    f"Without CONSOLE_TOKENS the console is for this machine alone; this came by a proxy ({found}).\n"
+                )
+                await PlainTextResponse(said, 403)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class HttpsOnly:
     """Sends whoever comes by plain http to https; what was not to be repeated, such as a token, is refused instead."""
 
@@ -121,11 +144,12 @@ class SmallBodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        refusal = PlainTextResponse(f"The body must be at most {BODY_AT_MOST:,} bytes.\n", 413)
         length = Headers(scope=scope).get("content-length", "0")
-        if not length.isdigit() or int(length) > BODY_AT_MOST:
-            await PlainTextResponse(f"The body must be at most {BODY_AT_MOST:,} bytes.\n", 413)(scope, receive, send)
+        if not (length.isascii() and length.isdigit()) or int(length) > BODY_AT_MOST:
+            await refusal(scope, receive, send)
             return
-        seen = 0
+        seen, begun = 0, False
 
         async def receive_some() -> Message:
             nonlocal seen
@@ -134,4 +158,13 @@ class SmallBodies:
             # Of a body that did not say how long it is.
             return {"type": "http.disconnect"} if seen > BODY_AT_MOST else message
 
-        await self._app(scope, receive_some, send)
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            # Not what is made of half a body.
+            if begun or seen <= BODY_AT_MOST:
+                begun = True
+                await send(message)
+
+        await self._app(scope, receive_some, send_on)
+        if not begun and seen > BODY_AT_MOST:
+            await refusal(scope, receive, send)

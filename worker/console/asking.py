@@ -17,6 +17,8 @@ from worker.failed.asked import Asked
 SEVERAL: Final = ("status", "queue", "actor", "tenant", "error_type", "exception", "fingerprint")
 ONE: Final = ("correlation_id", "since", "until", "text", "replay")
 NAMES: Final = ("id", *SEVERAL, *ONE)
+#: Values of one filter: what an id begins with is looked up for each.
+AT_MOST: Final = 1_000
 
 
 def asked_in(query: ImmutableMultiDict[str, Any], *, also: Collection[str] = ()) -> Asked:
@@ -26,7 +28,8 @@ def asked_in(query: ImmutableMultiDict[str, Any], *, also: Collection[str] = ())
       also: Other parameters that the page has.
 
     Raises:
-      InvalidFilter: When there is a parameter of another name, which somebody mistyped; or two of which there is one.
+      InvalidFilter: When there is a parameter of another name, which somebody mistyped; or two of which there is one,
+        or too many.
     """
     unknown = sorted(set(query) - {*NAMES, *also})
     if unknown:
@@ -34,6 +37,8 @@ def asked_in(query: ImmutableMultiDict[str, Any], *, also: Collection[str] = ())
     given: dict[str, Any] = {}
     for name in ("id", *SEVERAL):
         values = [value.strip() for value in query.getlist(name) if value.strip()]
+        if len(values) > AT_MOST:
+            raise InvalidFilter(f"{name} can be given {AT_MOST:,} times, not {len(values):,}")
         given["ids" if name == "id" else name] = values or None
     for name in ONE:
         values = [value.strip() for value in query.getlist(name) if value.strip()]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from ipaddress import IPv6Address, IPv6Network
 from typing import Any, Final
 
 import redis
@@ -37,11 +38,12 @@ class Attempts:
     def address(self, request: Request) -> str:
         """Return whom a request came from: the last that the router in front of us adds, for the rest anybody can
         say."""
+        host = request.client.host if request.client else "?"
         if self._behind_proxy:
-            last = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-            if last:
-                return last
-        return request.client.host if request.client else "?"
+            # Some routers add to the line that there is, and some add a line of their own after it.
+            last = ",".join(request.headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
+            host = last or host
+        return _network(host)
 
     def too_many(self, address: str) -> bool:
         """Tell whether an address has guessed too often."""
@@ -91,6 +93,15 @@ class Attempts:
         except (redis.RedisError, OSError):
             # Whoever looks why Redis is away must get in.
             return None
+
+
+def _network(host: str) -> str:
+    """Return what somebody has an address of: of IPv6 he has all that begin with the same 64 bits."""
+    try:
+        address = IPv6Address(host)
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or IPv6Network((address, 64), strict=False))
 
 
 def _shrink(kept: dict[str, Any]) -> None:

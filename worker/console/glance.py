@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Generic, TypeVar
@@ -20,13 +20,15 @@ from db.replays.runs import Replay
 from worker.console.access import Work
 from worker.console.charts import COLOURS, Chart, stacked_bars
 from worker.console.problems import problem_of
-from worker.console.shared import Shared
+from worker.console.shared import Shared, TakesTooLong
 from worker.failed.asked import OPEN
 from worker.live import (
+    DepthSamples,
     SchedulerState,
     SpoolState,
     Throughput,
     WorkerState,
+    depth_samples,
     list_workers,
     scheduler_state,
     spool_state,
@@ -73,9 +75,19 @@ class Live:
     now: datetime
     queues: list[QueueState]
     ended: Mapping[str, Throughput]
+    depths: Mapping[str, DepthSamples]
     workers: list[WorkerState]
     spool: SpoolState
     scheduler: SchedulerState
+
+    def waited(self, queue: str) -> tuple[int, ...]:
+        """How many messages waited in a queue, minute by minute within the hour. Where there is no sample it is what
+        the one before says; before the first there is nothing, and nothing where there are not two."""
+        of_queue, found = self.depths.get(queue), list[int]()
+        for depth in of_queue.waiting if of_queue is not None else ():
+            if depth is not None or found:
+                found.append(found[-1] if depth is None else depth)
+        return tuple(found) if len(found) > 1 else ()
 
     @property
     def running(self) -> int:
@@ -136,18 +148,24 @@ class Glance:
 
     @property
     def concerns(self) -> list[Concern]:
-        """What somebody should look at, the worst first."""
-        found = [*self._of_postgres(), *(self._of_redis() if self.live is not None else ())]
-        return sorted(found, key=lambda concern: concern.kind != "bad")
+        """What somebody should look at, the worst first: servers that are away, what is stuck, then what failed."""
+        redis, postgres = list(self._of_redis() if self.live is not None else ()), list(self._of_postgres())
+        away = [Concern("bad", _sentence(wrong)) for wrong in self._wrong_of_postgres()]
+        return [
+            *away,
+            *(concern for concern in (*redis, *postgres) if concern.kind == "bad"),
+            *(concern for concern in (*postgres, *redis) if concern.kind != "bad"),
+        ]
 
     @property
     def level(self) -> str:
         """The worst of it: ``bad``, ``warn`` or ``good``."""
         return next((concern.kind for concern in self.concerns), "good")
 
+    def _wrong_of_postgres(self) -> Iterable[str]:
+        return dict.fromkeys(part.wrong for part in (self.failures, self.chart, self.replays) if part.wrong)
+
     def _of_postgres(self) -> Iterator[Concern]:
-        for wrong in dict.fromkeys(part.wrong for part in (self.failures, self.chart, self.replays) if part.wrong):
-            yield Concern("bad", _sentence(wrong))
         if self.failures.value is not None:
             standing = self.failures.value.standing
             if standing.regressed_groups:
@@ -233,7 +251,7 @@ class _Asking:
             return Part(wrong=self._away)
         try:
             return Part(self._shared.get((self._work.tenant_id, key), make))
-        except (DBAPIError, PoolTimeout, ConnectionClosed) as e:
+        except (DBAPIError, PoolTimeout, ConnectionClosed, TakesTooLong) as e:
             problem = problem_of(e)
             wrong = problem.detail if problem is not None else type(e).__name__
             if not (isinstance(e, DBAPIError) and isinstance(e.orig, QueryCanceled)):
@@ -283,6 +301,7 @@ def look(client: redis.Redis, settings: Settings) -> Live:
         now=datetime.fromtimestamp(now / 1000, UTC),
         queues=queues,
         ended=throughput(client, MINUTES, queues=[queue.name for queue in queues], namespace=namespace),
+        depths=depth_samples(client, MINUTES, namespace=namespace),
         workers=list_workers(client, namespace=namespace),
         spool=spool_state(client, namespace=namespace),
         scheduler=scheduler_state(client, namespace=namespace),

@@ -19,13 +19,20 @@ SHARE: Final = 0.01
 #: Seconds that a result is kept at most, however long it took.
 AT_MOST: Final = 60.0
 
+#: Seconds for which somebody else may make it, before nobody waits for that: longer than Postgres lets a statement run.
+WAITS: Final = 12.0
+
+
+class TakesTooLong(Exception):
+    """Raised when what is asked for is not there in time."""
+
 
 @dataclass(slots=True)
 class _Results:
-    """What was made for each key and until when it is good, and what is being made."""
+    """What was made for each key and until when it is good; what is being made, and since when."""
 
     made: OrderedDict[Hashable, tuple[float, Any]] = field(default_factory=OrderedDict)
-    making: dict[Hashable, Future[Any]] = field(default_factory=dict)
+    making: dict[Hashable, tuple[Future[Any], float]] = field(default_factory=dict)
 
 
 class Shared:
@@ -50,6 +57,8 @@ class Shared:
         the same key.
 
         Raises:
+          TakesTooLong: When somebody else has been making it for :data:`WAITS` seconds: he may never end, where a
+            server neither answers nor goes away, and threads are few.
           BaseException: What ``make`` raised, to all who waited for it; whoever asks after that makes it anew.
         """
         with self._lock:
@@ -61,9 +70,16 @@ class Shared:
             others = results.making.get(key)
             mine: Future[Any] = Future()
             if others is None:
-                results.making[key] = mine
+                results.making[key] = mine, self._clock()
         if others is not None:
-            waited_for: T = others.result()
+            future, began = others
+            try:
+                waited_for: T = future.result(max(0.0, began + WAITS - self._clock()))
+            except TimeoutError:
+                if future.done():
+                    # What went wrong there was that.
+                    raise
+                raise TakesTooLong("it takes longer than usual to find out; try again in a moment") from None
             return waited_for
         return self._make(results, key, make, mine)
 

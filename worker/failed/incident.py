@@ -71,6 +71,10 @@ def look(session: Session, job: FailedJob, *, events: int = 1_000) -> Incident:
       session: The one that found it.
       events: Of its history, the newest.
     """
+    return _gather(session, job, items.waiting_for(session, job.id), events)
+
+
+def _gather(session: Session, job: FailedJob, waiting: Waiting | None, events: int) -> Incident:
     chained = chain(session, job.correlation_id, limit=CHAIN) if job.correlation_id else []
     group = get_group(session, job.fingerprint) if job.fingerprint else None
     return Incident(
@@ -81,7 +85,7 @@ def look(session: Session, job: FailedJob, *, events: int = 1_000) -> Incident:
         names=tenant_names(session, [job.tenant_id, *(other.tenant_id for other in chained)]),
         raised=tracebacks.parse(job.traceback, job.task_name, group.place if group else None) if job.traceback else [],
         replays=items.of_job(session, job.id),
-        waiting=items.waiting_for(session, job.id),
+        waiting=waiting,
     )
 
 
@@ -91,9 +95,11 @@ def look_at(session: Session, job_id: UUID, *, events: int = 1_000) -> Incident 
     Raises:
       NoSuchJob: When the session sees nothing of it.
     """
+    # Before the job: of a replay that takes it in between, one would else see neither that it waits nor that it runs.
+    waiting = items.waiting_for(session, job_id)
     job = get(session, job_id)
     if job is not None:
-        return look(session, job, events=events)
+        return _gather(session, job, waiting, events)
     known = history(session, job_id, limit=events)
     if not known:
         raise NoSuchJob(f"there is no failed job {job_id}")

@@ -6,18 +6,21 @@ namespace, and raise :class:`dramatiq.errors.ConnectionClosed` for any error of 
 this is an operator's to see.
 """
 
+from worker.live.samples import DepthSamples, depth_samples
 from worker.live.scheduler import SchedulerState, scheduler_state
 from worker.live.spool import SpooledGroup, SpoolState, spool_groups, spool_state
 from worker.live.throughput import Throughput, throughput
 from worker.live.workers import RunningMessage, WorkerState, list_workers
 
 __all__ = [
+    "DepthSamples",
     "RunningMessage",
     "SchedulerState",
     "SpoolState",
     "SpooledGroup",
     "Throughput",
     "WorkerState",
+    "depth_samples",
     "list_workers",
     "scheduler_state",
     "spool_groups",

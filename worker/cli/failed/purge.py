@@ -113,7 +113,7 @@ def _expire(asked: Asked, work: Access, who: str, *, dry_run: bool, yes: bool, a
         fail("--expired takes no filters: rules of retention say which (worker failed retention list)")
     if not dry_run and not yes:
         due = expire(work.begin, now=work.now, by=who, dry_run=True)
-        if due.rows or due.payloads or due.events or due.groups:
+        if due.rows or due.payloads or due.events or due.answers or due.replays or due.groups:
             # A rule that somebody has mistyped is seen here for the last time.
             confirm(f"Due: {_parts(due)}.", "Remove all that, for ever?", yes=False)
     done = expire(work.begin, now=work.now, by=who, dry_run=dry_run)
@@ -131,6 +131,7 @@ def _parts(done: Expired) -> str:
             _counts(done.rows),
             counted(done.payloads, "payload"),
             counted(done.events, "event"),
+            counted(done.answers, "answer"),
             counted(done.replays, "replay"),
             counted(done.groups, "group"),
         ]

@@ -28,7 +28,7 @@ Subject = Annotated[
     str,
     typer.Argument(
         metavar="SUBJECT",
-        help=f"{', '.join(SUBJECTS)}: jobs of a status, arguments and originals, the history.",
+        help=f"{', '.join(SUBJECTS)}: jobs of a status, arguments and originals, the history, answers.",
         autocompletion=lambda incomplete: [s for s in SUBJECTS if s.startswith(incomplete)],
     ),
 ]

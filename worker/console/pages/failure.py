@@ -8,6 +8,9 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
+from psycopg.errors import QueryCanceled
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import QueryParams
 
 from db.failed import Event, FailedJob, FailedJobSummary, beyond, find
@@ -34,8 +37,9 @@ NOTES: Final = 3_000
 REASON: Final = 500
 EVENTS: Final = 30
 EXCEPTIONS: Final = 10
-#: Characters of the query of the list that somebody came from.
+#: Characters of the query of the list that somebody came from, and milliseconds in which its next one is looked for.
 LIST: Final = 2_000
+FOLLOWING_WITHIN: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +115,21 @@ def from_list(request: Request) -> str | None:
 
 
 def _following(work: Work, job: FailedJob, listed: str) -> FailedJobSummary | None:
-    """Return the next one of the list; None after the last, or where the list cannot be."""
+    """Return the next one of the list; None after the last, or where the list cannot be, or it takes long to find."""
     try:
         asked = asked_in(QueryParams(listed))
         with work.begin() as session:
+            session.execute(text(f"SET LOCAL statement_timeout = {FOLLOWING_WITHIN}"))
             where = to_filter(session, asked, work.now, by_default=OPEN)
             found = find(session, where, after=beyond(job), limit=1).jobs
     except ValueError:
         # Anybody may write anything there.
         return None
+    except DBAPIError as e:
+        # After the last that holds a text all the rest is looked at. The page is for this one.
+        if isinstance(e.orig, QueryCanceled):
+            return None
+        raise
     return found[0] if found else None
 
 

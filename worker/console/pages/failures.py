@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
 from db.failed import STATUSES, Filter, Page, count_up_to, find
+from db.failed.search import LOOKED_AT
 from worker.console.access import Looking
 from worker.console.asking import asked_in, query
 from worker.console.choices import offered
@@ -25,10 +26,11 @@ COUNTED: Final = 10_000
 @router.get("/failures")
 def failures(request: Request, work: Looking) -> Response:
     """Show what matches, newest first, open ones where the address does not say."""
-    asked = asked_in(request.query_params, also=("after",))
+    asked = asked_in(request.query_params, also=("after", "through"))
     with work.begin() as session:
         where = to_filter(session, asked, work.now, by_default=OPEN)
-        page = find(session, where, after=request.query_params.get("after") or None, limit=ROWS)
+        after, through = request.query_params.get("after") or None, bool(request.query_params.get("through"))
+        page = find(session, where, after=after, limit=ROWS, look_through=through)
         count, is_all = _count(session, where, page, is_first="after" not in request.query_params)
         names = tenant_names(session, (job.tenant_id for job in page.jobs))
         names_offered = offered(request.app.state.shared, session)
@@ -45,8 +47,13 @@ def failures(request: Request, work: Looking) -> Response:
         is_all=is_all,
         names=names,
         first="after" in request.query_params,
-        older=query(asked, after=page.next) if page.next else None,
+        older=query(asked, after=page.next, through="all" if through else None) if page.next else None,
+        looked_to=page.looked_to,
+        looked_at=LOOKED_AT,
+        through=query(asked, after=after, through="all"),
         query=query(asked),
+        # Where nothing is found among those that are open.
+        in_all=query(asked, status="all") if asked.status != ["all"] else None,
     )
 
 

@@ -60,6 +60,8 @@ def groups(request: Request, work: Looking) -> Response:
         first="after" in request.query_params,
         older=query(asked, after=following) if following else None,
         query=query(asked),
+        # Where nothing is found among those that are open.
+        in_all=query(asked, status="all") if asked.status != ["all"] else None,
     )
 
 

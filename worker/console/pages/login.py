@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from worker.console.access import Doorkeeper, NotLoggedIn, TooManyAttempts, identify
-from worker.console.rendering import href, redirect, render
+from worker.console.access import Doorkeeper, NotLoggedIn, TooManyAttempts, check_site, identify
+from worker.console.rendering import href, render
 
 router = APIRouter()
 
@@ -27,6 +27,8 @@ def login(request: Request, then: str = "/") -> Response:
 @router.post("/login")
 def log_in(request: Request, token: Annotated[str, Form()] = "", then: Annotated[str, Form()] = "/") -> Response:
     """Begin a session for whoever has a token."""
+    # Else somebody's page might log him in as another, who then reads what he does.
+    check_site(request)
     doorkeeper: Doorkeeper = request.app.state.doorkeeper
     try:
         found = doorkeeper.token(request, token.strip())
@@ -40,11 +42,11 @@ def log_in(request: Request, token: Annotated[str, Form()] = "", then: Annotated
 
 
 @router.post("/logout")
-async def log_out(request: Request) -> Response:
+def log_out(request: Request) -> Response:
     """End the session, here and wherever its cookie was copied to."""
     # A form of another site that logs somebody out harms nobody, and one that is too old must work.
     doorkeeper: Doorkeeper = request.app.state.doorkeeper
-    response = redirect(request, "/login")
+    response = RedirectResponse(href(request, "/login"), 303)
     doorkeeper.sessions.end(request, response)
     return response
 
