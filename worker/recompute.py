@@ -170,7 +170,7 @@ def recompute(session: Session, tenant_id: UUID, window: Window, model: Model, m
         transaction is of no further use then.
     """
     model, version = parse_model(model), parse_model_version(model_version)
-    check_tables(session, (AttributionEvent, AttributionRecomputeJob, AttributionAllocation, AttributionChannelDay))
+    check_tables(session, (AttributionEvent, AttributionRecomputeJob, AttributionChannelDay, AttributionAllocation))
     with naming_tenant(tenant_id):
         job_id, run_count = session.execute(
             _TAKE_JOB,

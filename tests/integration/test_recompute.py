@@ -395,6 +395,7 @@ def test_tables_of_another_shape_are_named(database: Database) -> None:
     changes = [
         ("events", "RENAME visitor_id TO person", "RENAME person TO visitor_id", "has no column visitor_id"),
         ("recompute_jobs", "RENAME model TO m", "RENAME m TO model", "has no column model"),
+        ("channel_days", "RENAME day TO d", "RENAME d TO day", "has no column day"),
         ("allocations", "RENAME position TO p", "RENAME p TO position", "has no column position"),
         (
             "allocations",
@@ -403,7 +404,6 @@ def test_tables_of_another_shape_are_named(database: Database) -> None:
             "column allocated_cents is of type numeric, not bigint",
         ),
         ("allocations", "ADD more text NOT NULL", "DROP more", "needs a value for more"),
-        ("channel_days", "RENAME day TO d", "RENAME d TO day", "has no column day"),
         ("allocations", "RENAME TO elsewhere", None, "there is no table attribution_allocations: run"),
     ]
     with psycopg.connect(database.owner_url, autocommit=True) as owner:

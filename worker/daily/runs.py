@@ -188,9 +188,13 @@ def forget(session: Session) -> int:
 
 def _run(row: Any) -> Run:
     values = dict(row._mapping)
+    succeeded, failed = values.pop("then_succeeded"), values.pop("then_failed")
+    values["recovered"] = 0
     if values["finished_at"] is not None:
-        values["succeeded"], values["failed"] = values["then_succeeded"], values["then_failed"]
-    del values["then_succeeded"], values["then_failed"]
+        # By count, not by time: what succeeds at that moment is in one of both. Fewer than then are there, once who the
+        # children were is forgotten.
+        values["recovered"] = max(0, values["succeeded"] - succeeded)
+        values["succeeded"], values["failed"] = succeeded, failed
     return Run(**values)
 
 
@@ -298,8 +302,7 @@ _RUNS = """
     CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE sent_at IS NOT NULL) AS sent,
             count(*) FILTER (WHERE succeeded_at IS NOT NULL) AS succeeded,
-            count(*) FILTER (WHERE succeeded_at IS NULL AND failed_at IS NOT NULL) AS failed,
-            count(*) FILTER (WHERE succeeded_at > run.finished_at) AS recovered
+            count(*) FILTER (WHERE succeeded_at IS NULL AND failed_at IS NOT NULL) AS failed
         FROM attribution_run_children WHERE run_id = run.id
     ) counted
     ORDER BY run.started_at DESC, run.id

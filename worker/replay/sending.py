@@ -1,4 +1,7 @@
-"""Puts replayed messages into Redis, each once, and withdraws those that are never to be."""
+"""Puts replayed messages into Redis, each once, and withdraws those that are never to be.
+
+:mod:`worker.daily.fan_out` sends in the same way.
+"""
 
 from __future__ import annotations
 
