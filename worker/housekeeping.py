@@ -34,8 +34,8 @@ def ping(fail: bool = False) -> None:
     logger.info("pong, {} by Postgres' clock", now.isoformat(timespec="milliseconds"))
 
 
-# What nobody was there for is no sample of then.
-@actor(tenant_scoped=False, schedule=Schedule("* * * * *", missed="skip"))
+# What nobody was there for is no sample of then; and one that waited for a worker is no failure, whatever MAX_AGE says.
+@actor(tenant_scoped=False, max_age=None, schedule=Schedule("* * * * *", missed="skip"))
 def sample_queues() -> None:
     """Keep how deep queues are at this moment, for charts: :func:`worker.live.samples.depth_samples` reads it.
 

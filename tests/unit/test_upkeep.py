@@ -15,6 +15,7 @@ from psycopg.errors import QueryCanceled
 
 from db.deadline import set_deadline
 from db.failed.expiry import Expired
+from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
 from middleware.text import class_of
 from tests.waiting import eventually
@@ -81,6 +82,19 @@ def test_without_redis_there_is_nothing_to_do(stub_broker: TestBroker, stub_work
         stub_broker.join(actor.queue_name)
     stub_worker.join()
     assert stub_broker.failed_jobs == []
+
+
+def test_samples_that_have_waited_are_no_failures(
+    stub_broker: TestBroker, stub_worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One a minute waits while nobody consumes its queue, and MAX_AGE would make a row of each."""
+    (limit,) = (m for m in stub_broker.middleware if isinstance(m, AgeLimit))
+    monkeypatch.setattr(limit, "max_age", 1)
+    for actor in (sample_queues, ping):
+        stub_broker.enqueue(actor.message().copy(message_timestamp=1))
+        stub_broker.join(actor.queue_name)
+    stub_worker.join()
+    assert [(f.task_name, f.error_type) for f in stub_broker.failed_jobs] == [(ping.actor_name, "expired")]
 
 
 def test_retention_goes_on_with_another_message(
