@@ -126,6 +126,14 @@ def test_what_goes_wrong(
     assert len(llm.asked) == 1
 
 
+def test_no_part_of_the_key_is_told(llm: LlmServer, model: LanguageModel) -> None:
+    # As OpenAI does it.
+    llm.then(fails(401, "Incorrect API key provided: key-of-n******1234. You can find your API key elsewhere."))
+    said = str(fails_with(model))
+    assert "Incorrect API key provided: [redacted] You can find your API key elsewhere." in said
+    assert "1234" not in said
+
+
 @pytest.mark.parametrize(
     ("behaviour", "may_have"), [(fails(503), False), (cut(), True), (raw(200, b"nonsense"), True), (endless(), True)]
 )

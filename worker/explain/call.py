@@ -6,6 +6,7 @@ That one's own retries are off: a retry is a message's, which survives the proce
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ _TOKENS_AT_MOST: Final = 10**9
 _AGAIN: Final = {408, 409, 425}
 #: Of httpx and of httpx2, one of which is below the client: nothing was sent yet.
 _NOT_SENT: Final = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
+
+#: A word with its middle in stars; read once from left to right, however long the text.
+_STARRED: Final = re.compile(r"(?<![^\s*])[^\s*]*\*{3}\S*")
 
 #: Not "LLM_API_KEY: ...": what follows that is redacted wherever it is shown.
 NO_KEY: Final = "LLM_API_KEY is not set, so no language model can be asked"
@@ -252,5 +256,6 @@ def _plain_text(value: object) -> str:
 
 
 def _plain(said: object, model: LanguageModel) -> str:
-    """Return what the API says, short, and without the key, which some repeat."""
-    return cut(clean(str(said)).replace(model.api_key, "[redacted]"), _REASON_AT_MOST)
+    """Return what the API says, short, and without the key, which some repeat, or its beginning and end with stars."""
+    without = clean(str(said)).replace(model.api_key, "[redacted]")
+    return cut(_STARRED.sub("[redacted]", without), _REASON_AT_MOST)
