@@ -22,6 +22,7 @@ from db.tenancy import tenant_context
 from tests.integration.console import Console
 from tests.integration.failed_rows import fingerprint
 from tests.integration.test_failed_jobs import A, B, a_failure
+from worker.console.pages.groups import trend
 
 TRACEBACK = """Traceback (most recent call last):
   File "/app/.venv/lib/python3.11/site-packages/dramatiq/actor.py", line 177, in __call__
@@ -170,6 +171,12 @@ def test_pages_ask_as_often_for_many_rows_as_for_few(browser: TestClient) -> Non
             fail(group, n, tenant_id=(A, B, None)[n % 3])
     assert all(many <= one for many, one in zip(statements(), few, strict=True))
     assert max(few) <= 12
+
+
+@pytest.mark.parametrize(("hour", "begins"), [(22, "23:00 yesterday"), (23, "00:00"), (0, "01:00 yesterday")])
+def test_where_the_last_24_hours_begin(hour: int, begins: str) -> None:
+    last = datetime(2026, 5, 1, hour, tzinfo=UTC)
+    assert trend([(last - timedelta(hours=23 - n), n) for n in range(24)]).begins == begins
 
 
 def test_what_a_group_did_by_hour_and_tenant(browser: TestClient) -> None:

@@ -125,6 +125,12 @@ class Trend:
     most: int
     jobs: int
 
+    @property
+    def begins(self) -> str:
+        """When the first hour began, in words: in the last hour of a day (UTC) that is the same day."""
+        first, last = self.bars[0][0], self.bars[-1][0]
+        return f"{first:%H:%M}{'' if first.date() == last.date() else ' yesterday'}"
+
 
 def trend(hours: list[tuple[datetime, int]]) -> Trend:
     """Return what is drawn of the hours' counts."""
