@@ -15,7 +15,8 @@ import pytest
 from dramatiq import Worker
 from psycopg.rows import dict_row
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.errors import ConfigurationError
 from db.failed import Filter
@@ -237,13 +238,16 @@ def test_a_run_with_what_never_ends_waits_for_a_day(daily: Daily, monkeypatch: p
         following.follow(run_id, recompute_window.actor_name)
     assert caught.value.delay == following.LOOK_SOON
 
-    def away(*_: Any) -> None:
-        raise OperationalError("SELECT", {}, Exception("away"))
+    # Postgres is away, was made read-only by a failover, or all connections are taken.
+    for error in (OperationalError, InternalError, PoolTimeout):
 
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "get", away)
-        with pytest.raises(following.NotYet, match="cannot be looked at"):
-            following.follow(run_id, recompute_window.actor_name)
+        def away(*_: Any, error: type[SQLAlchemyError] = error) -> None:
+            raise error("away") if error is PoolTimeout else error("SELECT", {}, Exception("away"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "get", away)
+            with pytest.raises(following.NotYet, match="cannot be looked at"):
+                following.follow(run_id, recompute_window.actor_name)
     daily.sql("UPDATE attribution_runs SET started_at = started_at - interval '1 day'")
     following.follow(run_id, recompute_window.actor_name)
     (done,) = daily.rows(RUNS)

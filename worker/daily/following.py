@@ -9,7 +9,8 @@ from uuid import UUID
 from dramatiq.errors import Retry
 from loguru import logger
 from sqlalchemy import text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.session import operator_transaction
 from worker.arguments import shown
@@ -67,8 +68,8 @@ def follow(run_id: UUID, actor_name: str) -> None:
             age = now - run.started_at
             over = run.missing == 0 or age >= WAIT_AT_MOST
             done = over and runs.finish(session, run, summary(run))
-    except (OperationalError, InterfaceError) as e:
-        # Postgres is away, or busy. What is looked for does not run off.
+    except (OperationalError, InterfaceError, InternalError, PoolTimeout) as e:
+        # Postgres is away, busy, or read-only after a failover. What is looked for does not run off.
         raise NotYet(f"run {run_id} cannot be looked at: {type(e).__name__}", delay=LOOK_LATE) from e
     if done:
         log = logger.info if run.succeeded == run.expected else logger.warning
