@@ -38,7 +38,7 @@ def test_it_listens_for_others_with_tokens_alone() -> None:
 
 def test_it_serves_until_it_is_told_to_stop(deployment: Deployment) -> None:
     made = deployment.run("worker", "console", "token", "bob", "--role", "operator").stdout
-    said, entry = (line.split()[-1] for line in made.splitlines())
+    said, entry = (line.strip() for line in made.splitlines() if line.startswith("  "))
     assert read_tokens(entry)[0].name == "bob"
     assert said not in entry
     port = free_port()

@@ -53,7 +53,8 @@ def test_the_actor_keeps_one_a_minute(
         client.delete(*client.keys(f"{PREFIX}*"))
     assert sum(client.hlen(key) for key in client.scan_iter(f"{PREFIX}*")) == 1
     found = depth_samples(client, 5)
-    assert set(found) == set(Queue)
+    # Others that tests in this process have declared are sampled, too.
+    assert set(found) >= set(Queue)
     kept = found[QUEUE]
     assert [n for n in kept.waiting if n is not None][-1:] == [1]
     assert [n for n in kept.delayed if n is not None] == [1]
