@@ -132,7 +132,8 @@ def adopt_dead_letters(batch: int = adoption.AT_ONCE) -> None:
             broker, broker.client, queues, namespace=broker.namespace, batch=batch, should_stop=_half_time()
         )
     logger.info("adopted {} of stock Dramatiq's", counted(done.queues.total(), "dead message"))
-    if done.stopped:
+    # The next would find what is left again, and no more of the others, if all the time went to it.
+    if done.stopped and (done.queues.total() or done.problem is None):
         adopt_dead_letters.send_with_options(kwargs={"batch": batch}, delay=GO_ON_AFTER)
     elif done.problem is not None:
         raise adoption.NotAdopted(f"{counted(done.left, 'dead message')} could not be recorded: {done.problem}")

@@ -24,7 +24,7 @@ from tests.integration.nothing_lost import QUEUE, Side, kept, stock
 from tests.integration.replaying import A, B, Deployment
 from tests.waiting import eventually
 from worker import adoption, maintenance
-from worker.adoption import NO_EXCEPTION, NotAdopted, adopt, count_dead
+from worker.adoption import NO_EXCEPTION, Adopted, NotAdopted, adopt, count_dead
 
 XQ = f"dramatiq:{QUEUE}.XQ"
 
@@ -205,6 +205,18 @@ class TestActor:
         with pytest.raises(NotAdopted, match=r"^1 dead message could not be recorded: LookupError$"):
             maintenance.adopt_dead_letters.fn()
         assert client.zcard(XQ) == 1
+
+    def test_what_is_left_does_not_keep_it_going(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        done = Adopted(left=3, problem="LookupError", stopped=True)
+        sent: list[Any] = []
+        monkeypatch.setattr(adoption, "adopt", lambda *_, **__: done)
+        monkeypatch.setattr(maintenance.adopt_dead_letters, "send_with_options", lambda **said: sent.append(said))
+        with pytest.raises(NotAdopted, match=r"^3 dead messages could not be recorded: LookupError$"):
+            maintenance.adopt_dead_letters.fn()
+        assert sent == []
+        done.queues["attribution"] = 1
+        maintenance.adopt_dead_letters.fn(batch=7)
+        assert [said["kwargs"] for said in sent] == [{"batch": 7}]
 
 
 def test_the_command(worker: CommandLine, deployment: Deployment, client: redis.Redis, redis_url: str) -> None:
