@@ -350,7 +350,7 @@ def test_told_to_stop_before_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> No
     broker = make_broker(Settings.load({"DATABASE_URL": "postgres://h/x", "REDIS_URL": "redis://127.0.0.1:1"}))
     assert isinstance(broker, LosslessBroker)
     left: list[object] = []
-    monkeypatch.setattr(serving.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("worker.scheduler.serving.signal.signal", lambda *_: None)
     monkeypatch.setattr(serving, "configure", lambda *_: None)
     monkeypatch.setattr(serving, "_introduce", lambda _: serving._stop(15, None))
     monkeypatch.setattr(serving, "_leave", lambda *said: left.append(said))
