@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
+from sqlalchemy import text
+
 from db.failed.actions import Begin
 from db.failed.batches import AT_ONCE, ShouldStop, Where, checked_batch, count, count_in, remove, remove_from
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
@@ -27,6 +29,8 @@ class Offboarded:
       messages: That waited in Redis, by what the callable calls them: queues, for example.
       rows: Failed jobs, by status.
       originals, deliveries, groups, events, rules, once_keys, replays, replay_items: Of the tables beside them.
+      answers: Of a language model.
+      spending: Months in which something was spent on it, what is reserved for calls under way, and the budget.
       held: Rows that are there still because somebody else held them.
       complete: Whether the last look found nothing more.
     """
@@ -41,6 +45,8 @@ class Offboarded:
     once_keys: int = 0
     replays: int = 0
     replay_items: int = 0
+    answers: int = 0
+    spending: int = 0
     held: int = 0
     complete: bool = False
 
@@ -57,6 +63,8 @@ class Offboarded:
             "once_keys": self.once_keys,
             "replays": self.replays,
             "replay_items": self.replay_items,
+            "answers": self.answers,
+            "spending": self.spending,
             "complete": self.complete,
         }
 
@@ -75,7 +83,8 @@ def offboard(
     """Remove a tenant's messages, failed jobs and all that stands beside them; one event remains, for operators.
 
     That is messages, then rows with their originals, deliveries and details, then history, groups, rules of retention,
-    replays, and what :func:`db.once.once` recorded; and again, until nothing is found. Stop what sends for the tenant
+    replays, what :func:`db.once.once` recorded, and what a language model answered and cost; and again, until nothing
+    is found. Stop what sends for the tenant
     first. A job of the tenant that runs meanwhile can still enqueue, record what happens once, and fail, so add a row
     with all that; one that is delayed or spooled where ``messages`` does not look, too. Call it again when the longest
     time limit has passed: it removes what came, and says so. Without the tenant's once keys, a message of it that is
@@ -132,7 +141,10 @@ _BESIDE: Final = (
     ("worker_once beside", "key", "once_keys"),
     ("worker_replay_items beside", "id", "replay_items"),
     ("worker_replays beside", "id", "replays"),
+    ("worker_llm_answers beside", "answered_at", "answers"),
 )
+#: Of a tenant they have a row for each month, or fewer.
+_SPENDING: Final = ("worker_llm_reservations", "worker_llm_spending", "worker_llm_budgets")
 
 # One with rows is of failures that came meanwhile, and goes with them in the next round. Counts that are wrong, because
 # somebody switched triggers off, must not keep it for ever.
@@ -181,6 +193,17 @@ def _remove(
         number, _ = remove_from(begin, table, key, where, batch=batch, should_stop=should_stop)
         setattr(done, name, getattr(done, name) + number)
         removed += number
+    for table in _SPENDING:
+        if should_stop():
+            break
+        with begin() as session:
+            gone = session.execute(
+                text(f"DELETE FROM {table} WHERE tenant_id = CAST(:of_tenant AS uuid) RETURNING 1"),
+                {"of_tenant": tenant_id},
+            )
+            number = len(gone.all())
+        done.spending += number
+        removed += number
     return removed
 
 
@@ -192,4 +215,5 @@ def _count(begin: Begin, tenant_id: UUID) -> Offboarded:
         *_BESIDE,
     ):
         setattr(counted, name, count_in(begin, table, _of_tenant("beside", tenant_id)))
+    counted.spending = sum(count_in(begin, table, _of_tenant(table, tenant_id)) for table in _SPENDING)
     return counted

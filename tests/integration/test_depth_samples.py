@@ -63,6 +63,19 @@ def test_the_actor_keeps_one_a_minute(
     assert 24 * 3_600 < client.ttl(key) <= 25 * 3_600
 
 
+def test_one_that_has_waited_does_not_look(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a day without workers there are a thousand, and each would read the names of all keys."""
+
+    def look(*_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    now = minute_of(client)
+    for minute in (now, now + 1):
+        keep(client, minute, "{}")
+    monkeypatch.setattr(samples, "list_queues", look)
+    assert not samples.keep_sample(client)
+
+
 def test_they_are_read_in_order_with_what_is_missing(client: redis.Redis) -> None:
     now = minute_of(client)
     for ago in (200, 62, 61, 1):

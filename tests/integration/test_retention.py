@@ -575,12 +575,32 @@ def fill_tenant(tenant_id: UUID, *, once_key: str = "receipt:1") -> None:
     rule("resolved", 30, tenant_id)
     with tenant_context(tenant_id), transaction():
         assert once(once_key)
+    with operator_transaction() as session:
+        for statement in (
+            """
+            INSERT INTO worker_llm_answers (
+                tenant_id, window_start, window_end, model, model_version, fingerprint, language_model, answer,
+                input_tokens, output_tokens, cost_microcents, call_id
+            ) VALUES (:tenant, '2025-01-01', '2025-02-01', 'linear', '1', 'f', 'm', 'x', 1, 1, 1, gen_random_uuid())
+            """,
+            "INSERT INTO worker_llm_budgets (tenant_id, monthly_cents, changed_by) VALUES (:tenant, 5, 'ann')",
+            """
+            INSERT INTO worker_llm_spending (tenant_id, month)
+            VALUES (:tenant, '2025-01-01'), (:tenant, '2025-02-01')
+            """,
+            """
+            INSERT INTO worker_llm_reservations (tenant_id, call_id, month, microcents, reserved_until)
+            VALUES (:tenant, gen_random_uuid(), '2025-02-01', 1, now())
+            """,
+        ):
+            session.execute(text(statement), {"tenant": tenant_id})
 
 
 def everything_but(database: Database, tenant_id: UUID) -> dict[str, list[dict[str, Any]]]:
     """All rows of our tables that are not a tenant's."""
     names = ("s", "_originals", "_deliveries", "_details", "_groups", "_events", "_retention")
-    tables = [*(f"worker_failed_job{name}" for name in names), "worker_once"]
+    llm = ("answers", "budgets", "spending", "reservations")
+    tables = [*(f"worker_failed_job{name}" for name in names), "worker_once", *(f"worker_llm_{name}" for name in llm)]
     return {table: all_of(database, table, "tenant_id IS DISTINCT FROM %s", tenant_id) for table in tables}
 
 
@@ -606,6 +626,8 @@ class TestOffboard:
         assert done.rows == would.rows == {"pending": 5, "resolved": 1, "abandoned": 1}
         assert (done.originals, done.deliveries, done.groups, done.rules, done.once_keys) == (7, 7, 3, 1, 1)
         assert (would.originals, would.deliveries, would.groups, would.rules, would.once_keys) == (7, 7, 3, 1, 1)
+        # A budget, two months, and what is reserved.
+        assert (done.answers, done.spending) == (would.answers, would.spending) == (1, 4)
         # Captured, resolved, abandoned, and the rule.
         assert done.events == would.events == 7 + 1 + 1 + 1
         after = everything_but(database, A)

@@ -21,7 +21,7 @@ from middleware.lossless_broker import LosslessBroker
 from tests.unit.test_routing import function_in, module
 from worker import routing
 from worker.broker import make_broker
-from worker.scheduler import Schedule, ScheduleError, scheduled_for
+from worker.scheduler import Schedule, ScheduleError, scheduled_for, serving
 from worker.scheduler.cron import Cron, InvalidExpression
 from worker.scheduler.jobs import Job, jobs_of
 from worker.scheduler.plan import MISSED_AFTER, due
@@ -343,3 +343,16 @@ def test_redis_away_is_said_once_a_minute() -> None:
     assert [line.strip() for line in lines] == [
         f"nothing is scheduled, for {seconds} s by now: Redis: gone" for seconds in (0, 60, 120)
     ]
+
+
+def test_told_to_stop_before_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a host that changes its mind: no traceback, and no other status."""
+    broker = make_broker(Settings.load({"DATABASE_URL": "postgres://h/x", "REDIS_URL": "redis://127.0.0.1:1"}))
+    assert isinstance(broker, LosslessBroker)
+    left: list[object] = []
+    monkeypatch.setattr("worker.scheduler.serving.signal.signal", lambda *_: None)
+    monkeypatch.setattr(serving, "configure", lambda *_: None)
+    monkeypatch.setattr(serving, "_introduce", lambda _: serving._stop(15, None))
+    monkeypatch.setattr(serving, "_leave", lambda *said: left.append(said))
+    serving.serve(Settings.load({"REDIS_URL": "stub://"}), broker, ())
+    assert len(left) == 1

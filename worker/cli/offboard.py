@@ -125,6 +125,7 @@ def _described(counts: Offboarded) -> str:
         counted(counts.rules, "rule of retention", "rules of retention"),
         counted(counts.once_keys, "once() key"),
         counted(counts.replay_items, "replayed job"),
+        counted(counts.answers, "answer") + " of a language model",
     ]
     return listed(parts)
 
@@ -139,4 +140,6 @@ def _total(counts: Offboarded) -> int:
         + counts.once_keys
         + counts.replay_items
         + counts.replays
+        + counts.answers
+        + counts.spending
     )

@@ -53,6 +53,11 @@ def keep_sample(client: redis.Redis, declared: Collection[str] = (), *, namespac
     Raises:
       ConnectionClosed: For any error of Redis.
     """
+    with asking():
+        minute = int(server_time(client) // 60_000)
+        # Looking takes Redis some time, and of those that have waited for a worker there may be many.
+        if client.hexists(_key(namespace, minute // 60), str(minute)):
+            return False
     found = list_queues(client, declared, namespace=namespace)
     sample = json.dumps({state.name: _depths(state) for state in found[:QUEUES_AT_MOST]}, separators=(",", ":"))
     return bool(Scripts(client, namespace)("keep_depths", sample, _KEEP_HOUR))
@@ -79,12 +84,16 @@ def depth_samples(client: redis.Redis, minutes: int = 60, *, namespace: str = "d
         asked = range(now - minutes + 1, now + 1)
         with client.pipeline(transaction=False) as pipeline:
             for hour in range(asked[0] // 60, now // 60 + 1):
-                pipeline.hmget(f"{namespace}:__dramaturg__.depths.{hour}", [str(m) for m in asked if m // 60 == hour])
+                pipeline.hmget(_key(namespace, hour), [str(m) for m in asked if m // 60 == hour])
             found = [data for of_hour in answer(pipeline.execute()) for data in of_hour]
     samples = [_read(data) for data in found]
     since = datetime.fromtimestamp(asked[0] * 60, UTC)
     names = sorted({name for sample in samples for name in sample})
     return {name: _of(name, since, [sample.get(name) for sample in samples]) for name in names}
+
+
+def _key(namespace: str, hour: int) -> str:
+    return f"{namespace}:__dramaturg__.depths.{hour}"
 
 
 def _depths(state: QueueState) -> list[float | None]:

@@ -49,10 +49,10 @@ def serve(settings: Settings, broker: LosslessBroker, jobs: Sequence[Job]) -> No
     facts = {"name": name, "host": socket.gethostname(), "pid": os.getpid()}
     state = State(broker.run, scheduler_id)
     scheduler = Scheduler(broker, jobs, state, facts, _wait)
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _stop)
-    _introduce(jobs)
     with suppress(_ToldToStop):
+        for number in _STOP_SIGNALS:
+            signal.signal(number, _stop)
+        _introduce(jobs)
         scheduler.run()
     # Nothing is logged any more: that may be what was interrupted, and holds a lock.
     goodbye = threading.Thread(target=_leave, args=(scheduler, settings, scheduler_id), daemon=True)
