@@ -36,6 +36,7 @@ from middleware.keeper import kept, why_not_kept
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Scripts
 from middleware.process_facts import process_facts
+from middleware.redis_ids import redis_id_of
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
@@ -83,6 +84,8 @@ class LosslessBroker(RedisBroker):
       spool_limit: Failures that may wait in Redis while Postgres is away, before workers wait.
       max_starts: Starts of a message that end with the loss of its worker, after which it is not started again.
       worker_name: Names this process to whoever finds it gone.
+      fair: Whether the tenants of a queue take turns where more waits than is wanted, and are held to their limits;
+        :mod:`worker.queue_admin.shares` sets those. What waits in lanes is fetched in any case.
       keeper: Whether a process that ``dramatiq`` starts gets a parent that says how it ends: :mod:`middleware.keeper`.
 
     Attributes:
@@ -104,6 +107,7 @@ class LosslessBroker(RedisBroker):
         spool_limit: int = SPOOL_LIMIT,
         max_starts: int = MAX_STARTS,
         worker_name: str | None = None,
+        fair: bool = True,
         keeper: bool = True,
     ) -> None:
         self._hooks = Hooks()
@@ -111,6 +115,7 @@ class LosslessBroker(RedisBroker):
         self.waiting_client = waiting_client
         self._lease_client = lease_client
         self._stopping = False
+        self.fair = fair
         self._keeper = keeper
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
@@ -184,7 +189,7 @@ class LosslessBroker(RedisBroker):
         """
         while True:
             epoch = self._heartbeat.epoch
-            found: list[Any] | None = self._run_once(script, queue_name, self.broker_id, epoch, count)
+            found: list[Any] | None = self._run_once(script, queue_name, self.broker_id, epoch, count, int(self.fair))
             if found is not None:
                 return epoch, found
             # This process was given up, and nothing may be taken before it has a new lease.
@@ -225,8 +230,8 @@ class LosslessBroker(RedisBroker):
         old_id = message.options.get("redis_message_id")
         # A delayed message that is due: it moves when its delivery ends, which is next.
         moves = is_consumer_thread() and old_id in self._local.due
-        redis_id = str(uuid4())
-        message = message.copy(options={"redis_message_id": redis_id})
+        unique = str(uuid4())
+        message = message.copy(options={"redis_message_id": unique})
         if delay is not None:
             queue_name = dq_name(queue_name)
             message = message.copy(queue_name=queue_name, options={"eta": current_millis() + delay})
@@ -237,6 +242,9 @@ class LosslessBroker(RedisBroker):
                 raise
             self._local.due[str(old_id)] = e
             return message
+        # Only now it is known whose it is. The options are this copy's own.
+        redis_id = redis_id_of(unique, message.options)
+        message.options["redis_message_id"] = redis_id
         entry = (queue_name, redis_id, message.encode())
         if moves:
             self._local.due[str(old_id)] = entry

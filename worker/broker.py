@@ -164,6 +164,7 @@ def make_broker(
             spool_limit=settings.spool_limit,
             max_starts=settings.max_starts,
             worker_name=settings.worker_name,
+            fair=settings.fair,
             keeper=settings.keeper,
         )
     for queue in sorted(queues):

@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     keeper: bool = Field(
         True, description="a small parent for each worker process, which says how that one ended; on Linux only"
     )
+    fair: bool = Field(
+        True, description="the tenants of a queue take turns, and are held to their limits; see Fair shares"
+    )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     failed_job_keys: str | None = Field(
         None,

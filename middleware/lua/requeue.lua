@@ -4,6 +4,8 @@
 -- KEYS: namespace. ARGV: queue, broker id, ids...
 local ns, queue, broker = KEYS[1], ARGV[1], ARGV[2]
 local name, own = ns .. ":" .. queue, ns .. ":__dramaturg__."
+-- include messages
+-- include turns
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
 for i = #ARGV, 3, -1 do
   local id, entry = ARGV[i], queue .. ":" .. ARGV[i]
@@ -16,6 +18,7 @@ for i = #ARGV, 3, -1 do
     else
       redis.call("lpush", name, id)
     end
+    note_given_back(queue, id)
   end
 end
 return 1
