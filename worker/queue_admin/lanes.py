@@ -39,6 +39,7 @@ def merge(client: redis.Redis, queue: str, *, namespace: str = "dramatiq") -> in
     check_queue_name(queue)
     run, total = Scripts(client, namespace), 0
     while True:
+        moved: int
         moved, left = run("merge_lanes", queue, AT_ONCE)
         total += moved
         if not left or not moved:

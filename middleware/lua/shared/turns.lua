@@ -33,9 +33,11 @@ end
 
 -- Returns whose a message is, or nothing where there is no such message; what it cost to tell.
 local function tenant_of(queue, id)
-  local said = string.match(id, "^([%x-]+):")
-  if said and (#said == 32 or said == NOBODY) then
+  local said = string.match(id, "^(%x+):")
+  if said and #said == 32 then
     return said, 1
+  elseif string.sub(id, 1, 2) == "-:" then
+    return NOBODY, 1
   end
   -- A stock producer's.
   local data = redis.call("hget", ns .. ":" .. queue .. ".msgs", id)
