@@ -69,11 +69,11 @@ local function pass_over(tenant)
   redis.call("zrem", turns, tenant)
   passed_over = passed_over + 1
 end
--- Gives the tenant whose turn it is as many turns as come before the next one's.
+-- Gives the tenant whose turn it is that one, and as many more as come before the next one's; returns when its next is.
 local function serve(tenant, at, next_at)
   local lane = lane_of(queue, tenant)
   local stride, began = weighted and 1 / weight_of(queue, tenant) or 1, at
-  while taken < count and at <= next_at do
+  while taken < count and (at == began or at < next_at) do
     local id = redis.call("lindex", lane, 0)
     if not id then
       -- It keeps the turn that it has earned until that comes, in case that it sends more.
@@ -82,7 +82,7 @@ local function serve(tenant, at, next_at)
     if limited and is_at_limit(queue, tenant) then
       redis.call("zadd", parked, string.format("%.17g", at), tenant)
       pass_over(tenant)
-      return
+      return math.huge
     end
     if take(id) then
       at = at + stride
@@ -92,11 +92,35 @@ local function serve(tenant, at, next_at)
     end
     redis.call("lpop", lane)
   end
-  if at > began then
-    set_turn(queue, tenant, at)
-  elseif redis.call("exists", lane) == 0 then
+  if at == began then
     pass_over(tenant)
+    return math.huge
   end
+  return at
+end
+-- Gives turns to those whose turns are first, as long as theirs come before the next one of any that had one here.
+local function go_round()
+  -- No more than can be given to one command.
+  local wanted, moved, earliest = math.min(count - taken, 500), {}, math.huge
+  local first = redis.call("zrange", turns, 0, wanted, "withscores")
+  for i = 1, #first, 2 do
+    local tenant, at = first[i], tonumber(first[i + 1])
+    if taken >= count or passed_over >= PASSED_OVER or at > earliest then
+      break
+    end
+    -- Who comes after the last of many is not known.
+    local next_at = tonumber(first[i + 3] or (#first <= 2 * wanted and math.huge or at))
+    local later = serve(tenant, at, math.min(next_at, earliest))
+    if later < math.huge then
+      moved[#moved + 1] = string.format("%.17g", later)
+      moved[#moved + 1] = tenant
+      earliest = math.min(earliest, later)
+    end
+  end
+  if #moved > 0 then
+    redis.call("zadd", turns, unpack(moved))
+  end
+  return #first > 0
 end
 
 if fair then
@@ -105,17 +129,15 @@ if fair then
   sort(queue, name, ENOUGH)
 else
   empty(taking, math.huge)
+end
+if not limited then
+  -- Nobody is at a limit any more.
   for _, tenant in ipairs(redis.call("zrange", parked, 0, PASSED_OVER - 1)) do
     redis.call("zadd", turns, "nx", "0", tenant)
     redis.call("zrem", parked, tenant)
   end
 end
-while taken < count and passed_over < PASSED_OVER do
-  local first = redis.call("zrange", turns, 0, 1, "withscores")
-  if not first[1] then
-    break
-  end
-  serve(first[1], tonumber(first[2]), tonumber(first[4] or math.huge))
+while taken < count and passed_over < PASSED_OVER and go_round() do
 end
 if redis.call("exists", turns, parked) == 0 then
   -- There are no lanes in which it could be first.

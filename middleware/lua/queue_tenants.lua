@@ -65,6 +65,6 @@ for i = 1, math.min(most, #tenants) do
   said[#said + 1] = one.waiting
   said[#said + 1] = one.running
   local at = one.first and sent_at(redis.call("hget", inbox .. ".msgs", one.first))
-  said[#said + 1] = at and string.format("%.0f", at)
+  said[#said + 1] = at and string.format("%.0f", at) or false
 end
 return said

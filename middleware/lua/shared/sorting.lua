@@ -17,14 +17,15 @@ local function joining(queue)
   end
 end
 
--- Sorts what was given back, which is at the head of `list`: from its end, each to the head of its lane.
+-- Sorts what was given back, which is at the head of `list`: the last of it first, each to the head of its lane.
 local function sort_returned(queue, list, join)
   local returned = of(queue, "returned")
   local count = math.min(redis.call("scard", returned), 5000)
   if count == 0 then
     return
   end
-  local ids, others = redis.call("lrange", list, 0, count - 1), {}
+  -- Between them may be what a wait had taken that nobody came back from.
+  local ids, others = redis.call("lrange", list, 0, count + 99), {}
   for i = #ids, 1, -1 do
     local tenant = tenant_of(queue, ids[i])
     if tenant and redis.call("srem", returned, ids[i]) == 1 then
