@@ -1,5 +1,5 @@
-"""What turns cost, and what they save: how long a tenant's one job waits behind a million of another's, and jobs a second
-with 1, 100 and 10,000 tenants waiting, with ``FAIR`` and without.
+"""What turns cost, and what they save: how long a tenant's one job waits behind a million of another's, and how many jobs
+are done a second with 1, 100 and 10,000 tenants waiting, with ``FAIR`` and without.
 
 ``python -m tests.benchmarks.fair`` runs all of it, in about ten minutes; without turns behind a tenth of the million,
 because that takes as long as its jobs do.
@@ -98,7 +98,7 @@ def wait(flood: int, stock: bool) -> dict[str, float]:
     send(0)
     worker.start()
     for n in range(1, SMALL):
-        time.sleep(random.expovariate(20))  # noqa: S311
+        time.sleep(random.expovariate(20))
         send(n)
     all_began.wait(900)
     took = [(began[n] - sent[n]) * 1000 for n in range(SMALL)]
@@ -145,8 +145,8 @@ def main() -> None:
                 print(f"{variant}: microseconds of processor time for each", means)
         for fair, flood, stock in ((True, FLOOD, False), (True, FLOOD, True), (False, FLOOD // 10, False)):
             figures = child("wait", url, str(flood), str(int(stock)), fair=fair)
-            what = f"{'in turns' if fair else 'in one line'}, behind {flood:,} of {'stock' if stock else 'our'} producers"
-            print(f"milliseconds to the start, {what}:", {name: round(ms, 1) for name, ms in figures.items()})
+            how = f"{'in turns' if fair else 'in one line'}, behind {flood:,}{' of a stock producer' if stock else ''}"
+            print(f"milliseconds to the start, {how}:", {name: round(ms, 1) for name, ms in figures.items()})
 
 
 if __name__ == "__main__":

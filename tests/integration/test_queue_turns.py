@@ -514,7 +514,7 @@ class TestNothingIsLost:
                 one.die(three)
                 found = {1}
                 while found:
-                    left, *found = three.ask(1_000)  # type: ignore[assignment]
+                    _, *found = three.ask(1_000)  # type: ignore[assignment]
                 client.lmove(f"{OWN}suspects.{QUEUE}", f"dramatiq:{QUEUE}", "LEFT", "RIGHT")
                 three.ask(10)
                 held: Any = client.smembers(f"dramatiq:__acks__.{three.id}.{QUEUE}")
