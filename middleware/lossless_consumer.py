@@ -42,7 +42,7 @@ GROUP_UNKNOWN = 2
 #: What the script answers that fetched nothing because the queue is paused; seconds between two looks whether it is.
 PAUSED, LOOK_EVERY = [-1], 1.0
 #: Seconds for which a consumer sorts, where much waits that was not sorted by tenant, before it sees to anything else.
-SORT_FOR = 0.02
+SORT_FOR = 0.05
 
 
 def _text(redis_id: bytes) -> str:

@@ -1,5 +1,5 @@
-"""What turns cost, and what they save: how long a tenant's one job waits behind a million of another's, and how many jobs
-are done a second with 1, 100 and 10,000 tenants waiting, with ``FAIR`` and without.
+"""What turns cost, and what they save: how long a tenant's one job waits behind a million of another's, and how many
+jobs are done a second with 1, 100 and 10,000 tenants waiting, with ``FAIR`` and without.
 
 ``python -m tests.benchmarks.fair`` runs all of it, in about ten minutes; without turns behind a tenth of the million,
 because that takes as long as its jobs do.

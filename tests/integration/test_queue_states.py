@@ -82,7 +82,7 @@ def test_every_message_is_counted_once_wherever_it_is(make: Callable[[], Side], 
     one.send(job)
     client.lmove(f"dramatiq:{QUEUE}", f"dramatiq:__dramaturg__.taking.{broker.broker_id}.{QUEUE}", "LEFT", "RIGHT")
     state = by_name(client)[QUEUE]
-    # Two are fetched, if one is not handed out yet, and two are in their tenant's lane; of the delayed ones one moves, and
+    # Two are fetched, if one is not handed out yet, and two in their tenant's lane; of the delayed ones one moves, and
     # two wait to be due.
     assert (state.waiting, state.delayed, state.running, state.suspects) == (3, 3, 2, 1)
 
