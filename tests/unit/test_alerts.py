@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from tests.webhook import OTHER, PATH, SECRET, TOKEN, Receiver, receiver
 from worker import housekeeping
 from worker.alerts import groups, rates, signing
 from worker.alerts.bundling import BUNDLED_AT_MOST, PERIOD, SINGLES, Chosen, Sent, choose
-from worker.alerts.causes import Cause, Kind
+from worker.alerts.causes import Cause, Change, Kind
 from worker.alerts.errors import AlertNotDelivered, AlertRefused, AlertTimeout
 from worker.alerts.groups import POISON_AGAIN, Mark
 from worker.alerts.message import Writer
 from worker.alerts.posting import Receiver as Target
 from worker.alerts.rates import Limits
+from worker.broker import settings
 from worker.check import Status
 from worker.check.alerts import judge_alerts
 from worker.housekeeping import deliver_alert, look_for_alerts, send_heartbeat
@@ -61,14 +62,17 @@ class Groups:
         self.marks: dict[str, Mark] = {}
         self.closed: dict[str, int] = {}
 
-    def look(self, *found: OpenGroup, now: float = 100.0) -> list[tuple[str, str]]:
-        silent, causes = groups.compare(found, self.marks, self.closed, now)
-        for change in [*silent, *(change for cause in causes for change in cause.changes)]:
+    def remember(self, changes: Iterable[Change]) -> None:
+        for change in changes:
             kept: dict[str, Any] = self.marks if change.part == groups.OPEN else self.closed
             if change.value is None:
                 kept.pop(change.name, None)
             else:
                 kept[change.name] = Mark.read(change.value) if change.part == groups.OPEN else int(change.value)
+
+    def look(self, *found: OpenGroup, now: float = 100.0) -> list[tuple[str, str]]:
+        silent, causes = groups.compare(found, self.marks, self.closed, now)
+        self.remember([*silent, *(change for cause in causes for change in cause.changes)])
         return [(str(cause.kind), cause.fingerprint or "") for cause in causes]
 
 
@@ -123,11 +127,7 @@ class TestGroups:
 
     def test_what_is_there_at_first_is_no_news(self) -> None:
         known = Groups()
-        for change in groups.begin({"a": 0, "closed": 2}, [a_group("a")], 5.0):
-            if change.value is not None:
-                (known.marks if change.part == groups.OPEN else known.closed)[change.name] = (  # type: ignore[index]
-                    Mark.read(change.value) if change.part == groups.OPEN else int(change.value)
-                )
+        known.remember(groups.begin({"a": 0, "closed": 2}, [a_group("a")], 5.0))
         assert known.look(a_group("a"), a_group("closed", regressions=2)) == []
         assert known.look(a_group("a"), a_group("closed", regressions=3, open_since=60.0)) == [
             ("regressed_group", "closed")
@@ -311,9 +311,9 @@ class TestPosting:
 
 class TestActors:
     @pytest.fixture(autouse=True)
-    def settings(self, monkeypatch: pytest.MonkeyPatch, target: Receiver) -> None:
+    def told(self, monkeypatch: pytest.MonkeyPatch, target: Receiver) -> None:
         changed = {"alert_webhook_url": target.url, "alert_webhook_secrets": SECRET, "alert_heartbeat_url": target.url}
-        monkeypatch.setattr(housekeeping, "settings", housekeeping.settings.model_copy(update=changed))
+        monkeypatch.setattr(housekeeping, "settings", settings.model_copy(update=changed))
         monkeypatch.setitem(deliver_alert.options, "min_backoff", 1)
 
     def run(self, stub_broker: TestBroker, stub_worker: Worker) -> None:
@@ -356,7 +356,7 @@ class TestActors:
         self, stub_broker: TestBroker, stub_worker: Worker, target: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         changed = {"alert_webhook_url": None, "alert_heartbeat_url": None}
-        monkeypatch.setattr(housekeeping, "settings", housekeeping.settings.model_copy(update=changed))
+        monkeypatch.setattr(housekeeping, "settings", settings.model_copy(update=changed))
         deliver_alert.send(alert=an_alert())
         look_for_alerts.send()
         send_heartbeat.send()
@@ -368,8 +368,8 @@ def test_they_are_scheduled_where_somebody_is_to_be_told(stub_broker: TestBroker
     names = {look_for_alerts.actor_name, send_heartbeat.actor_name}
 
     def on(**environ: str) -> set[str]:
-        settings = Settings.load({**DATABASE, **environ})
-        return {job.name for job in jobs_of(stub_broker, settings) if job.on and job.name in names}
+        chosen = Settings.load({**DATABASE, **environ})
+        return {job.name for job in jobs_of(stub_broker, chosen) if job.on and job.name in names}
 
     assert on() == set()
     assert on(ALERT_WEBHOOK_URL="https://h/x") == {look_for_alerts.actor_name}

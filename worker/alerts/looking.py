@@ -138,8 +138,10 @@ class Lookout:
     def _send(self, known: Known, silent: Sequence[Change], chosen: Chosen, found: Mapping[str, Group]) -> int:
         """Send what was chosen, and note it in the same step; return how many alerts that are."""
         now = known.now
-        alerts = [self._writer.single(cause, found.get(cause.fingerprint or ""), now) for cause in chosen.singles]
-        if chosen.bundle:
+        # One that had to wait for the others of a bundle may be all that is left.
+        singles = chosen.bundle if len(chosen.bundle) == 1 else chosen.singles
+        alerts = [self._writer.single(cause, found.get(cause.fingerprint or ""), now) for cause in singles]
+        if len(chosen.bundle) > 1:
             alerts.append(self._writer.bundle(chosen.bundle, found, now))
         told = [change for cause in (*chosen.singles, *chosen.bundle) for change in cause.changes]
         if alerts:

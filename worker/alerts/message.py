@@ -159,9 +159,9 @@ class Writer:
         facts = cause.facts
         since = facts["since"]
         if cause.over:
-            title = f"The failures that waited in Redis are recorded, after {short_age(now - since)}"
+            title = f"The failures that Redis kept are recorded, after {short_age(now - since)}"
         else:
-            title = f"Postgres is away for workers: {counted(facts['failures'], 'failure')} wait in Redis"
+            title = f"Postgres is away for workers, and Redis keeps {counted(facts['failures'], 'failure')}"
         return {
             "type": str(cause.kind),
             "state": _state(cause),
