@@ -135,7 +135,7 @@ def world(database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def kinds(alerts: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
-    return [(alert["type"], alert.get("state")) for alert in alerts]
+    return [(alert["event"], alert.get("state")) for alert in alerts]
 
 
 def test_each_kind_arrives_once_at_a_server_that_is_away_at_first(world: World) -> None:
@@ -168,7 +168,7 @@ def test_each_kind_arrives_once_at_a_server_that_is_away_at_first(world: World) 
             eventually(lambda: world.waiting() == 0, seconds=60)
     logger.remove(sink)
     assert tried.is_set()
-    alerts = {alert["type"]: alert for alert in world.target.taken}
+    alerts = {alert["event"]: alert for alert in world.target.taken}
     assert sorted(kinds(world.target.taken), key=str) == [
         ("failure_rate", "begun"),
         ("new_group", None),
@@ -258,7 +258,7 @@ def test_a_storm_of_a_thousand_groups_is_one_message(world: World) -> None:
     world.later()
     assert [world.look() for _ in range(2)] == [1, 0]
     other, bundle = sorted(world.deliver_all(), key=lambda alert: sum(alert["counts"].values()))
-    assert (bundle["type"], bundle["counts"], len(bundle["alerts"])) == ("bundle", {"new_group": 999}, 20)
+    assert (bundle["event"], bundle["counts"], len(bundle["alerts"])) == ("bundle", {"new_group": 999}, 20)
     assert bundle["title"] == "999 alerts at once: 999 new_group"
     assert all(one["group"]["actor"].startswith("test.job") for one in bundle["alerts"])
     assert other["counts"] == {"poison_pill": 1, "new_group": 8}
@@ -284,7 +284,7 @@ def test_a_group_that_was_given_up_or_is_forgotten(world: World) -> None:
     assert world.client.hlen(f"{OWN}.closed") == world.client.hlen(f"{OWN}.open") == 0
     world.fail(0)
     assert world.look() == 1
-    assert {alert["type"] for alert in world.deliver_all()} == {"new_group"}
+    assert {alert["event"] for alert in world.deliver_all()} == {"new_group"}
 
 
 def test_what_is_there_at_first_or_redis_has_lost_is_no_news(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +379,7 @@ def test_a_test_alert(world: World, worker: CommandLine) -> None:
         world.target.then(403)
         refused = worker("alerts", "test", status=2, **environment)
     first, second = world.target.posts
-    assert verify(SECRET, first.headers, first.body)["type"] == "test"
+    assert verify(SECRET, first.headers, first.body)["event"] == "test"
     assert f"alert {first.alert['id']}, signed: the receiver of alerts answered 200" in done.output
     assert "webhook-signature" not in second.headers
     assert "the receiver of alerts answered 403: 403 at /[redacted]/[redacted]" in refused.output

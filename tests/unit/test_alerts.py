@@ -205,7 +205,7 @@ class TestBundling:
 
     def test_a_bundle_is_as_short_as_a_message(self) -> None:
         alert = WRITER.bundle(causes(1_000), {}, 0.0)
-        assert (alert["type"], alert["counts"], len(alert["alerts"])) == ("bundle", {"new_group": 1_000}, 20)
+        assert (alert["event"], alert["counts"], len(alert["alerts"])) == ("bundle", {"new_group": 1_000}, 20)
         assert "and 980 more" in alert["text"]
         assert len(json.dumps(alert)) < 20_000
         assert WRITER.bundle(causes(1_000), {}, 9.0)["id"] == alert["id"] != WRITER.bundle(causes(999), {}, 0.0)["id"]

@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 
 
 class Kind(StrEnum):
-    """What an alert is about: its ``type``."""
+    """What an alert is about: its ``event``. Not ``type``, which Mattermost takes for that of a post of its own."""
 
     SPOOL_IN_USE = "spool_in_use"
     FAILURE_RATE = "failure_rate"

@@ -151,7 +151,7 @@ class Lookout:
             logger.debug("another process looked for alerts at the same time")
             return 0
         for alert in alerts:
-            logger.warning("alert {}, {}: {}", alert["id"], alert["type"], alert["title"])
+            logger.warning("alert {}, {}: {}", alert["id"], alert["event"], alert["title"])
         if alerts:
             logger.info("{} sent", counted(len(alerts), "alert is", "alerts are"))
         return len(alerts)

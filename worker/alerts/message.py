@@ -69,7 +69,7 @@ class Writer:
             # The same for the same causes.
             str(uuid5(causes[0].id, " ".join(str(cause.id) for cause in causes))),
             now,
-            type=str(Kind.BUNDLE),
+            event=str(Kind.BUNDLE),
             title=f"{len(causes):,} alerts at once: {said}",
             counts=dict(counts),
             alerts=described,
@@ -82,7 +82,7 @@ class Writer:
         return self._alert(
             str(alert_id),
             now,
-            type=str(Kind.TEST),
+            event=str(Kind.TEST),
             title="This is a test: alerts arrive",
             link=self._link(""),
             commands=["worker alerts test"],
@@ -104,7 +104,7 @@ class Writer:
         fingerprint = cause.fingerprint or ""
         where = f"--fingerprint {fingerprint[:8]}"
         about: dict[str, Any] = {
-            "type": str(cause.kind),
+            "event": str(cause.kind),
             "title": "A group of failures, which was removed since",
             "group": {"fingerprint": fingerprint},
             "link": self._link(f"/groups/{fingerprint}"),
@@ -143,7 +143,7 @@ class Writer:
         of = "" if actor is None else f" of {actor}"
         lately = f"{counted(facts['failures'], 'job')}{of} failed within {counted(facts['minutes'], 'minute')}"
         return {
-            "type": str(cause.kind),
+            "event": str(cause.kind),
             "state": _state(cause),
             "title": f"It is over: only {lately}" if cause.over else lately,
             "summary": f"alerts begin above {facts['threshold']:,}, and end at half of it",
@@ -163,7 +163,7 @@ class Writer:
         else:
             title = f"Postgres is away for workers, and Redis keeps {counted(facts['failures'], 'failure')}"
         return {
-            "type": str(cause.kind),
+            "event": str(cause.kind),
             "state": _state(cause),
             "title": title,
             "summary": f"nothing is lost, and workers wait when there are {facts['limit']:,}",
