@@ -13,13 +13,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
-
-import urllib3
-from urllib3.exceptions import HTTPError, NewConnectionError
-from urllib3.exceptions import TimeoutError as Urllib3Timeout
 
 from middleware.text import clean, cut
 from worker.alerts.errors import AlertNotDelivered, AlertRefused, AlertTimeout
@@ -27,6 +23,9 @@ from worker.alerts.signing import headers, read_secrets
 from worker.explain.retry_after import retry_after
 from worker.settings import Settings
 from worker.text import one_line
+
+if TYPE_CHECKING:
+    import urllib3
 
 #: Seconds to wait for a connection, and for each part of an answer.
 CONNECT_WITHIN, ANSWER_WITHIN = 5.0, 10.0
@@ -85,6 +84,8 @@ class Receiver:
         return self._ask("GET", None, {})[0]
 
     def _ask(self, method: str, body: bytes | None, more: Mapping[str, str]) -> tuple[int, str, Mapping[str, str]]:
+        from urllib3 import exceptions
+
         try:
             with _unlogged(), _manager(self.url) as manager:
                 response = manager.request(
@@ -99,9 +100,9 @@ class Receiver:
                     said = response.read(_READ_AT_MOST, decode_content=False)
                 finally:
                     response.close()
-        except (HTTPError, OSError, ValueError) as e:
+        except (exceptions.HTTPError, OSError, ValueError) as e:
             # Of the library's, one that is not let in is a timeout, too.
-            if isinstance(e, Urllib3Timeout) and not isinstance(e, NewConnectionError):
+            if isinstance(e, exceptions.TimeoutError) and not isinstance(e, exceptions.NewConnectionError):
                 raise AlertTimeout(f"the receiver of alerts did not answer in time: {type(e).__name__}") from None
             raise AlertNotDelivered(f"the receiver of alerts cannot be reached: {type(e).__name__}") from None
         return response.status, self._plain(said), response.headers
@@ -119,6 +120,9 @@ class Receiver:
 
 def _manager(url: str) -> urllib3.PoolManager:
     """Return what posts, through the proxy that the environment names for this address, if it names one."""
+    # Here, because it is 4 MB that a process which never posts can do without.
+    import urllib3
+
     parts = urlsplit(url)
     timeout = urllib3.Timeout(connect=CONNECT_WITHIN, read=ANSWER_WITHIN)
     proxy = getproxies().get(parts.scheme)
@@ -130,6 +134,8 @@ def _manager(url: str) -> urllib3.PoolManager:
 
 
 def _login(url: str) -> dict[str, str]:
+    import urllib3
+
     return dict(urllib3.make_headers(basic_auth=_user(url)))
 
 
