@@ -300,6 +300,19 @@ def test_what_is_there_at_first_or_redis_has_lost_is_no_news(world: World, monke
     assert sorted(kinds(world.deliver_all())) == [("new_group", None), ("regressed_group", None)]
 
 
+def test_a_group_that_a_tenant_made_up_keeps_nobody_from_the_others(world: World) -> None:
+    with psycopg.connect(world.database.worker_url, autocommit=True) as tenant:
+        tenant.execute("SELECT set_config('app.current_tenant_id', %s, false)", [str(A)])
+        tenant.execute(
+            "INSERT INTO worker_failed_job_groups (tenant_id, fingerprint, task_name, error_type, exception_class,"
+            " first_seen, last_seen, pending) VALUES (%s, '', E'x\n<!channel>', '', '', '0001-01-02', '9999-12-29', 1)",
+            [A],
+        )
+    world.fail(0)
+    assert [world.look() for _ in range(2)] == [2, 0]
+    assert kinds(world.deliver_all()) == [("new_group", None)] * 2
+
+
 def test_an_alert_that_is_refused_is_a_row_and_no_alert(world: World) -> None:
     world.fail(0)
     assert world.look() == 1

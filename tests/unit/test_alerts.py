@@ -304,6 +304,14 @@ class TestPosting:
         Target(target.url.replace("//", "//ann:hunter%3A2@")).post(an_alert())
         assert target.posts[0].headers["authorization"] == "Basic " + b64encode(b"ann:hunter:2").decode()
 
+    def test_a_command_to_be_typed_does_nothing_else_whatever_an_actor_is_called(self) -> None:
+        (cause,) = rates.compare({"x; reboot": 6}, {}, TestRates.limits, 1.0)
+        assert "worker failed groups --since 5m --actor 'x; reboot'" in WRITER.single(cause, None, 1.0)["commands"]
+        group = Cause(Kind.NEW_GROUP, "", (), fingerprint="`reboot`/?")
+        alert = WRITER.single(group, None, 1.0)
+        assert alert["commands"][0] == "worker failed groups --fingerprint '`reboot`'"
+        assert alert["link"] == "https://ops.example.com/console/groups/%60reboot%60%2F%3F"
+
     def test_nobody_is_called_by_what_a_failure_says(self) -> None:
         alert = Writer("<!channel> @all & co", None).test(uuid4(), 0.0)
         assert alert["text"].startswith("[&lt;!channel&gt; @\u200ball &amp; co] ")
@@ -389,7 +397,7 @@ def test_an_address_that_is_none_is_said_without_it(variable: str, value: str) -
 @pytest.mark.parametrize(
     ("environ", "procfile", "status", "said"),
     [
-        ({}, {}, Status.OK, "nobody is alerted"),
+        ({}, {}, None, ""),
         ({"ALERT_WEBHOOK_URL": "https://h/x"}, {}, Status.OK, "and not signed"),
         (
             {"ALERT_WEBHOOK_URL": "https://h/x", "ALERT_WEBHOOK_SECRETS": SECRET},
@@ -408,8 +416,8 @@ def test_an_address_that_is_none_is_said_without_it(variable: str, value: str) -
         ({"ALERT_WEBHOOK_URL": "http://localhost/x"}, {}, Status.OK, "not signed"),
     ],
 )
-def test_check(environ: dict[str, str], procfile: dict[str, str], status: Status, said: str) -> None:
-    (finding,) = judge_alerts(Settings.load({**DATABASE, **environ}), procfile)
-    assert finding.status is status
-    assert said in finding.found
-    assert "h/x" not in finding.found + finding.advice
+def test_check(environ: dict[str, str], procfile: dict[str, str], status: Status | None, said: str) -> None:
+    found = list(judge_alerts(Settings.load({**DATABASE, **environ}), procfile))
+    assert [finding.status for finding in found] == ([status] if status else [])
+    assert all(said in finding.found for finding in found)
+    assert all("h/x" not in finding.found + finding.advice for finding in found)

@@ -31,6 +31,9 @@ SPOOL_AFTER: Final = 10.0
 #: Seconds between two times that groups which are gone are forgotten.
 TIDY_EVERY: Final = 3_600.0
 
+#: Characters of a fingerprint.
+_FINGERPRINT: Final = 32
+
 Begin = Callable[[], AbstractContextManager[Session]]
 
 
@@ -127,7 +130,8 @@ class Lookout:
         asked = [
             cause.fingerprint
             for cause in (*chosen.singles, *chosen.bundle[:DESCRIBED_AT_MOST])
-            if cause.fingerprint is not None
+            # Whoever has SQL of a tenant may have written what is none.
+            if cause.fingerprint is not None and len(cause.fingerprint) == _FINGERPRINT
         ]
         if not asked:
             return {}

@@ -5,11 +5,13 @@ It is made of what a row's reader may see, which is redacted already; tenants ar
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import quote
 from uuid import UUID, uuid5
 
 from db.failed import Group
@@ -102,12 +104,12 @@ class Writer:
 
     def _group(self, cause: Cause, group: Group | None) -> dict[str, Any]:
         fingerprint = cause.fingerprint or ""
-        where = f"--fingerprint {fingerprint[:8]}"
+        where = f"--fingerprint {shlex.quote(fingerprint[:8])}"
         about: dict[str, Any] = {
             "event": str(cause.kind),
             "title": "A group of failures, which was removed since",
             "group": {"fingerprint": fingerprint},
-            "link": self._link(f"/groups/{fingerprint}"),
+            "link": self._link(f"/groups/{quote(fingerprint, safe='')}"),
             "commands": [f"worker failed groups {where}", f"worker failed retry {where} --dry-run"],
         }
         if group is None:
@@ -150,7 +152,8 @@ class Writer:
             "rate": {**facts, "actor": actor, "since": _time(facts["since"])},
             "link": self._link("/groups"),
             "commands": [
-                f"worker failed groups --since {facts['minutes']}m" + ("" if actor is None else f" --actor {actor}"),
+                f"worker failed groups --since {facts['minutes']}m"
+                + ("" if actor is None else f" --actor {shlex.quote(actor)}"),
                 "worker queues list",
             ],
         }
