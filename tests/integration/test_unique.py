@@ -150,7 +150,7 @@ class TestHowLong:
         # It is due now.
         eventually(lambda: client.zcard(f"dramatiq:__dramaturg__.due.{dq_name(QUEUE)}") == 1)
         (due,) = client.hkeys(f"dramatiq:{dq_name(QUEUE)}.msgs")
-        client.zadd(f"dramatiq:__dramaturg__.due.{dq_name(QUEUE)}", {due: 1})
+        client.zadd(f"dramatiq:__dramaturg__.due.{dq_name(QUEUE)}", {str(due): 1})
         with one.working():
             assert jobs.began.acquire(timeout=15)
             assert jobs.began.acquire(timeout=15)
