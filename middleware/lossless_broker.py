@@ -30,6 +30,7 @@ from loguru import logger
 from middleware import unique
 from middleware.deliveries import Delivery, Entry, NotToRun
 from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread
+from middleware.encoding import encode
 from middleware.errors import EnqueuedInPart
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
@@ -74,14 +75,23 @@ def _fail(message: Delivery, error: BaseException | None) -> None:
 
 def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
     """Return ``message`` as it is to be put into Redis, with an id of its own there."""
-    options = {"redis_message_id": str(uuid4())}
-    if delay is None:
-        return message.copy(options=options)
-    return message.copy(queue_name=dq_name(message.queue_name), options={**options, "eta": current_millis() + delay})
+    options, queue_name = {**message.options, "redis_message_id": str(uuid4())}, message.queue_name
+    if delay is not None:
+        queue_name, options["eta"] = dq_name(queue_name), current_millis() + delay
+    # Not copy(), which asks the class for its fields.
+    return Message(
+        queue_name,
+        message.actor_name,
+        message.args,
+        message.kwargs,
+        options,
+        message.message_id,
+        message.message_timestamp,
+    )
 
 
 def _entry_of(message: Message[Any]) -> Entry:
-    return message.queue_name, message.options["redis_message_id"], message.encode()
+    return message.queue_name, message.options["redis_message_id"], encode(message)
 
 
 def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
