@@ -46,6 +46,10 @@ def hand(client: redis.Redis) -> Hand:
     return Hand(client)
 
 
+def _job(name: str, kwargs: dict[str, str], options: dict[str, str], redis_id: str) -> bytes:
+    return Message(QUEUE, "test.job", (name,), kwargs, {**options, "redis_message_id": redis_id}).encode()
+
+
 class TestTurns:
     def test_many_at_once(self, client: redis.Redis, hand: Hand) -> None:
         for n in range(1_200):
@@ -76,13 +80,17 @@ class TestTurns:
         # As Python's UUID reads them, too; and what is none is nobody's.
         send(client, f"urn:uuid:{{{str(C).upper()}}}", "c1", stock=True)
         send(client, C, "c2")
+        # It is the options that say it.
+        put(client, "twice", _job("twice", {"tenant_id": str(A)}, {"tenant_id": str(C)}, "twice"))
         send(client, "no tenant", "n1", stock=True)
         send(client, None, "n2", stock=True)
-        put(client, "broken", '{"tenant_id": ')
         assert hand.take(5) == ["n1", 0, "b", "c1", "n2"]
         assert set(lanes(client)) == {b"-", A.hex.encode(), B.hex.encode(), C.hex.encode()}
-        assert hand.take(2) == [1, "c2"]
-        assert b"broken" in hand.ask(10)
+        assert hand.take(3) == [1, "c2", 2]
+        assert hand.take(1) == ["twice"]
+        put(client, "broken", '{"tenant_id": ')
+        put(client, "broken, too", '{"tenant_id": ')
+        assert b"broken" in hand.ask(1)
 
     def test_what_is_few_is_not_sorted(self, client: redis.Redis, hand: Hand) -> None:
         send(client, A, 1, 2)
@@ -105,7 +113,7 @@ class TestTurns:
     def test_the_last_of_many_is_found_in_steps_that_are_short(
         self, client: redis.Redis, hand: Hand, stock: bool
     ) -> None:
-        send(client, A, *range(600 if stock else 9_000), stock=stock)
+        send(client, A, *range(1_700 if stock else 8_100), stock=stock)
         send(client, B, "b", stock=stock)
         left, steps = 1, 0
         client.slowlog_reset()

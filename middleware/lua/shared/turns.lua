@@ -12,8 +12,8 @@
 local NOBODY, EVERYBODY = "-", "*"
 -- What is in the inbox only so that somebody who waits there looks: the mention of a message that is none.
 local WAKE = "wake"
--- What one step may cost Redis, where a message whose id says its tenant costs 1, and one that must be read READ and
--- 1 for each hundred bytes.
+-- What one step may cost Redis, where a message whose id says its tenant costs 1 (0.6 us), and one that must be decoded
+-- READ and 1 for each hundred bytes.
 local ENOUGH, READ = 4000, 15
 -- Turns of those that have nothing any more, or are at their limit, which one step passes over.
 local PASSED_OVER = 1000
@@ -44,8 +44,14 @@ local function tenant_of(queue, id)
   if not data then
     return nil, 1
   end
-  if not string.find(data, '"tenant_id"', 1, true) then
-    return NOBODY, 2 + #data / 1000
+  local at = string.find(data, '"tenant_id"', 1, true)
+  if not at then
+    return NOBODY, 4 + #data / 200
+  end
+  -- Where it is said once, as in most, they need not be decoded.
+  local uuid = string.match(data, '^:"(%x+%-%x+%-%x+%-%x+%-%x+)"', at + 11)
+  if uuid and #uuid == 36 and not string.find(data, '"tenant_id"', at + 11, true) then
+    return digits(uuid), 4 + #data / 200
   end
   local options = decode(data).options
   local tenant = type(options) == "table" and type(options.tenant_id) == "string" and digits(options.tenant_id) or ""
