@@ -89,7 +89,8 @@ def wait(flood: int, stock: bool) -> dict[str, float]:
     actor = dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="test.job")(job)
     fill(client, flood, 1, "test.noop", stock=stock)
     worker = Worker(broker, worker_threads=THREADS, queues={QUEUE})
-    sent, options = {}, {"tenant_id": str(LITTLE)}
+    sent: dict[int, float] = {}
+    options: dict[str, Any] = {"tenant_id": str(LITTLE)}
 
     def send(n: int) -> None:
         sent[n] = time.perf_counter()

@@ -433,7 +433,7 @@ class TestLeavingIt:
         assert lanes(client) == []
         # As a worker sees it that knows no lanes.
         ids: Any = client.lrange(f"dramatiq:{QUEUE}", 0, -1)
-        found = [json.loads(client.hget(f"dramatiq:{QUEUE}.msgs", one.decode()) or b"")["args"][0] for one in ids]  # type: ignore[arg-type]
+        found = [json.loads(client.hget(f"dramatiq:{QUEUE}.msgs", one.decode()) or b"")["args"][0] for one in ids]
         assert (moved, len(found)) == (2_500, 2_501)
         assert found[-1] == "last"
         assert [name for name in found if isinstance(name, int)] == list(range(2, 2_500))

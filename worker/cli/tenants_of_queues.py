@@ -28,17 +28,16 @@ def show_tenants(
     if not found:
         console.print("No queue holds anything.")
         return
-    table = grid()
-    table.add_column("queue", overflow="fold", min_width=12)
-    table.add_column("tenant", no_wrap=True)
-    for column in ("waiting", "running", "oldest", "weight", "limit"):
-        table.add_column(column, justify="right", no_wrap=True)
     for queue, one in found.items():
+        # A table for each, because a terminal of 80 columns has no room for the queue beside a tenant's id.
+        table = grid()
+        table.add_column(queue, overflow="fold", min_width=36)
+        for column in ("waiting", "running", "oldest", "weight", "limit"):
+            table.add_column(column, justify="right", no_wrap=True)
         for state in one.tenants:
-            table.add_row(queue, _name(state), *_numbers(state))
-    if table.row_count:
-        console.print(table)
-    for queue, one in found.items():
+            table.add_row(_name(state), *_numbers(state))
+        if one.tenants:
+            console.print(table)
         for note in _notes(one):
             console.print(Text(f"{queue}: ", "bold").append(note, "not bold"), soft_wrap=True)
 
