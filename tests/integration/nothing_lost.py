@@ -110,7 +110,7 @@ def waiting(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
     own = "dramatiq:__dramaturg__."
     tenants: Any = client.zrange(f"{own}turns.{queue}", 0, -1)
     keys = [*(f"{own}lane.{queue}.{tenant.decode()}" for tenant in tenants), f"dramatiq:{queue}"]
-    found: Any = [redis_id for key in keys for redis_id in client.lrange(key, 0, -1)]  # type: ignore[union-attr]
+    found: Any = [redis_id for key in keys for redis_id in client.lrange(key, 0, -1)]
     return list(found)
 
 

@@ -74,7 +74,7 @@ class TestTurns:
         send(client, B, "b")
         assert "b" in hand.take(2)
 
-    def test_stock_producers_join_in(self, client: redis.Redis, hand: Hand) -> None:
+    def test_what_other_producers_send_joins_in(self, client: redis.Redis, hand: Hand) -> None:
         send(client, A, *range(5), stock=True)
         send(client, B, "b", stock=True)
         # As Python's UUID reads them, too; and what is none is nobody's.
