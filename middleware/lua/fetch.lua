@@ -62,8 +62,11 @@ end
 -- include messages
 -- include turns
 -- include sorting
-local limited = fair and are_limits(queue)
-local weighted = redis.call("exists", of(queue, "weights")) == 1
+local weights = of(queue, "weights")
+-- Most often all are alike.
+local alike = redis.call("exists", weights, limits, parked) == 0
+local limited = not alike and fair and are_limits(queue)
+local weighted = not alike and redis.call("exists", weights) == 1
 local passed_over = 0
 local function pass_over(tenant)
   redis.call("zrem", turns, tenant)
@@ -126,11 +129,11 @@ end
 if fair then
   -- What it took is sorted, too: it may be of one that is at its limit.
   sort(queue, taking, ENOUGH)
-  sort(queue, name, ENOUGH)
+  found[1] = sort(queue, name, ENOUGH)
 else
   empty(taking, math.huge)
 end
-if not limited then
+if not alike and not limited then
   -- Nobody is at a limit any more.
   for _, tenant in ipairs(redis.call("zrange", parked, 0, PASSED_OVER - 1)) do
     redis.call("zadd", turns, "nx", "0", tenant)
@@ -139,14 +142,12 @@ if not limited then
 end
 while taken < count and passed_over < PASSED_OVER and go_round() do
 end
-if redis.call("exists", turns, parked) == 0 then
+if passed_over > 0 and redis.call("exists", turns, parked) == 0 then
   -- There are no lanes in which it could be first.
   redis.call("del", of(queue, "returned"))
 end
 if not fair then
   empty(name, count)
-else
-  found[1] = redis.call("llen", name)
 end
 if passed_over >= PASSED_OVER then
   -- There may be more in lanes.

@@ -11,5 +11,4 @@ local name = ns .. ":" .. queue
 if redis.call("llen", name) * READ <= ENOUGH or redis.call("hexists", ns .. ":__dramaturg__.paused", queue) == 1 then
   return 0
 end
-sort(queue, name, ENOUGH)
-return redis.call("llen", name)
+return sort(queue, name, ENOUGH)

@@ -42,10 +42,10 @@ local function sort_returned(queue, list, join)
   redis.call("ltrim", list, #ids, -1)
 end
 
--- Sorts from the head of `list` until it is empty or that has cost `enough`.
+-- Sorts from the head of `list` until it is empty or that has cost `enough`; returns how many are left.
 local function sort(queue, list, enough)
   if redis.call("exists", list) == 0 then
-    return
+    return 0
   end
   local join = joining(queue)
   sort_returned(queue, list, join)
@@ -76,7 +76,8 @@ local function sort(queue, list, enough)
       redis.call("ltrim", list, looked, -1)
     end
     if #ids < 500 then
-      break
+      return #ids - looked
     end
   end
+  return redis.call("llen", list)
 end
