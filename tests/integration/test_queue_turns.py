@@ -24,6 +24,7 @@ from worker.queue_admin import (
     NOBODY,
     by_tenant,
     count_messages,
+    forget_shares,
     list_queues,
     merge,
     pause,
@@ -320,6 +321,9 @@ class TestShares:
         assert (found.weight, found.limit, found.by, found.reason) == (2, 5, "bob", "")
         assert unshare(client, QUEUE, A, by="eve", audit=audit) == found
         assert unshare(client, QUEUE, A, by="eve", audit=audit) is None
+        share(client, QUEUE, A, limit=1, by="ann")
+        forget_shares(client, A)
+        assert client.keys("*") == []
         about = {"queue": QUEUE, "whose": str(A)}
         assert [
             (event, said["changed_by"], said["reason"], said["tenant_id"], said["before"], said["after"], weights)

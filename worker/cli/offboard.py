@@ -23,7 +23,7 @@ from worker.cli.failed.looks import say
 from worker.cli.failed.options import AsJson, Yes
 from worker.cli.operator import By, operator_name
 from worker.cli.queues import release
-from worker.queue_admin import Found, count_messages, remove_messages
+from worker.queue_admin import Found, count_messages, forget_shares, remove_messages
 from worker.redis_client import make_redis
 from worker.settings import Settings
 from worker.tenants import tenant_named, tenant_names
@@ -99,6 +99,7 @@ def _remove(client: redis.Redis, settings: Settings, tenant_id: UUID, by: str, r
     )
     # Its rows go next; so that Redis remembers nothing of it.
     release(client, settings)
+    forget_shares(client, tenant_id, settings.redis_namespace)
     return {found.queue: found.removable for found in removed if found.removable}
 
 
