@@ -31,9 +31,11 @@ from middleware.errors import LeaseUnsure
 from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
+from middleware.job_metrics import JobMetrics
 from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
+from middleware.metrics import Metrics
 from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
 from middleware.replays import ReplayOutcomes
@@ -89,6 +91,7 @@ def make_middleware(
         MissingKey(has_key=settings.llm_api_key is not None),
         OptionChecks(),
         Schedules(),
+        Metrics(but=[probe.ACTOR]),
         TenantContext(),
         DeadLetters(
             record,
@@ -165,6 +168,7 @@ def make_broker(
             max_starts=settings.max_starts,
             worker_name=settings.worker_name,
             keeper=settings.keeper,
+            metrics=JobMetrics(classifier) if settings.metrics else None,
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)

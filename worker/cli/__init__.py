@@ -11,6 +11,7 @@ from worker.cli import (
     demo,
     events,
     failed,
+    metrics,
     migrate,
     offboard,
     queues,
@@ -40,6 +41,7 @@ app.command("scheduler")(scheduler.scheduler)
 app.add_typer(attribution.app, name="attribution", help="Days that were recomputed for all tenants.")
 app.add_typer(console.app, name="console", help="Serve the operations console; make tokens for it.")
 app.command("spool")(spool.show)
+app.command("metrics")(metrics.metrics)
 app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)
 app.command("demo")(demo.demo)
