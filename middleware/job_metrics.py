@@ -5,10 +5,9 @@ Counted in memory, because it is counted for every message: one lock, a few addi
 
 from __future__ import annotations
 
-import math
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 from dramatiq.common import current_millis
@@ -19,6 +18,7 @@ from middleware.classification import Classifier
 from middleware.deliveries import REPLAY, Delivery
 from middleware.dramatiq_internals import exception_of
 from middleware.errors import WorkerLost
+from middleware.message_checks import MILLISECONDS_AT_MOST
 from middleware.metric_families import (
     DURATION,
     ERRORS,
@@ -114,11 +114,12 @@ class JobMetrics(Counts):
         labels = (queue, str(actor))
         error = exception_of(message) if outcome in {FAILED, RETRIED} else None
         error_type = self._error_type(error) if outcome in {FAILED, RETRIED} else None
+        waited = None if message.began is None or outcome == GIVEN_BACK else _waited(message, message.began[0])
         with self._lock:
             self._of(JOBS, (*labels, outcome))[0] += 1
-            if message.began is not None and outcome != GIVEN_BACK:
+            if waited is not None:
                 _observe(DURATION, self._of(DURATION, labels), message.took or 0.0)
-                _observe(WAIT, self._of(WAIT, labels), _waited(message))
+                _observe(WAIT, self._of(WAIT, labels), waited)
             if error_type is not None:
                 self._of(ERRORS, (queue, error_type, outcome))[0] += 1
                 if isinstance(error, WorkerLost):
@@ -156,15 +157,15 @@ def note_sent_now(options: dict[str, Any]) -> None:
     options[DUE] = current_millis()
 
 
-def _waited(message: Delivery) -> float:
-    assert message.began is not None  # noqa: S101 - the caller looked
-    due = _moment(message.options) or message.message_timestamp
-    return min(max(0.0, message.began[0] - due / 1000), WAIT_AT_MOST)
+def _waited(message: Delivery, began: float) -> float:
+    due = _moment(message.options.get(DUE))
+    if due is None:
+        due = _moment(message.message_timestamp) or 0.0
+    return min(max(0.0, began - due), WAIT_AT_MOST)
 
 
-def _moment(options: Mapping[str, Any]) -> float | None:
-    """Return when a message says that it was due; anybody who can write to Redis may have written it."""
-    due = options.get(DUE)
-    if isinstance(due, int | float) and not isinstance(due, bool) and math.isfinite(due):
-        return due
-    return None
+def _moment(milliseconds: object) -> float | None:
+    """Return seconds since 1970; None for what is no time. Anybody who can write to Redis may have written it."""
+    if not isinstance(milliseconds, int | float) or milliseconds != milliseconds:
+        return None
+    return min(max(0, milliseconds), MILLISECONDS_AT_MOST) / 1000

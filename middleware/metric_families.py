@@ -88,8 +88,8 @@ DURATION: Final = Family(
 WAIT: Final = Family(
     "job_wait_seconds",
     "How long messages had waited when an execution of theirs began, since they were sent, or since they were due "
-    "where they were delayed or retried. When that was is told by the clock of whoever sent them, which may be wrong: what "
-    "would be less than 0 counts as 0, more than 30 days as 30 days.",
+    "where they were delayed or retried. When that was is told by the clock of whoever sent them, which may be wrong: "
+    "what would be less than 0 counts as 0, more than 30 days as 30 days.",
     ("queue", "actor"),
     _PAIRS,
     _WAITS,
