@@ -24,6 +24,7 @@ from middleware.metric_families import (
     ERRORS,
     GIVEN_BACK,
     JOBS,
+    OUTCOMES,
     QUARANTINES,
     REDELIVERIES,
     REPLAYS,
@@ -84,6 +85,17 @@ def _observe(family: Family, values: list[int], seconds: float) -> None:
     values[-1] += int(seconds * 1e6)
 
 
+class _OfActor:
+    """What has ended of one queue and actor: every message is counted here, so that it is looked up once."""
+
+    __slots__ = ("durations", "outcomes", "waits")
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
+        self.durations = [0] * DURATION.values
+        self.waits = [0] * WAIT.values
+
+
 class JobMetrics(Counts):
     """Counts what becomes of messages. Nothing that goes wrong here is anything to them.
 
@@ -94,6 +106,7 @@ class JobMetrics(Counts):
     def __init__(self, classify: Callable[[BaseException | None], str] | None = None) -> None:
         super().__init__()
         self._classify = classify or Classifier()
+        self._jobs: dict[tuple[str, str], _OfActor] = {}
 
     def ended(self, message: Delivery, outcome: str, queue: str, actors: Container[str]) -> None:
         """Count an execution whose end Redis knows. Raises nothing.
@@ -105,29 +118,50 @@ class JobMetrics(Counts):
           actors: Those that are declared here: whatever else a message names is ``(unknown)``.
         """
         try:
-            self._ended(message, outcome, queue, actors)
+            actor, began, took = message.actor_name, message.began, message.took or 0.0
+            if actor not in actors:
+                actor = UNKNOWN
+            waited = None if began is None or outcome == GIVEN_BACK else _waited(message, began[0])
+            with self._lock:
+                of = self._jobs.get((queue, actor))
+                if of is None:
+                    of = self._jobs[queue, actor] = _OfActor()
+                of.outcomes[outcome] += 1
+                if waited is not None:
+                    of.durations[bisect_left(DURATION.bounds, took)] += 1
+                    of.durations[-1] += int(took * 1e6)
+                    of.waits[bisect_left(WAIT.bounds, waited)] += 1
+                    of.waits[-1] += int(waited * 1e6)
+            if outcome != SUCCEEDED or message.to_spool is not None or REPLAY in message.options:
+                self._count_more(message, outcome, queue)
         except Exception:  # noqa: BLE001 - the message has ended, and must be let go of
             logger.opt(exception=True).error("the end of message {} is not counted", message.message_id)
 
-    def _ended(self, message: Delivery, outcome: str, queue: str, actors: Container[str]) -> None:
-        actor = message.actor_name if message.actor_name in actors else UNKNOWN
-        labels = (queue, str(actor))
-        error = exception_of(message) if outcome in {FAILED, RETRIED} else None
-        error_type = self._error_type(error) if outcome in {FAILED, RETRIED} else None
-        waited = None if message.began is None or outcome == GIVEN_BACK else _waited(message, message.began[0])
+    def _count_more(self, message: Delivery, outcome: str, queue: str) -> None:
+        """Count what few messages have."""
+        if outcome in {FAILED, RETRIED}:
+            error = exception_of(message)
+            self.add(ERRORS, queue, self._error_type(error), outcome)
+            if isinstance(error, WorkerLost):
+                self.add(QUARANTINES, queue)
+        if message.to_spool is not None:
+            self.add(SPOOLED, queue)
+        if outcome in {SUCCEEDED, FAILED} and REPLAY in message.options:
+            self.add(REPLAYS, queue, outcome)
+
+    def take(self) -> dict[Series, list[int]]:
         with self._lock:
-            self._of(JOBS, (*labels, outcome))[0] += 1
-            if waited is not None:
-                _observe(DURATION, self._of(DURATION, labels), message.took or 0.0)
-                _observe(WAIT, self._of(WAIT, labels), waited)
-            if error_type is not None:
-                self._of(ERRORS, (queue, error_type, outcome))[0] += 1
-                if isinstance(error, WorkerLost):
-                    self._of(QUARANTINES, (queue,))[0] += 1
-            if message.to_spool is not None:
-                self._of(SPOOLED, (queue,))[0] += 1
-            if outcome in {SUCCEEDED, FAILED} and REPLAY in message.options:
-                self._of(REPLAYS, (queue, outcome))[0] += 1
+            jobs, self._jobs = self._jobs, {}
+            for labels, of in jobs.items():
+                for outcome, count in of.outcomes.items():
+                    if count:
+                        self._of(JOBS, (*labels, outcome))[0] += count
+                for family, values in ((DURATION, of.durations), (WAIT, of.waits)):
+                    if any(values):
+                        had = self._of(family, labels)
+                        had[:] = map(sum, zip(had, values, strict=True))
+            series, self._series = self._series, {}
+        return series
 
     def _error_type(self, error: BaseException | None) -> str:
         try:
@@ -158,14 +192,15 @@ def note_sent_now(options: dict[str, Any]) -> None:
 
 
 def _waited(message: Delivery, began: float) -> float:
-    due = _moment(message.options.get(DUE))
-    if due is None:
-        due = _moment(message.message_timestamp) or 0.0
-    return min(max(0.0, began - due), WAIT_AT_MOST)
+    due = message.options.get(DUE)
+    if type(due) is not int or not 0 <= due <= MILLISECONDS_AT_MOST:
+        due = _bounded(due, _bounded(message._message.message_timestamp, 0))
+    return min(max(0.0, began - due / 1000), WAIT_AT_MOST)
 
 
-def _moment(milliseconds: object) -> float | None:
-    """Return seconds since 1970; None for what is no time. Anybody who can write to Redis may have written it."""
+def _bounded(milliseconds: object, otherwise: float) -> float:
+    """Return milliseconds since 1970, or something else for what is no time: anybody who can write to Redis may have
+    written it."""
     if not isinstance(milliseconds, int | float) or milliseconds != milliseconds:
-        return None
-    return min(max(0, milliseconds), MILLISECONDS_AT_MOST) / 1000
+        return otherwise
+    return min(max(0, milliseconds), MILLISECONDS_AT_MOST)

@@ -35,7 +35,8 @@ _LATENESS: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 3600.0, 21600
 VERSION: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+# Each is itself alone: whatever is counted looks it up.
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
     """A counter, or a histogram where it has bounds, by its name without prefix and suffix.
 
