@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Collection
 from typing import Final
+from uuid import uuid4
 
 from dramatiq import Broker, Worker
 from dramatiq.errors import ConnectionClosed
@@ -49,13 +50,13 @@ class Teller:
     Arguments:
       counts: What was.
       run: The scripts.
-      process_id: Of this process and no other.
     """
 
-    def __init__(self, counts: Counts, run: Scripts, process_id: str) -> None:
+    def __init__(self, counts: Counts, run: Scripts) -> None:
         self._counts = counts
         self._run = run
-        self._process_id = process_id
+        # Its own: of two on one broker, one after the other, each numbers its batches from 1.
+        self._id = str(uuid4())
         self._number = 0
         self._batch: dict[Series, list[int]] = {}
         self._complained = float("-inf")
@@ -64,7 +65,7 @@ class Teller:
         """Tell everything, and return whether Redis has it. Raises nothing; what it has not is told the next time."""
         try:
             while self._next():
-                self._run("tell", self._process_id, self._number, VERSION, FORGOTTEN_AFTER, *_arguments(self._batch))
+                self._run("tell", self._id, self._number, VERSION, FORGOTTEN_AFTER, *_arguments(self._batch))
                 self._batch = {}
         except Exception as e:  # noqa: BLE001 - whatever it is, jobs go on
             if time.monotonic() - self._complained > COMPLAIN_EVERY:
@@ -124,7 +125,7 @@ class Metrics(Middleware):
             thread.join(END_WITHIN)
 
     def _keep(self, broker: LosslessBroker, metrics: JobMetrics, worker: Worker) -> None:
-        teller, again = Teller(metrics, broker.run, broker.broker_id), float("-inf")
+        teller, again = Teller(metrics, broker.run), float("-inf")
         ended = False
         while not ended:
             if time.monotonic() > again:

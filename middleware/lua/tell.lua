@@ -4,7 +4,7 @@
 --
 -- A series is kept as "day n n n": the day (since 1970) on which it was last told, and its values. A family with no room
 -- for another series lets go of those that nobody has told for long, and else counts it among the others.
--- KEYS: namespace. ARGV: process id, number of the batch, version of the families, days after which a series may go,
+-- KEYS: namespace. ARGV: id of who tells, number of the batch, version of the families, days after which a series may go,
 -- (family, how many series it may have, labels (JSON), labels of those that stand for all others, values "n n n")...
 -- Returns 1 if it was added, 0 if it had been.
 local own = KEYS[1] .. ":__dramaturg__.metrics."

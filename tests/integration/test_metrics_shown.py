@@ -69,7 +69,7 @@ def everything(database: Database, redis_url: str) -> Iterator[Scraped]:
                 counts.observe(family, 0.3, *labels)
             else:
                 counts.add(family, *labels, n=n)
-        assert Teller(counts, run, "one").tell()
+        assert Teller(counts, run).tell()
         lives = Heartbeat(
             *(run, "lives"), lease=60_000, grace=1, interval=3_600, facts=lambda: process_facts("w", threads=8)
         )
@@ -130,6 +130,17 @@ def test_of_nothing_it_is_nothing(database: Database, redis_url: str) -> None:
     assert (found("up", part="redis"), found("up", part="postgres")) == (1, 1)
     assert found("failed_jobs_oldest_pending_age_seconds") == 0
     assert (found("schedulers"), found("scheduler_jobs")) == (0, 0)
+
+
+def test_the_readme_names_all_of_it(everything: Scraped) -> None:
+    table = (Path(__file__).parents[2] / "README.md").read_text("utf-8").split("<!-- metrics -->")[1]
+    lines = [line.split("|") for line in table.split("<!-- /metrics -->")[0].splitlines()[3:]]
+    said = {name: set(re.findall(r"`(\w+)`", line[2])) for line in lines for name in re.findall(r"`(\w+)`", line[1])}
+    found: dict[str, set[str]] = {}
+    for sample, labels in everything.samples:
+        name = re.sub(r"^dramaturg_|_(bucket|count|sum)$", "", sample)
+        found.setdefault(name, set()).update(label for label, _ in labels if label != "le")
+    assert said == found
 
 
 class TestAlerts:

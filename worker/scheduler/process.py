@@ -59,7 +59,7 @@ class Scheduler:
         self._clock = clock
         self._counts = Counts() if broker.metrics is None else broker.metrics
         # Where nothing is to be told there is nobody to tell it.
-        self._teller = None if broker.metrics is None else Teller(self._counts, broker.run, broker.broker_id)
+        self._teller = None if broker.metrics is None else Teller(self._counts, broker.run)
         self._away: float | None = None
         self._alarmed: dict[str, float] = {}
 
