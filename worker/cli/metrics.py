@@ -21,7 +21,7 @@ ANSWERS_WITHIN: Final = 2.0
 def metrics(
     once: Annotated[bool, typer.Option("--once", help="Print them, and end.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="Print alert rules for Prometheus, and end.")] = False,
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="Where to listen.")] = 9191,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Where to listen; 0 for any.")] = 9191,
     host: Annotated[str, typer.Option(help="The same; others than loopback need CONSOLE_TOKENS.")] = "127.0.0.1",
 ) -> None:
     """Serve /metrics for Prometheus; the console does so, too. With CONSOLE_TOKENS whoever asks needs one."""

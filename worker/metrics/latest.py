@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
-
-from worker.console.shared import AT_MOST, SHARE
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+#: The share of the time that making it may take, and seconds for which it holds at most because of that: less than
+#: Prometheus usually lets go by between two scrapes.
+SHARE: Final = 0.05
+AT_MOST: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Latest(Generic[T]):
 
     Arguments:
       make: Makes it.
-      seconds: For which it is good; longer where making it takes long, as :class:`worker.console.shared.Shared` has it.
+      seconds: For which it is good; longer where making it takes long.
       clock: Gives seconds; another in tests.
     """
 

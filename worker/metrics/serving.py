@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
+from socketserver import TCPServer
 from typing import Final
 
 from db.errors import ConfigurationError
@@ -60,6 +61,11 @@ class Server(ThreadingHTTPServer):
         except ValueError:
             self.address_family = AF_INET
         super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        # Without asking who this host is, which may take as long as a name server does.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
 
 def _handler(exposition: Exposition, tokens: tuple[Token, ...]) -> type[BaseHTTPRequestHandler]:
