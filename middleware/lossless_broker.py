@@ -162,6 +162,8 @@ class LosslessBroker(RedisBroker):
         self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
         self.tally = Tally()
         self.metrics = metrics
+        if metrics is not None:
+            metrics.actors = self.actors
         self._threads: int | None = None
         self._run_in_time = Scripts(lease_client or client, namespace)
         self._heartbeat = Heartbeat(

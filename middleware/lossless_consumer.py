@@ -338,7 +338,7 @@ class LosslessConsumer(Consumer):
         if outcome != GIVEN_BACK:
             broker.tally.count(outcome, queue)
         if broker.metrics is not None:
-            broker.metrics.ended(message, outcome, queue, broker.actors)
+            broker.metrics.ended(message, outcome, queue)
 
     def _no_longer_held(self, messages: Iterable[Delivery]) -> None:
         for message in messages:

@@ -387,8 +387,9 @@ def delivery(message: Message[Any], began: float) -> Delivery:
 )
 def test_how_long_a_message_waited(timestamp: int, due: Any, waited: float) -> None:
     counts, options = JobMetrics(), {} if due is None else {DUE: due}
+    counts.actors = {"a"}
     message = Message[None]("q", "a", (), {}, options, message_timestamp=timestamp)
-    counts.ended(delivery(message, BEGAN / 1000), SUCCEEDED, "q", {"a"})
+    counts.ended(delivery(message, BEGAN / 1000), SUCCEEDED, "q")
     taken = counts.take()
     assert taken[WAIT, ("q", "a")][-1] == waited * 1e6
     assert taken[DURATION, ("q", "a")][-1] == 250_000

@@ -39,6 +39,7 @@ from tests.wire import Wire
 from worker.console_tokens import make_token
 from worker.metrics import exposition as exposition_module
 from worker.metrics.exposition import Exposition, make_exposition
+from worker.metrics.latest import Latest
 from worker.metrics.serving import check_where, make_server
 from worker.queue_admin import pause
 from worker.redis_client import make_redis
@@ -237,6 +238,28 @@ def test_however_many_ask_it_is_found_out_once() -> None:
         thread.join()
     one.render()
     assert made == [1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_found_out_holds_for_a_while_and_then_not(fails: bool) -> None:
+    now, made = [100.0], []
+
+    def make() -> int:
+        made.append(1)
+        # As long as that takes.
+        now[0] += 0.5
+        if fails:
+            raise ConnectionError("away")
+        return len(made)
+
+    one = Latest(make, 4.0, clock=lambda: now[0])
+    for moment, times in ((0.0, 1), (0.5, 1), (9.0, 1), (11.0, 2)):
+        # It took half a second, of which ten seconds are a twentieth.
+        now[0] = 100.0 + moment
+        found = one.ask().result(30)
+        assert len(made) == times
+        assert (found.value, type(found.error)) == ((None, ConnectionError) if fails else (times, type(None)))
+        assert found.took == 0.5
 
 
 class TestTheConsole:
