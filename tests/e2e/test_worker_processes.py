@@ -36,11 +36,13 @@ def send_one_to_each(deployment: Deployment) -> None:
 @pytest.mark.parametrize("queue", list(Queue))
 def test_a_worker_consumes_its_own_queue_and_no_other(deployment: Deployment, queue: Queue, tmp_path: Path) -> None:
     send_one_to_each(deployment)
-    log = deployment.start("dramatiq", f"worker.{queue}", "-p", "1", "-t", "2")
+    log = deployment.start("dramatiq", f"worker.{queue}", "-p", "1", "-t", "2", DYNO=f"{queue}.1")
     # Each fails, so its row says that it was consumed, and by whom.
     eventually(deployment.failures, seconds=30)
     eventually(lambda: deployment.waiting(queue) == 0)
     assert [f["queue"] for f in deployment.failures()] == [queue], log.read_text()
+    # As Heroku calls its process.
+    assert deployment.failures()[0]["worker"].partition("/")[0] == f"{queue}.1"
     assert {q: deployment.waiting(q) for q in Queue} == {q: int(q != queue) for q in Queue}
 
 
