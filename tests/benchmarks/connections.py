@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ from worker.check.procfile import read_entries
 from worker.console_tokens import make_token
 from worker.live import list_workers, scheduler_state
 from worker.procfile import read_procfile
+from worker.queues import Queue
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,8 @@ class Place:
             roles: dict[str, int] = dict(
                 connection.execute(
                     "SELECT usename, count(*) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND pid <> pg_backend_pid() GROUP BY 1"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    " AND backend_type = 'client backend' GROUP BY 1"
                 ).fetchall()
             )
         seen.postgres = max(seen.postgres, sum(roles.values()))
@@ -122,16 +124,17 @@ def watching(place: Place, seen: Seen) -> Iterator[None]:
         thread.join()
 
 
-def work(place: Place, queue: str, threads: int) -> dict[str, Seen]:
+def work(place: Place, queues: Sequence[str], threads: int) -> dict[str, Seen]:
     """Keep every thread of a worker entry busy, in each way."""
     broker = make_broker(Settings.load(place.environment))
     found = dict[str, Seen]()
     for what in WAYS:
-        for _ in range(2 * threads):
+        for n in range(2 * threads):
             options: dict[str, Any] = {"tenant_id": str(uuid4())}
+            queue = queues[n % len(queues)]
             broker.enqueue(dramatiq.Message(queue, name(queue, what), (), {"seconds": HELD}, options))
         with watching(place, found.setdefault(what, Seen())):
-            eventually(lambda: not broker.do_qsize(queue), seconds=120)  # type: ignore[attr-defined]
+            eventually(lambda: not any(broker.do_qsize(queue) for queue in queues), seconds=120)  # type: ignore[attr-defined]
     broker.close()
     return found
 
@@ -158,13 +161,13 @@ def ready(port: int) -> bool:
     return False
 
 
-def measure(entry: str, command: str, cluster: Cluster, template: str) -> tuple[str, dict[str, Seen]]:
+def measure(entry: str, command: str, cluster: Cluster, template: str, *, single: bool) -> tuple[str, dict[str, Seen]]:
     """Return the processes and threads of an entry, and what was seen of it: ``idle`` first."""
     with cluster.database(template) as database, running_redis(appendonly="no") as url:
         port = free_port()
         environment = {
             **os.environ,
-            **database.environment(),
+            **({"DATABASE_URL": database.owner_url} if single else database.environment()),
             "REDIS_URL": url,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(ROOT),
@@ -178,10 +181,11 @@ def measure(entry: str, command: str, cluster: Cluster, template: str) -> tuple[
         if workers:
             processes, threads = workers[0].command.processes or 1, workers[0].command.threads
             size = f"{processes} x {threads}"
-            command = command.replace(f"worker.{entry}", f"worker.{entry} tests.benchmarks.busy")
-            command += f" --queues {entry}"
+            queues = [queue.value for queue in Queue if f"worker.{queue}" in workers[0].command.modules]
+            last = f"worker.{queues[-1]}"
+            command = f"{command.replace(last, f'{last} tests.benchmarks.busy')} --queues {' '.join(queues)}"
             starts = lambda: len(list_workers(client)) == processes  # noqa: E731
-            load = lambda: work(place, entry, processes * threads)  # noqa: E731
+            load = lambda: work(place, queues, processes * threads)  # noqa: E731
         elif "console" in command:
             environment |= {"PORT": str(port), "CONSOLE_TOKENS": str(KEPT), "CONSOLE_HTTPS": "no"}
             starts, load = lambda: ready(port), lambda: visit(port, place)
@@ -209,11 +213,13 @@ def main() -> None:
     """Measure the entries that are named, by default all, and print the table."""
     table = Table("entry", "processes x threads", "what", "Postgres", "of them by role", "Redis", "memory, MiB")
     commands = read_procfile(ROOT / "Procfile")
-    wanted = sys.argv[1:] or [each for each in commands if each != "release"]
+    asked = [each for each in sys.argv[1:] if each != "--single"]
+    commands |= dict(each.split("=", 1) for each in asked if "=" in each)
+    wanted = [each.partition("=")[0] for each in asked] or [each for each in commands if each != "release"]
     with running_cluster() as cluster, cluster.database() as template:
         migrate.upgrade(template.owner_url)
         for entry in wanted:
-            size, found = measure(entry, commands[entry], cluster, template.name)
+            size, found = measure(entry, commands[entry], cluster, template.name, single="--single" in sys.argv)
             for what, seen in found.items():
                 roles = ", ".join(f"{role.rpartition('_')[2]} {n}" for role, n in sorted(seen.roles.items()))
                 numbers = (str(seen.postgres), roles, str(seen.redis), str(seen.memory // 1024))
