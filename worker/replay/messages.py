@@ -94,7 +94,12 @@ def content_of(
       ArgumentsUnknown: When it can be sent with other arguments alone.
       NotReplayable: When it cannot be sent again.
     """
-    content = _from_original(job, keys) if job.original is not None else _from_row(job, edited=edit is not None)
+    try:
+        content = _from_original(job, keys) if job.original is not None else _from_row(job, edited=edit is not None)
+    except ArgumentsUnknown:
+        if edit is None:
+            raise
+        content = _from_row(job, edited=True)
     was = clean(content.actor_name)[:255]
     if actor is None and was != job.task_name:
         # Tenants write both: what runs is what people see, or what an operator says.
@@ -128,7 +133,7 @@ def _from_original(job: Candidate, keys: Keys | None) -> Content:
     try:
         raw = opened(job.original, keys)
     except (KeyMissing, SealBroken) as e:
-        raise NotReplayable(f"its original cannot be read: {e}") from e
+        raise ArgumentsUnknown(f"its original cannot be read: {e}") from e
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
