@@ -37,6 +37,8 @@ class Processes:
         #: Those that run dramatiq; known after :meth:`check`.
         self.entries = list[Entry]()
         self._commands: Mapping[str, str] = {}
+        #: How many are the console; known after :meth:`check`.
+        self.consoles = 0
         #: The queues that importing their modules declares; known after :meth:`import_task` was run.
         self.declared: set[str] = set()
 
@@ -51,6 +53,7 @@ class Processes:
             return
         self._commands = commands = read_procfile(path)
         self.entries, wrong = procfile.read_entries(commands, self._environ)
+        self.consoles = len(procfile.consoles(commands))
         if self._environ.get("DYNO"):
             stop_timeout = HEROKU_STOP_TIMEOUT
         if not self.entries and not wrong:
