@@ -59,7 +59,9 @@ def check_deployment(
         )
         # Importing has told which queues the application itself declares.
         declared |= processes.declared
-        findings += run_together([*databases.shared_task(processes.entries, consoles=processes.consoles), *redis.queues_task(declared)])
+        findings += run_together(
+            [*databases.shared_task(processes.entries, consoles=processes.consoles), *redis.queues_task(declared)]
+        )
     finally:
         databases.close()
     return findings
