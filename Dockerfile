@@ -16,7 +16,9 @@ COPY worker ./worker
 RUN --mount=type=cache,target=/root/.cache/pip /opt/dramaturg/bin/pip install ".[${EXTRAS}]"
 
 FROM python:${PYTHON}-slim
-# tini is process 1: it hands SIGTERM on, and reaps what a killed keeper leaves, which Dramatiq's main process does not.
+# tini, of whichever release the image's Debian has, is process 1: it hands SIGTERM on, and reaps what a killed keeper
+# leaves, which Dramatiq's main process does not.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
