@@ -11,11 +11,13 @@ import dramatiq
 
 from db.errors import ConfigurationError
 from middleware.dramatiq_internals import check_version
+from worker.check.alerts import judge_alerts
 from worker.check.databases import Databases
 from worker.check.findings import Finding, error, ok
 from worker.check.guard import Guard, run_together
 from worker.check.language_model import is_installed, judge_language_model
 from worker.check.processes import Processes
+from worker.check.procfile import consoles
 from worker.check.redis_database import RedisDatabase
 from worker.hidden_packages import explain, hidden_by
 from worker.queues import Queue
@@ -50,6 +52,7 @@ def check_deployment(
     ]
     if settings is None:
         return findings
+    findings += guard.run("alerts", lambda: judge_alerts(settings, processes.commands))
     findings += guard.run("llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed()))
     databases, redis = Databases(settings, guard), RedisDatabase(settings, guard)
     declared = {*(queue.value for queue in Queue), *settings.extra_queues}
@@ -59,9 +62,8 @@ def check_deployment(
         )
         # Importing has told which queues the application itself declares.
         declared |= processes.declared
-        findings += run_together(
-            [*databases.shared_task(processes.entries, consoles=processes.consoles), *redis.queues_task(declared)]
-        )
+        shared = databases.shared_task(processes.entries, consoles=len(consoles(processes.commands)))
+        findings += run_together([*shared, *redis.queues_task(declared)])
     finally:
         databases.close()
     return findings
