@@ -67,7 +67,6 @@ class SentryClient:
             default_integrations=False,
             auto_enabling_integrations=False,
             include_local_variables=False,
-            send_default_pii=False,
             max_breadcrumbs=0,
             auto_session_tracking=False,
             enable_backpressure_handling=False,
