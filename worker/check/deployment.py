@@ -10,11 +10,13 @@ from urllib.parse import unquote, urlsplit
 import dramatiq
 
 from db.errors import ConfigurationError
+from middleware import sentry
 from middleware.dramatiq_internals import check_version
 from worker.check.databases import Databases
 from worker.check.findings import Finding, error, ok
 from worker.check.guard import Guard, run_together
 from worker.check.language_model import is_installed, judge_language_model
+from worker.check.observers import judge_sentry, judge_traces
 from worker.check.processes import Processes
 from worker.check.redis_database import RedisDatabase
 from worker.hidden_packages import explain, hidden_by
@@ -51,6 +53,9 @@ def check_deployment(
     if settings is None:
         return findings
     findings += guard.run("llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed()))
+    of_entries = [{**environ, **entry.environment} for entry in processes.entries] or [environ]
+    findings += guard.run("traces", lambda: judge_traces(of_entries))
+    findings += guard.run("sentry", lambda: judge_sentry(of_entries, installed=sentry.is_installed()))
     databases, redis = Databases(settings, guard), RedisDatabase(settings, guard)
     declared = {*(queue.value for queue in Queue), *settings.extra_queues}
     try:
