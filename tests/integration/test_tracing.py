@@ -22,9 +22,11 @@ from sqlalchemy import text
 from db.failed import Filter
 from db.failures import Failure
 from db.session import transaction
+from middleware.errors import TenantNotGiven
 from middleware.tracing import Tracing, current_trace_id
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, kept, ours, put
 from tests.integration.replaying import A, deployed
+from tests.integration.test_scheduler import Deck
 from tests.servers import Database
 from tests.waiting import eventually
 from worker.probe import Probe
@@ -268,6 +270,33 @@ def test_a_replay_keeps_the_trace_and_a_probe_has_none(database: Database, redis
     assert [span.attributes["dramaturg.outcome"] for span in executions if span.attributes] == ["failed", "succeeded"]
     assert len({span.context.trace_id for span in executions}) == 1
     assert (executions[1].attributes or {})["dramaturg.tenant_id"] == str(A)
+
+
+def test_many_in_one_round_trip_are_sent_in_one_trace_and_what_is_refused_in_none(traced: Traced) -> None:
+    actor = traced.side.actor(lambda: None)
+    broker: Any = traced.side.broker
+    with traced.tracer.start_as_current_span("request"):
+        broker.enqueue_many([actor.message_with_options(tenant_id=str(TENANT)) for _ in range(3)])
+        with pytest.raises(TenantNotGiven):
+            actor.send()
+    assert traced.tree() == [("request", [("send", [])] * 3)]
+
+
+def test_each_tick_of_a_schedule_begins_a_trace(redis_url: str) -> None:
+    provider, exporter = in_memory()
+    deck = Deck(redis_url)
+    try:
+        tracing(deck.broker).start(provider)
+        job = deck.job()
+        scheduler = deck.scheduler(job)
+        for _ in range(2):
+            deck.make_due(job)
+            scheduler.turn()
+        sent = [message["options"]["traceparent"][3:35] for message in deck.sent()]
+    finally:
+        deck.side.close()
+    assert sent == [format_trace_id(span.context.trace_id) for span in exporter.get_finished_spans()]
+    assert len(set(sent)) == 2
 
 
 def test_what_is_not_sampled_costs_its_job_nothing_more(side: Make, redis_url: str, database: Database) -> None:
