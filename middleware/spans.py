@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextvars import Token
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from dramatiq import Message, MessageProxy
@@ -77,8 +78,10 @@ class Spans:
             f"process {queue}",
             parent,
             kind=SpanKind.CONSUMER,
-            attributes={**_operation("process", queue), **_of_message(message), "dramaturg.attempt": _attempt(message)},
+            attributes=_operation("process", queue),
         )
+        if span.is_recording():
+            span.set_attributes({**_of_message(message), "dramaturg.attempt": _attempt(message)})
         if not parent:
             # Its retries belong to the trace that begins here.
             _carry(message.options, span)
@@ -134,6 +137,7 @@ def _carry(options: dict[str, Any], span: Span) -> None:
     _W3C.inject(options, trace.set_span_in_context(span, Context()))
 
 
+@lru_cache(maxsize=256)
 def _operation(name: str, queue: str) -> dict[str, str]:
     return {
         "messaging.system": "dramatiq",
@@ -143,10 +147,10 @@ def _operation(name: str, queue: str) -> dict[str, str]:
     }
 
 
-def _of_message(message: Message[Any] | MessageProxy) -> dict[str, str]:
+def _of_message(message: Message[Any] | MessageProxy) -> dict[str, str | int]:
     options = message.options
     correlation_id = str(correlation_of(options, message.message_id))
-    found = {
+    found: dict[str, str | int] = {
         "messaging.message.id": _name(message.message_id),
         "messaging.message.conversation_id": correlation_id,
         "dramaturg.actor": _name(message.actor_name),
