@@ -35,10 +35,9 @@ _W3C = TraceContextTextMapPropagator()
 
 @dataclass(frozen=True, slots=True)
 class Executing:
-    """An execution that has begun: its span, the context in which it runs, and what ends that."""
+    """An execution that has begun: its span, and what unbinds that from its thread."""
 
     span: Span
-    context: Context
     token: Token[Context]
 
 
@@ -85,8 +84,7 @@ class Spans:
         if not parent:
             # Its retries belong to the trace that begins here.
             _carry(message.options, span)
-        bound = trace.set_span_in_context(span, parent)
-        return Executing(span, bound, context.attach(bound))
+        return Executing(span, context.attach(trace.set_span_in_context(span, parent)))
 
     def parent_of(self, message: MessageProxy) -> Context:
         """Return the context that a message carries; an empty one where it carries none, or none that is whole."""

@@ -59,8 +59,7 @@ class _OfThread(threading.local):
     """What a thread executes, and the trace that it is bound to."""
 
     executing: Executing | None = None
-    #: The execution that ended last, to be bound again where its message is rejected.
-    ended: tuple[MessageProxy, Context] | None = None
+    #: What unbinds the trace of a message that is being rejected.
     rejecting: Token[Context] | None = None
 
 
@@ -171,7 +170,6 @@ class Tracing(Middleware):
         executing = None if spans is None else self._leave(spans)
         if spans is None or executing is None:
             return
-        self._local.ended = (message, executing.context)
         if isinstance(message, Delivery) and (message.give_back or message.lost):
             outcome, error = "given_back", None
         elif message.failed:
@@ -200,16 +198,14 @@ class Tracing(Middleware):
         if spans is None:
             return
         self._leave(spans)
-        ended = self._local.ended
-        bound = ended[1] if ended is not None and ended[0] is message else spans.parent_of(message)
-        self._local.rejecting = spans.bind(bound)
+        # One that has run carries a trace, if only its own.
+        self._local.rejecting = spans.bind(spans.parent_of(message))
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         spans = self._spans
         if spans is None:
             return
         self._leave(spans)
-        self._local.ended = None
         if is_consumer_thread():
             # It did not run: its actor is unknown, it is no message, or it has cost too many workers.
             executing = spans.processing(message)

@@ -21,7 +21,7 @@ from sqlalchemy import text
 
 from db.failed import Filter
 from db.failures import Failure
-from db.session import transaction
+from db.session import operator_transaction, transaction
 from middleware.errors import TenantNotGiven
 from middleware.tracing import Tracing, current_trace_id
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, kept, ours, put
@@ -108,6 +108,9 @@ def test_a_trace_joins_sender_tries_child_and_sql(traced: Traced, database: Data
     with traced.tracer.start_as_current_span("request") as request, traced.side.working():
         sent = traced.side.send(parent_actor, "hunter2")
         traced.drained(3)
+    with traced.side.working(), operator_transaction() as session:
+        # In nobody's trace.
+        session.execute(text("SELECT 3"))
     assert traced.tree() == [
         (
             "request",
@@ -189,6 +192,13 @@ def test_what_follows_from_a_job_stays_in_its_trace(traced: Traced) -> None:
 
 def test_what_arrives_without_a_trace_begins_one_and_leaves_it_to_its_retries_only(traced: Traced) -> None:
     found: list[tuple[int, str | None]] = []
+    between: set[str | None] = set()
+
+    class Watching(dramatiq.Middleware):
+        def before_ack(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:
+            between.add(current_trace_id())
+
+    traced.side.broker.add_middleware(Watching())
 
     def run(n: int) -> None:
         again = (n, current_trace_id()) in found
@@ -199,21 +209,29 @@ def test_what_arrives_without_a_trace_begins_one_and_leaves_it_to_its_retries_on
             raise ValueError(n)
 
     actor = traced.side.actor(run, max_retries=1)
-    wrong = ["00-1-2-3", 12, {"a": "b"}, "x" * 100_000, None, "ff-" + "0" * 52]
+    wrong = ["00-1-2-3", 12, {"a": "b"}, "x" * 100_000, "ff-" + "0" * 52, None]
     for n, traceparent in enumerate(wrong):
         redis_id = str(uuid4())
-        options = {"tenant_id": str(TENANT), "redis_message_id": redis_id, "traceparent": traceparent, "tracestate": 1}
-        put(traced.side.client, redis_id, message(actor, n, options))
+        options = {"tenant_id": str(TENANT), "redis_message_id": redis_id, "traceparent": traceparent}
+        # The last is delayed.
+        late = {"eta": 1} if n == len(wrong) - 1 else {}
+        queue = f"{QUEUE}.DQ" if late else QUEUE
+        raw = message(actor, n, {**options, **late, "tracestate": "vendor=stale"}, queue)
+        put(traced.side.client, redis_id, raw, queue)
     with traced.side.working(threads=1):
         traced.drained(2 * len(wrong))
+    assert traced.of(SEND) == []
+    assert not any(span.context.trace_state for span in traced.spans)
+    # What is between two jobs on their thread belongs to neither.
+    assert between == {None}
     by_job = {n: [trace_id for of, trace_id in found if of == n] for n in range(len(wrong))}
     assert all(len(traces) == 2 and len(set(traces)) == 1 for traces in by_job.values())
     assert len({trace_id for _, trace_id in found}) == len(wrong)
     assert traced.side.failures == []
 
 
-def message(actor: dramatiq.Actor[..., Any], argument: object, options: dict[str, Any]) -> bytes:
-    return dramatiq.Message(actor.queue_name, actor.actor_name, (argument,), {}, options).encode()
+def message(actor: dramatiq.Actor[..., Any], argument: object, options: dict[str, Any], queue: str) -> bytes:
+    return dramatiq.Message(queue, actor.actor_name, (argument,), {}, options).encode()
 
 
 def test_a_final_failure_is_recorded_within_its_trace_also_where_nothing_ran(traced: Traced) -> None:
@@ -224,7 +242,12 @@ def test_a_final_failure_is_recorded_within_its_trace_also_where_nothing_ran(tra
         def before_nack(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:
             seen[message.actor_name] = current_trace_id()
 
+        def after_nack(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:
+            left.append(current_trace_id())
+
+    left: list[str | None] = []
     traced.side.broker.add_middleware(Watching())
+    traced.side.broker.middleware.insert(0, Watching())
 
     def run() -> None:
         raise ValueError("no")
@@ -238,6 +261,8 @@ def test_a_final_failure_is_recorded_within_its_trace_also_where_nothing_ran(tra
         traced.drained(2)
     trace_id = format_trace_id(request.get_span_context().trace_id)
     assert seen == {"failing": trace_id, "gone": trace_id}
+    # The first in the list is the last to be told.
+    assert sorted(map(str, left)) == sorted(["None", trace_id] * 2)
     assert traced.traces() == {request.get_span_context().trace_id}
     told = {
         span.attributes["dramaturg.actor"]: (span.attributes["dramaturg.outcome"], span.attributes["error.type"])
