@@ -120,7 +120,7 @@ def test_one_event_also_where_the_failure_waits_in_the_spool_or_has_to_wait_for_
         if away:
             raise ConnectionError("Postgres is away")
 
-    dead_letters._record = record  # type: ignore[assignment]
+    dead_letters._record = record
 
     def run() -> None:
         raise ValueError("no")

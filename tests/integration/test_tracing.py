@@ -165,7 +165,7 @@ def test_what_follows_from_a_job_stays_in_its_trace(traced: Traced) -> None:
 
     after, last, all_done = declare("after"), declare("last"), declare("all_done")
     first = declare("first")
-    tenant = {"tenant_id": str(TENANT)}
+    tenant: dict[str, Any] = {"tenant_id": str(TENANT)}
     with traced.side.working():
         with traced.tracer.start_as_current_span("callback"):
             traced.side.send(first, on_success=after.actor_name)
@@ -179,7 +179,7 @@ def test_what_follows_from_a_job_stays_in_its_trace(traced: Traced) -> None:
         with traced.tracer.start_as_current_span("delayed"):
             traced.side.send(first, delay=20)
         traced.drained(7)
-    chain = ("send", [("process", [])])
+    chain: Any = ("send", [("process", [])])
     followed = ("send", [("process", [chain])])
     assert traced.tree() == [
         ("callback", [followed]),

@@ -53,7 +53,7 @@ def check_deployment(
     if settings is None:
         return findings
     findings += guard.run("llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed()))
-    of_entries = [{**environ, **entry.environment} for entry in processes.entries] or [environ]
+    of_entries = [{**environ, **entry.environment} for entry in processes.entries] or [dict(environ)]
     findings += guard.run("traces", lambda: judge_traces(of_entries))
     findings += guard.run("sentry", lambda: judge_sentry(of_entries, installed=sentry.is_installed()))
     databases, redis = Databases(settings, guard), RedisDatabase(settings, guard)
