@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextvars import Token
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from dramatiq import Message, MessageProxy
 from dramatiq.common import q_name
@@ -33,6 +33,21 @@ _NAME_LIMIT, _MESSAGE_LIMIT, _TRACEBACK_LIMIT = 255, 2_000, 20_000
 _W3C = TraceContextTextMapPropagator()
 
 
+class _Begun(str):
+    """A ``traceparent`` that has its span with it, until the message is sent.
+
+    It goes where the message goes, which may be copied. Where it is refused, or Redis away, nobody tells us; then the
+    span is forgotten with it.
+    """
+
+    span: Span | None
+
+    def __new__(cls, traceparent: str, span: Span) -> Self:
+        made = super().__new__(cls, traceparent)
+        made.span = span
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class Executing:
     """An execution that has begun: its span, and what unbinds that from its thread."""
@@ -53,15 +68,20 @@ class Spans:
         self.tracer = tracer
         self._redact = redact
 
-    def sending(self, message: Message[Any]) -> Span:
+    def sending(self, message: Message[Any]) -> None:
         """Begin the span of a message that is sent, within what this thread does, and let the message carry it."""
         queue = q_name(message.queue_name)
         span = self.tracer.start_span(f"send {queue}", kind=SpanKind.PRODUCER, attributes=_operation("send", queue))
         _carry(message.options, span)
-        return span
+        if TRACEPARENT in message.options:
+            message.options[TRACEPARENT] = _Begun(message.options[TRACEPARENT], span)
 
-    def sent(self, span: Span, message: Message[Any]) -> None:
+    def sent(self, message: Message[Any]) -> None:
         """End the span of a message, whose other middleware has by now given it all that it carries."""
+        begun = message.options.get(TRACEPARENT)
+        if not isinstance(begun, _Begun) or begun.span is None:
+            return
+        span, begun.span = begun.span, None
         if span.is_recording():
             span.set_attributes(_of_message(message))
         span.end()

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 INSTRUMENTATION: Final = "dramaturg"
 #: Seconds for which a worker that stops waits for its last spans to be exported.
 FLUSH_WITHIN: Final = 2.0
-#: Where a message has its span while it is on its way to its queue; what is not a field is not sent.
-_SPAN: Final = "_dramaturg_span"
 
 
 def current_trace_id() -> str | None:
@@ -136,12 +134,11 @@ class Tracing(Middleware):
             spans = self._trace_to(provider)
         if is_dramatiqs_own_enqueue(message) or message.options.get("traceparent") is not None:
             return
-        # Here and not in this thread: where it is refused, or Redis away, nobody tells us.
-        message.__dict__[_SPAN] = spans.sending(message)
+        spans.sending(message)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        if self._spans is not None and (span := message.__dict__.pop(_SPAN, None)) is not None:
-            self._spans.sent(span, message)
+        if self._spans is not None:
+            self._spans.sent(message)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         spans = self._spans

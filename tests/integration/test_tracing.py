@@ -24,6 +24,7 @@ from db.failures import Failure
 from db.session import operator_transaction, transaction
 from middleware.errors import TenantNotGiven
 from middleware.tracing import Tracing, current_trace_id
+from middleware.unique import Unique
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, kept, ours, put
 from tests.integration.replaying import A, deployed
 from tests.integration.test_scheduler import Deck
@@ -299,12 +300,15 @@ def test_a_replay_keeps_the_trace_and_a_probe_has_none(database: Database, redis
 
 def test_many_in_one_round_trip_are_sent_in_one_trace_and_what_is_refused_in_none(traced: Traced) -> None:
     actor = traced.side.actor(lambda: None)
+    newest = traced.side.actor(lambda: None, unique=Unique(second="replace"))
     broker: Any = traced.side.broker
     with traced.tracer.start_as_current_span("request"):
+        traced.side.send(newest)
+        traced.side.send(newest)
         broker.enqueue_many([actor.message_with_options(tenant_id=str(TENANT)) for _ in range(3)])
         with pytest.raises(TenantNotGiven):
             actor.send()
-    assert traced.tree() == [("request", [("send", [])] * 3)]
+    assert traced.tree() == [("request", [("send", [])] * 5)]
 
 
 def test_each_tick_of_a_schedule_begins_a_trace(redis_url: str) -> None:
