@@ -5,6 +5,7 @@ Imported only where ``SENTRY_DSN`` is set: it needs the extra ``sentry``.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from functools import lru_cache
@@ -24,6 +25,8 @@ from middleware.tracing import current_trace_id
 _MESSAGE_LIMIT, _FRAMES = 4_000, 25
 #: Seconds between two lines of the log about events that were dropped.
 _SAY_EVERY: Final = 60.0
+#: What the SDK calls its sending thread.
+_THREAD: Final = "sentry-sdk.BackgroundWorker"
 #: Source lines around a frame's.
 _AROUND: Final = ("pre_context", "post_context")
 
@@ -45,6 +48,11 @@ class _Transport(HttpTransport):
         logger.warning("an event for Sentry was dropped ({}); {} before it", _reason, more)
 
 
+def _of_others(record: logging.LogRecord) -> bool:
+    """Tell whether a line of urllib3 is not about a try to send an event, each of which has three."""
+    return record.threadName != _THREAD
+
+
 class SentryClient:
     """One client of the SDK, and what an event says.
 
@@ -59,6 +67,7 @@ class SentryClient:
 
     def __init__(self, dsn: str, redact: Redactor, worker_name: str | None) -> None:
         self._redact = redact
+        logging.getLogger("urllib3.connectionpool").addFilter(_of_others)
         # Release and environment come from SENTRY_RELEASE and SENTRY_ENVIRONMENT, as always.
         self._client = sentry_sdk.Client(
             dsn=dsn,

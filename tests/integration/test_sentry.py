@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import sentry_sdk
@@ -136,7 +135,9 @@ def test_one_event_also_where_the_failure_waits_in_the_spool_or_has_to_wait_for_
     assert sorted(event["tags"]["message_id"] for event in collector.events) == sorted(sent)
 
 
-def test_a_sentry_that_is_away_costs_no_job_and_one_line(side: Make, redis_url: str, capfd: Any) -> None:
+def test_a_sentry_that_is_away_costs_no_job_and_one_line(
+    side: Make, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     one = side(lambda url: ours(url, SENTRY_DSN=f"http://key@127.0.0.1:{free_port()}/1"), redis_url)
 
     def run() -> None:
@@ -154,6 +155,8 @@ def test_a_sentry_that_is_away_costs_no_job_and_one_line(side: Make, redis_url: 
         logger.remove(handler)
     assert len(one.failures) == 5
     assert len([line for line in said if "Sentry" in line]) == 1
+    # Where nobody listens it is tried again three times.
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("urllib3")] == []
 
 
 def test_a_failure_that_cannot_be_looked_at_is_recorded_all_the_same(told: Side, collector: Collector) -> None:
