@@ -47,6 +47,10 @@ class _Begun(str):
         made.span = span
         return made
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        # Whoever pickles or copies the message has no use for it.
+        return str, (str(self),)
+
 
 @dataclass(frozen=True, slots=True)
 class Executing:
@@ -82,6 +86,7 @@ class Spans:
         if not isinstance(begun, _Begun) or begun.span is None:
             return
         span, begun.span = begun.span, None
+        message.options[TRACEPARENT] = str(begun)
         if span.is_recording():
             span.set_attributes(_of_message(message))
         span.end()
@@ -142,7 +147,10 @@ def tell(span: Span, error: BaseException, redact: Redactor) -> None:
     """Say in ``span`` what went wrong, redacted as a failed job's row is."""
     name, message = class_of(error), redact.text(message_of(error), _MESSAGE_LIMIT)
     event = {"exception.type": name, "exception.message": message}
-    text = traceback_text(error)
+    try:
+        text = traceback_text(error)
+    except BaseException as e:  # noqa: BLE001 - of a user's exception, which an ending must survive
+        text = f"(the traceback could not be formatted: {type(e).__name__})"
     if text is not None:
         event["exception.stacktrace"] = redact.text_ends(text, _TRACEBACK_LIMIT)
     span.set_attribute("error.type", name)
