@@ -12,6 +12,7 @@ import dramatiq
 from db.errors import ConfigurationError
 from middleware import sentry
 from middleware.dramatiq_internals import check_version
+from worker.check.alerts import judge_alerts
 from worker.check.databases import Databases
 from worker.check.findings import Finding, error, ok
 from worker.check.guard import Guard, run_together
@@ -52,6 +53,7 @@ def check_deployment(
     ]
     if settings is None:
         return findings
+    findings += guard.run("alerts", lambda: judge_alerts(settings, processes.commands))
     findings += guard.run("llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed()))
     of_entries = [{**environ, **entry.environment} for entry in processes.entries] or [dict(environ)]
     findings += guard.run("traces", lambda: judge_traces(of_entries))
