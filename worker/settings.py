@@ -221,6 +221,9 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
         None, description="where the host expects the console; it then listens on every interface"
     )
+    sentry_dsn: str | None = Field(
+        None, repr=False, description="Sentry's project, which is told of each final failure; default none"
+    )
     worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
@@ -371,6 +374,22 @@ class Settings(BaseSettings):
     def _check_llm_api_key(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[!-~]+", value):
             raise ValueError("must be printable ASCII without spaces, to travel in a header")
+        return value
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _check_sentry_dsn(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("not a DSN; expected https://key@host/project") from None
+        if parts.scheme not in {"http", "https"} or not host or not parts.username:
+            raise ValueError("not a DSN; expected https://key@host/project")
+        if not parts.path.rpartition("/")[2].isdigit():
+            raise ValueError("must end with the number of a project: https://key@host/project")
         return value
 
     @field_validator("failed_job_keys")

@@ -20,11 +20,13 @@ from middleware.statement_deadline import StatementDeadline
 from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
+from middleware.tracing import Tracing
 from worker.broker import broker
 from worker.replay.replayer import Replayer
 
 ORDER = [
-    TenantContext,  # first: all others work inside the binding, also in after hooks
+    Tracing,  # around whatever sends, skips or fails: the last to see how a message ended
+    TenantContext,  # all others work inside the binding, also in after hooks
     DeadLetters,  # sees what a retry changes only after it has noted how things were
     ReplayOutcomes,  # closes what has succeeded, as DeadLetters records what has failed: inside the tenant's binding
     CrashGuard,  # what is not run has not started
