@@ -32,6 +32,7 @@ from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
+from middleware.log_context import LogContext
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.option_checks import OptionChecks
@@ -48,7 +49,7 @@ from middleware.time_limit import TimeLimit
 from worker import probe
 from worker.consumed_queues import ConsumedQueues
 from worker.explain.at_start import MissingKey
-from worker.logs import Logs
+from worker.logs.setup import Logs, configure_worker
 from worker.queues import Queue
 from worker.redis_client import make_redis
 from worker.replay.making import make_runner
@@ -83,7 +84,8 @@ def make_middleware(
     """
     redactor = Redactor(settings.redact_keys)
     return [
-        Logs(settings.log_level, redactor),
+        LogContext(),
+        Logs(settings),
         KnownQueues(queues),
         ConsumedQueues(_queues_of),
         MissingKey(has_key=settings.llm_api_key is not None),
@@ -209,6 +211,8 @@ def _log_only(failure: Failure) -> None:
 
 
 settings = Settings.load()
+# In worker processes alone, and before anything has something to say.
+configure_worker(settings)
 if settings.database_url is None and not settings.stub:
     raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
 _configure_session(settings)

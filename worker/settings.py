@@ -16,6 +16,7 @@ from db.errors import ConfigurationError
 from db.sealing import Keys
 from db.session import normalise_url
 from worker.console_tokens import read_tokens
+from worker.logs.levels import read_levels
 from worker.queues import check_queue_name
 from worker.recompute import parse_model
 from worker.scheduler.cron import Cron, InvalidExpression
@@ -196,6 +197,17 @@ class Settings(BaseSettings):
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
     )
+    log_levels: Words = Field(
+        (),
+        description="the same of loggers, and of those below them, as logger=LEVEL, separated by commas: "
+        "sqlalchemy.engine=INFO,dramatiq=WARNING",
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="json is an object a line, text for people; auto: json unless standard error is a terminal"
+    )
+    log_line_limit: Annotated[int, Field(ge=1_000, le=100_000)] = Field(
+        8_000, description="bytes of a line of JSON at most; longer ones are cut"
+    )
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -227,6 +239,7 @@ class Settings(BaseSettings):
         "schedule_off",
         "attribution_models",
         "console_hosts",
+        "log_levels",
         mode="before",
     )
     @classmethod
@@ -284,6 +297,17 @@ class Settings(BaseSettings):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("log_levels")
+    @classmethod
+    def _check_levels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        read_levels(value)
+        return value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("database_url", "operator_database_url", "migration_database_url")
     @classmethod
@@ -391,6 +415,11 @@ class Settings(BaseSettings):
         """The expressions of ``schedule``, by actor."""
         pairs = (pair.partition("=") for pair in self.schedule)
         return {name.strip(): expression.strip() for name, _, expression in pairs}
+
+    @property
+    def logger_levels(self) -> dict[str, str]:
+        """The levels of ``log_levels``, by logger."""
+        return read_levels(self.log_levels)
 
     @property
     def keys(self) -> Keys | None:
