@@ -16,7 +16,7 @@ from db.errors import ConfigurationError
 from db.sealing import Keys
 from db.session import normalise_url
 from worker.console_tokens import read_tokens
-from worker.logs.levels import read_levels
+from worker.logs.levels import LEVELS, read_levels
 from worker.queues import check_queue_name
 from worker.recompute import parse_model
 from worker.scheduler.cron import Cron, InvalidExpression
@@ -295,7 +295,9 @@ class Settings(BaseSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _upper(cls, value: object) -> object:
+    def _check_level(cls, value: object) -> object:
+        if isinstance(value, str) and value.upper() not in LEVELS:
+            raise ValueError(f"must be one of {', '.join(LEVELS)}, not {value!r}")
         return value.upper() if isinstance(value, str) else value
 
     @field_validator("log_levels")
@@ -306,7 +308,9 @@ class Settings(BaseSettings):
 
     @field_validator("log_format", mode="before")
     @classmethod
-    def _lower(cls, value: object) -> object:
+    def _check_format(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower() not in {"auto", "json", "text"}:
+            raise ValueError(f"must be auto, json or text, not {value!r}")
         return value.lower() if isinstance(value, str) else value
 
     @field_validator("database_url", "operator_database_url", "migration_database_url")

@@ -21,9 +21,12 @@ NAME_LIMIT: Final = 255
 _SECRET_AT_LEAST: Final = 4
 #: The attribute of a record in which the fields of its job travel; a name that nobody gives an extra of his own.
 JOB_OF_RECORD: Final = "_dramaturg_job"
-#: What every record of the standard library has.
+#: What every record of the standard library has, and what uvicorn says twice.
 _OF_RECORDS: Final = frozenset(
-    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", JOB_OF_RECORD, "_dramaturg_clean"}
+    {
+        *vars(logging.makeLogRecord({})),
+        *("message", "asctime", "taskName", "color_message", JOB_OF_RECORD, "_dramaturg_clean"),
+    }
 )
 
 
