@@ -68,7 +68,7 @@ def fit(fields: Mapping[str, Any], limit: int, *, ascii: bool = False) -> str:  
         texts = {n: v for n, v in kept.items() if isinstance(v, str) and n not in _WHOLE}
         room = limit - _size(_dumps({**kept, **dict.fromkeys(texts, "")}, ascii=ascii))
         sizes = {name: _size(_dumps(text, ascii=ascii)) - 2 for name, text in texts.items()}
-        shares = _share(sizes, room)
+        shares = _shares(sizes, max(0, room))
         # Texts of a few characters say nothing: rather no extras.
         if all(shares[name] == size or shares[name] >= 100 for name, size in sizes.items()):
             break
@@ -84,9 +84,17 @@ def _size(encoded: str) -> int:
     return len(encoded) if encoded.isascii() else len(encoded.encode("utf-8", "surrogatepass"))
 
 
-def _share(sizes: Mapping[str, int], room: int) -> dict[str, int]:
+def _shares(sizes: Mapping[str, int], room: int) -> dict[str, int]:
+    """Return how much of ``room`` each text gets; extras a quarter of it, and what ours leave of the rest."""
+    ours = {name: size for name, size in sizes.items() if name in FIELDS}
+    extras = {name: size for name, size in sizes.items() if name not in FIELDS}
+    given = _equally(extras, max(room // 4, room - sum(ours.values())))
+    return {**_equally(ours, room - sum(given.values())), **given}
+
+
+def _equally(sizes: Mapping[str, int], room: int) -> dict[str, int]:
     """Return how much of ``room`` each gets: what needs less than an equal part leaves the rest to the others."""
-    shares, left = dict[str, int](), max(0, room)
+    shares, left = dict[str, int](), room
     for n, (name, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
         shares[name] = min(size, left // (len(sizes) - n))
         left -= shares[name]
