@@ -238,11 +238,18 @@ def is_log_pipe(stream: object) -> bool:
     return isinstance(stream, StreamablePipe)
 
 
-def run_command(arguments: list[str], set_up: Callable[[Any, ChildLogging, bool], object]) -> int:
+def parse_command(arguments: list[str]) -> Any:
+    """Parse the arguments of a ``dramatiq`` command, as it does: what it refuses ends this process."""
+    from dramatiq.cli import make_argument_parser
+
+    return make_argument_parser().parse_args(arguments)
+
+
+def run_command(arguments: Any, set_up: Callable[[Any, ChildLogging, bool], object]) -> int:
     """Be the ``dramatiq`` command, with its logging set up by somebody else; return the status to exit with.
 
     Arguments:
-      arguments: The command's.
+      arguments: The command's, parsed.
       set_up: Called in the main process and, unless ``--use-spawn``, in its children, with the stream to write to, what
         was told about logs, and whether it is a child.
     """
@@ -263,7 +270,7 @@ def run_command(arguments: list[str], set_up: Callable[[Any, ChildLogging, bool]
     cli.setup_parent_logging = of_parent
     cli.setup_worker_logging = of_child("WorkerProcess")
     cli.setup_fork_logging = of_child("ForkProcess")
-    return int(cli.main(cli.make_argument_parser().parse_args(arguments)))
+    return int(cli.main(arguments))
 
 
 @dataclass(frozen=True, slots=True)

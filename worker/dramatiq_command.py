@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from middleware.dramatiq_internals import ChildLogging, run_command
+from middleware.dramatiq_internals import ChildLogging, parse_command, run_command
 from worker.logs.setup import configure_dramatiq
 from worker.settings import Settings
 
@@ -20,10 +20,11 @@ def run(arguments: list[str]) -> int:
     Raises:
       ConfigurationError: When a variable is wrong or missing, before any worker starts.
     """
+    parsed = parse_command(arguments)
     if sys.argv[0].endswith("__main__.py"):
         # What Dramatiq executes to start itself anew.
         sys.argv[:1] = [sys.executable, "-m", "worker"]
-    return run_command(arguments, partial(_set_up, Settings.load()))
+    return run_command(parsed, partial(_set_up, Settings.load()))
 
 
 def _set_up(settings: Settings, stream: Any, told: ChildLogging, is_child: bool) -> None:

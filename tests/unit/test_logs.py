@@ -27,10 +27,13 @@ from loguru import logger
 from sqlalchemy import create_engine, text
 
 from db.errors import ConfigurationError
-from tests.logged import logging_to
+from middleware.dramatiq_internals import ChildLogging
+from tests.logged import Written, logging_to
 from tests.unit.test_dead_letters import A
 from worker.logs.as_json import FIELDS, fit
 from worker.logs.levels import Levels
+from worker.logs.options import options_of
+from worker.logs.setup import configure, configure_dramatiq
 from worker.settings import Settings
 from worker.testing import TestBroker
 
@@ -256,6 +259,55 @@ class TestText:
         first, *trace = written.getvalue().splitlines()
         assert re.fullmatch(r"[-0-9]{10} [:.0-9]{12} \| ERROR    \| my\.app:test_\w+:\d+ - broken", first)
         assert (trace[0], trace[-1]) == ("Traceback (most recent call last):", "ValueError: token=[redacted]")
+
+    @pytest.mark.parametrize(
+        ("terminal", "told", "asked", "is_json"),
+        [
+            (True, {}, "auto", False),
+            (False, {}, "auto", True),
+            # Nobody looks at a file.
+            (True, {"to_file": True}, "auto", True),
+            (True, {}, "json", True),
+            (False, {}, "text", False),
+        ],
+    )
+    def test_of_dramatiqs_processes_standard_error_itself_is_asked(
+        self, monkeypatch: pytest.MonkeyPatch, terminal: bool, told: dict[str, bool], asked: str, is_json: bool
+    ) -> None:
+        monkeypatch.setattr(os, "isatty", lambda fd: terminal and fd == 2)
+        settings = Settings.load({"REDIS_URL": "stub://", "LOG_FORMAT": asked})
+        with logging_to():
+            written = Written()
+            all_told = ChildLogging(**{"verbose": False, "to_file": False, "skip": False, **told})
+            configure_dramatiq(settings, written, all_told, is_child=True)
+            logger.info("one")
+            print("two")  # noqa: T201
+        assert [line.startswith("{") for line in written.getvalue().splitlines()] == [is_json, is_json]
+        assert ("\x1b" in written.getvalue()) is (terminal and not is_json)
+
+    def test_the_standard_librarys_may_be_left_alone(self) -> None:
+        root = logging.getLogger()
+        with logging_to():
+            before = list(root.handlers)
+            root.handlers.append(kept := logging.NullHandler())
+            configure_dramatiq(
+                Settings.load({"REDIS_URL": "stub://", "LOG_LEVEL": "ERROR"}),
+                Written(),
+                ChildLogging(verbose=False, to_file=False, skip=True),
+                is_child=False,
+            )
+            assert root.handlers == [*before, kept]
+            assert root.level == logging.INFO
+
+    def test_what_goes_elsewhere_is_the_applications(self) -> None:
+        root, elsewhere = logging.getLogger(), logging.StreamHandler(Written())
+        twice = logging.StreamHandler(sys.stderr)
+        with logging_to():
+            root.handlers += [elsewhere, twice]
+            configure(options_of(Settings.load({"REDIS_URL": "stub://"}), terminal=False))
+            assert elsewhere in root.handlers
+            assert twice not in root.handlers
+            assert sum(type(handler).__module__ == "worker.logs.records" for handler in root.handlers) == 1
 
     def test_a_terminal_may_have_json_as_well(self) -> None:
         with logging_to(terminal=True, LOG_FORMAT="json") as written:
