@@ -240,6 +240,10 @@ def test_another_thread_may_speak_of_it() -> None:
         with lines_of(message):
             logger.info("one")
         logger.info("two")
-    one, two = written.lines()
-    assert (one["actor"], one["attempt"]) == ("a", 3)
+        # A retry's, by then.
+        message.options["retries"] = 3
+        with lines_of(message):
+            logger.info("three")
+    one, two, three = written.lines()
+    assert (one["actor"], one["attempt"]) == (three["actor"], three["attempt"]) == ("a", 3)
     assert context(two) is None

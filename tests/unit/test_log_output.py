@@ -7,8 +7,10 @@ import json
 import logging
 import multiprocessing
 import os
+import select
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,12 +128,22 @@ class TestWhereItCannotBeWritten:
             logger.info("one")
             logging.getLogger("anybody").info("two")
 
-    def test_a_reader_that_does_not_read_is_not_waited_for(self) -> None:
+    def test_a_reader_that_does_not_read_is_waited_for_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        waits = 0
+        poll = select.poll
+
+        def counted() -> Any:
+            nonlocal waits
+            waits += 1
+            return poll()
+
+        monkeypatch.setattr(select, "poll", counted)
         with pipe() as (reader, stream):
             os.set_blocking(stream.fileno(), False)
             with logging_to(stream):
                 for n in range(200):
                     logger.info("{} {}", n, "x" * 2_000)
+                assert 0 < waits < 10
                 full = os.read(reader.fileno(), 1 << 20)
                 logger.info("again")
             stream.close()
@@ -192,7 +204,10 @@ def test_a_child_does_not_wait_for_a_thread_that_it_does_not_have() -> None:
     held.wait(30)
     with pipe() as (reader, stream):
         output = Output(stream)
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # Python from 3.12 on says that it is as dangerous as this test has it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid == 0:
             output.write("of the child\n")
             os._exit(0)
