@@ -44,7 +44,7 @@ class Output:
         self._stream = stream
         self._pid = os.getpid()
         self._torn = False
-        #: Until when a reader that does not read is not waited for again.
+        # A reader that has not read what was written is not waited for again before it has.
         self._hurry = False
 
     def limit(self, limit: int) -> int:
