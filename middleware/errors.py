@@ -56,6 +56,25 @@ class EnqueuedInPart(ConnectionFailed, DramaturgError):
         self.sent, self.unsure, self.not_sent = sent, unsure, not_sent
 
 
+class InvalidUnique(MiddlewareError, DramaturgError, ValueError):
+    """Raised at import when what is to make an actor's messages unique cannot do so; names it and its value."""
+
+
+class NotUnique(SendRefused):
+    """Raised by ``send()`` when there is such a message already, and the actor refuses a second; nothing was enqueued.
+
+    Attributes:
+      because_of: The message id of the one that is there.
+      state: What that does: ``waiting``, ``running``, or ``recent`` where it has ended within the period.
+    """
+
+    def __init__(self, message_id: str, actor_name: str, because_of: str, state: str) -> None:
+        super().__init__(
+            f"message {message_id} for actor {actor_name!r} is not unique: message {because_of} is {state}"
+        )
+        self.because_of, self.state = because_of, state
+
+
 class TenantNotGiven(SendRefused, TenantRequired):
     """Raised by ``send()`` to a tenant-scoped actor when no tenant is given and none is bound."""
 

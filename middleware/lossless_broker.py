@@ -27,8 +27,10 @@ from dramatiq.middleware import MiddlewareError
 from dramatiq.worker import WorkerThread
 from loguru import logger
 
+from middleware import unique
 from middleware.deliveries import Delivery, Entry, NotToRun
 from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread
+from middleware.encoding import encode
 from middleware.errors import EnqueuedInPart
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
@@ -36,12 +38,14 @@ from middleware.hooks import Hooks
 from middleware.keeper import kept, why_not_kept
 from middleware.log_context import lines_of
 from middleware.lossless_consumer import LosslessConsumer
-from middleware.lua_scripts import Scripts
+from middleware.lua_scripts import Argument, Scripts
+from middleware.message_checks import UNIQUE
 from middleware.process_facts import process_facts
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
 from middleware.tally import Tally
+from middleware.unique import outcome
 
 #: Milliseconds after which what a silent process holds is given back, milliseconds that all get to come back in after
 #: Redis was away, and seconds between two signs of life.
@@ -72,14 +76,23 @@ def _fail(message: Delivery, error: BaseException | None) -> None:
 
 def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
     """Return ``message`` as it is to be put into Redis, with an id of its own there."""
-    options = {"redis_message_id": str(uuid4())}
-    if delay is None:
-        return message.copy(options=options)
-    return message.copy(queue_name=dq_name(message.queue_name), options={**options, "eta": current_millis() + delay})
+    options, queue_name = {**message.options, "redis_message_id": str(uuid4())}, message.queue_name
+    if delay is not None:
+        queue_name, options["eta"] = dq_name(queue_name), current_millis() + delay
+    # Not copy(), which asks the class for its fields.
+    return Message(
+        queue_name,
+        message.actor_name,
+        message.args,
+        message.kwargs,
+        options,
+        message.message_id,
+        message.message_timestamp,
+    )
 
 
 def _entry_of(message: Message[Any]) -> Entry:
-    return message.queue_name, message.options["redis_message_id"], message.encode()
+    return message.queue_name, message.options["redis_message_id"], encode(message)
 
 
 def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
@@ -249,6 +262,7 @@ class LosslessBroker(RedisBroker):
 
         Raises:
           ConnectionFailed: When Redis did not say that it has it. It may have: sending again can run it twice.
+          NotUnique: When its actor is unique, refuses a second, and there is one already.
         """
         old_id = message.options.get("redis_message_id")
         # A delayed message that is due: it moves when its delivery ends, which is next.
@@ -268,13 +282,28 @@ class LosslessBroker(RedisBroker):
             self._local.collecting.append((message.message_id, entry))
         else:
             try:
-                self.run("enqueue", *entry)
+                message = self._put([message], [entry])[0]
             except ConnectionClosed as e:
                 raise ConnectionFailed(
                     f"message {message.message_id} for actor {message.actor_name!r} was not enqueued: {e}"
                 ) from e
+            if not outcome(message).sent:
+                unique.refuse(message)
+                return message
         self.emit_after("enqueue", message, delay)
         return message
+
+    def _put(self, messages: Sequence[Message[Any]], entries: Sequence[Entry]) -> list[Message[Any]]:
+        """Put messages on their queues, and return them with what became of each."""
+        if not any(UNIQUE in message.options for message in messages):
+            self.run("enqueue", *(part for entry in entries for part in entry))
+            return list(messages)
+        parts: list[Argument] = [unique.KEEP]
+        for message, entry in zip(messages, entries, strict=True):
+            parts += [unique.policy_of(message.options), message.message_id, message.options.get("eta", 0), *entry]
+        said = self.run("enqueue_unique", *parts)
+        answers = zip(said[::3], said[1::3], said[2::3], strict=True)
+        return [unique.settled(message, *answer) for message, answer in zip(messages, answers, strict=True)]
 
     def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
         """Enqueue messages in their order, :data:`AT_ONCE` in each round trip.
@@ -283,7 +312,8 @@ class LosslessBroker(RedisBroker):
           messages: Of any actors and queues, as ``actor.message(...)`` makes them.
           delay: Milliseconds before each of them is due.
 
-        Returns them as they were enqueued.
+        Returns them as they were enqueued. One of which there is one already is left out, whatever its actor says of a
+        second: :func:`middleware.unique.outcome` tells.
 
         Raises:
           MiddlewareError: When one of them is refused, as ``send()`` would; then none was enqueued.
@@ -296,19 +326,21 @@ class LosslessBroker(RedisBroker):
         if self._local.collecting is not None:
             self._local.collecting += [(m.message_id, entry) for m, entry in zip(prepared, entries, strict=True)]
         else:
-            self._enqueue_all(prepared, entries)
+            prepared = self._put_all(prepared, entries)
         for message in prepared:
-            self.emit_after("enqueue", message, delay)
+            if outcome(message).sent:
+                self.emit_after("enqueue", message, delay)
         return prepared
 
-    def _enqueue_all(self, messages: list[Message[Any]], entries: list[Entry]) -> None:
-        first = 0
+    def _put_all(self, messages: list[Message[Any]], entries: list[Entry]) -> list[Message[Any]]:
+        done: list[Message[Any]] = []
         for last in _ends_of_batches(entries):
+            first = len(done)
             try:
-                self.run("enqueue", *(part for entry in entries[first:last] for part in entry))
+                done += self._put(messages[first:last], entries[first:last])
             except ConnectionClosed as e:
-                raise EnqueuedInPart(messages[:first], messages[first:last], messages[last:], e) from e
-            first = last
+                raise EnqueuedInPart(done, messages[first:last], messages[last:], e) from e
+        return done
 
     def expect_due(self, redis_id: str) -> None:
         """Expect this thread to enqueue the delayed message ``redis_id`` again, because it is due."""
@@ -369,7 +401,7 @@ class LosslessBroker(RedisBroker):
             message.fail()
             message.stuff_exception(due)
         elif due is not None:
-            message.follow_ups = [due]
+            message.follow_ups, message.continues = [due], 1
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
@@ -427,6 +459,8 @@ class LosslessBroker(RedisBroker):
             collected = [] if succeeded else [c for c in collected if c[0] != message.message_id]
             message.group = None
         message.follow_ups = [entry for _, entry in collected]
+        ids = [message_id for message_id, _ in collected]
+        message.continues = ids.index(message.message_id) + 1 if message.message_id in ids else 0
         message.succeeded = succeeded and not message.failed and not message.give_back
         message.unsettled = False
 

@@ -55,7 +55,7 @@ def test_every_error_type_is_explained() -> None:
 def project(tmp_path: Path) -> Path:
     """The project that the README writes, from its own words."""
     files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", README, flags=re.DOTALL))
-    assert set(files) == {f"myapp/{name}.py" for name in ("emails", "credits", "exports", "digests")} | {
+    assert set(files) == {f"myapp/{name}.py" for name in ("emails", "credits", "exports", "digests", "search")} | {
         "test_emails.py"
     }
     for name, code in files.items():
@@ -103,6 +103,17 @@ def test_what_runs_by_the_clock(project: Path) -> None:
     )
 
 
+def test_what_is_unique(project: Path) -> None:
+    code = (
+        "import os\nos.environ['REDIS_URL'] = 'stub://'\nfrom myapp.search import index, outcome\n"
+        "given = {'tenant_id': '00000000-0000-0000-0000-00000000000a'}\n"
+        "first = index.send_with_options(args=('s', '1'), **given)\n"
+        "second = index.send_with_options(args=('s', '2'), **given)\n"
+        "print(outcome(second).replaced == first.message_id, index.broker.queues['emails'].qsize())"
+    )
+    assert run("-c", code, cwd=project).strip() == "True 1"
+
+
 def test_sending(project: Path) -> None:
     (code,) = [b for b in blocks("python") if not b.startswith("# ")]
     code = f"import os\nos.environ['REDIS_URL'] = 'stub://'\n{code}\n" + (
@@ -140,7 +151,7 @@ def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
     assert words == {
         "tenants", "events", "migrate", "check", "spool", "queues", "workers", "failed", "replays", "console",
-        "schedule", "scheduler", "attribution",
+        "schedule", "scheduler", "attribution", "alerts",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import dramatiq
 
 from db.errors import ConfigurationError
 from middleware.dramatiq_internals import check_version
+from worker.check.alerts import judge_alerts
 from worker.check.databases import Databases
 from worker.check.findings import Finding, error, ok
 from worker.check.guard import Guard, run_together
@@ -50,6 +51,7 @@ def check_deployment(
     ]
     if settings is None:
         return findings
+    findings += guard.run("alerts", lambda: judge_alerts(settings, processes.commands))
     findings += guard.run("llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed()))
     databases, redis = Databases(settings, guard), RedisDatabase(settings, guard)
     declared = {*(queue.value for queue in Queue), *settings.extra_queues}
