@@ -31,6 +31,7 @@ from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
+from middleware.log_context import LogContext
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.memory_broker import MemoryBroker
@@ -53,7 +54,7 @@ from middleware.unique import UniqueJobs
 from worker import probe
 from worker.consumed_queues import ConsumedQueues
 from worker.explain.at_start import MissingKey
-from worker.logs import Logs
+from worker.logs.setup import Logs, configure_worker
 from worker.queues import Queue
 from worker.redis_client import make_redis
 from worker.replay.making import make_runner
@@ -89,7 +90,8 @@ def make_middleware(
     redactor = Redactor(settings.redact_keys)
     sentry = None if settings.sentry_dsn is None else Sentry(settings.sentry_dsn, redactor, settings.worker_name)
     return [
-        Logs(settings.log_level, redactor),
+        LogContext(),
+        Logs(settings),
         Tracing(redactor, lambda: start_export(redactor, process_name(settings.worker_name))),
         *([] if sentry is None else [sentry]),
         KnownQueues(queues),
@@ -219,6 +221,8 @@ def _log_only(failure: Failure) -> None:
 
 
 settings = Settings.load()
+# In worker processes alone, and before anything has something to say.
+configure_worker(settings)
 if settings.database_url is None and not settings.stub:
     raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
 _configure_session(settings)

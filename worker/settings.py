@@ -17,6 +17,7 @@ from db.sealing import Keys
 from db.session import normalise_url
 from worker.alerts.signing import read_secrets
 from worker.console_tokens import read_tokens
+from worker.logs.levels import LEVELS, read_levels
 from worker.queues import check_queue_name
 from worker.recompute import parse_model
 from worker.scheduler.cron import Cron, InvalidExpression
@@ -228,6 +229,17 @@ class Settings(BaseSettings):
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
     )
+    log_levels: Words = Field(
+        (),
+        description="the same of loggers, and of those below them, as logger=LEVEL, separated by commas: "
+        "sqlalchemy.engine=INFO,dramatiq=WARNING",
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="json is an object a line, text for people; auto: json unless standard error is a terminal"
+    )
+    log_line_limit: Annotated[int, Field(ge=1_000, le=100_000)] = Field(
+        8_000, description="bytes of a line of JSON at most; longer ones are cut"
+    )
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -260,6 +272,7 @@ class Settings(BaseSettings):
         "schedule_off",
         "attribution_models",
         "console_hosts",
+        "log_levels",
         mode="before",
     )
     @classmethod
@@ -315,8 +328,23 @@ class Settings(BaseSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _upper(cls, value: object) -> object:
+    def _check_level(cls, value: object) -> object:
+        if isinstance(value, str) and value.upper() not in LEVELS:
+            raise ValueError(f"must be one of {', '.join(LEVELS)}, not {value!r}")
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("log_levels")
+    @classmethod
+    def _check_levels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        read_levels(value)
+        return value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _check_format(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower() not in {"auto", "json", "text"}:
+            raise ValueError(f"must be auto, json or text, not {value!r}")
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("database_url", "operator_database_url", "migration_database_url")
     @classmethod
@@ -467,6 +495,11 @@ class Settings(BaseSettings):
         """The expressions of ``schedule``, by actor."""
         pairs = (pair.partition("=") for pair in self.schedule)
         return {name.strip(): expression.strip() for name, _, expression in pairs}
+
+    @property
+    def logger_levels(self) -> dict[str, str]:
+        """The levels of ``log_levels``, by logger."""
+        return read_levels(self.log_levels)
 
     @property
     def idle(self) -> frozenset[str]:

@@ -19,9 +19,8 @@ from loguru import logger
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.process_facts import process_name
-from middleware.redaction import Redactor
 from middleware.tracing import Tracing
-from worker.logs import configure
+from worker.logs.setup import configure_process
 from worker.redis_client import make_redis
 from worker.scheduler.jobs import Job
 from worker.scheduler.process import Scheduler
@@ -45,7 +44,7 @@ def serve(settings: Settings, broker: LosslessBroker, jobs: Sequence[Job]) -> No
       broker: Which knows every actor.
       jobs: All of them.
     """
-    configure(settings.log_level, Redactor(settings.redact_keys))
+    configure_process(settings)
     scheduler_id, name = str(uuid4()), process_name(settings.worker_name)
     facts = {"name": name, "host": socket.gethostname(), "pid": os.getpid()}
     state = State(broker.run, scheduler_id)
