@@ -31,6 +31,7 @@ from tests.integration.replaying import A, deployed
 from tests.integration.test_scheduler import Deck
 from tests.servers import Database
 from tests.waiting import eventually
+from worker.logs.line import job_fields
 from worker.probe import Probe
 
 Make = Callable[[Callable[[str], Side], str], Side]
@@ -92,6 +93,7 @@ def traced(side: Make, redis_url: str) -> Traced:
 
 def test_a_trace_joins_sender_tries_child_and_sql(traced: Traced, database: Database) -> None:
     tries: list[str | None] = []
+    lines: list[str] = []
 
     async def child() -> None:
         async with transaction() as session:
@@ -100,6 +102,7 @@ def test_a_trace_joins_sender_tries_child_and_sql(traced: Traced, database: Data
 
     def parent(password: str) -> None:
         tries.append(current_trace_id())
+        lines.append((job_fields() or {})["trace_id"])
         with transaction() as session:
             session.execute(text("SELECT CAST(:password AS text)"), {"password": password})
         if len(tries) == 1:
@@ -128,6 +131,7 @@ def test_a_trace_joins_sender_tries_child_and_sql(traced: Traced, database: Data
         )
     ]
     assert tries == [format_trace_id(request.get_span_context().trace_id)] * 3
+    assert lines == tries[:2]
     send, (first, second, of_child) = traced.of(SEND)[0], traced.of(PROCESS)
     assert (send.kind, first.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
     assert dict(send.attributes or {}) == {

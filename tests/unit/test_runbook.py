@@ -101,7 +101,7 @@ def check(line: str, words: list[str]) -> None:
         command = command.commands[words.pop(0)]
     assert not hasattr(command, "commands") or command.invoke_without_command, line
     options = {name: each for each in command.params if each.param_type_name == "option" for name in each.opts}
-    if not words:
+    if not words or command.context_settings.get("ignore_unknown_options"):
         # Named, and not to be typed.
         return
     given = 0

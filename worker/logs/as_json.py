@@ -16,8 +16,7 @@ FIELDS: Final = frozenset(
         *("time", "level", "logger", "message", "process", "pid", "thread", "function", "line", "stack"),
         *("queue", "actor", "message_id", "tenant_id", "correlation_id", "attempt"),
         *("exception_type", "exception_message", "exception_traceback"),
-        # Of lines in a trace.
-        *("trace_id", "span_id"),
+        "trace_id",
     }
 )
 #: What stands where something was cut off.

@@ -12,6 +12,7 @@ from middleware.log_context import current_job
 from middleware.redaction import Redactor
 from middleware.text import class_of, clean, message_of
 from middleware.traceback_text import traceback_text
+from middleware.tracing import current_trace_id
 
 #: Characters of a message and of a traceback that are looked at: more than any line may have is not.
 TEXT_LIMIT: Final = 20_000
@@ -71,9 +72,12 @@ class Line:
 
 
 def job_fields() -> dict[str, Any] | None:
-    """Return the fields of the job at hand."""
+    """Return the fields of the job at hand, with the trace that it belongs to, if any."""
     job = current_job()
-    return None if job is None else job.fields()
+    if job is None:
+        return None
+    fields, trace_id = job.fields(), current_trace_id()
+    return fields if trace_id is None else {**fields, "trace_id": trace_id}
 
 
 def of_loguru(record: Mapping[str, Any], redact: Redactor) -> Line:
