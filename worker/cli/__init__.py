@@ -10,6 +10,7 @@ from worker.cli import (
     check,
     console,
     demo,
+    dramatiq,
     events,
     failed,
     metrics,
@@ -47,3 +48,4 @@ app.command("metrics")(metrics.metrics)
 app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)
 app.command("demo")(demo.demo)
+app.command("dramatiq", context_settings=dramatiq.PASSED_ON)(dramatiq.dramatiq)
