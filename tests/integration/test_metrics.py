@@ -226,6 +226,20 @@ class TestWithAWorker:
         assert len(one.failures) == 1
         assert one.broker.tally.take() == {f"succeeded:{QUEUE}": 2, f"failed:{QUEUE}": 1}
 
+    def test_what_ended_last_is_told_when_the_worker_stops(
+        self, one: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(metrics, "TELL_EVERY", 3_600)
+        actor = one.actor(lambda: None)
+        for _ in range(2):
+            with one.working():
+                # What there may be to count is there before any is.
+                eventually(lambda: (QUEUE, actor.actor_name, SUCCEEDED) in counted(client)["jobs"])
+                for _ in range(5):
+                    one.send(actor)
+                eventually(lambda: kept(client) == 0)
+        assert some(client, JOBS) == {(QUEUE, actor.actor_name, SUCCEEDED): (10,)}
+
     def test_they_can_be_switched_off(self, side: Callable[..., Side], redis_url: str, client: redis.Redis) -> None:
         off = side(lambda url: ours(url, METRICS="no"), redis_url)
         actor = off.actor(lambda: None)
