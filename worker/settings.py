@@ -17,6 +17,7 @@ from db.sealing import Keys
 from db.session import normalise_url
 from worker.alerts.signing import read_secrets
 from worker.console_tokens import read_tokens
+from worker.logs.levels import LEVELS, read_levels
 from worker.queues import check_queue_name
 from worker.recompute import parse_model
 from worker.scheduler.cron import Cron, InvalidExpression
@@ -111,6 +112,9 @@ class Settings(BaseSettings):
     )
     fair: bool = Field(
         True, description="the tenants of a queue take turns, and are held to their limits; see Fair shares"
+    )
+    metrics: bool = Field(
+        True, description="count jobs for Prometheus, which asks the console for `/metrics`, or `worker metrics`"
     )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     failed_job_keys: str | None = Field(
@@ -224,9 +228,23 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
         None, description="where the host expects the console; it then listens on every interface"
     )
+    sentry_dsn: str | None = Field(
+        None, repr=False, description="Sentry's project, which is told of each final failure; default none"
+    )
     worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
+    )
+    log_levels: Words = Field(
+        (),
+        description="the same of loggers, and of those below them, as logger=LEVEL, separated by commas: "
+        "sqlalchemy.engine=INFO,dramatiq=WARNING",
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="json is an object a line, text for people; auto: json unless standard error is a terminal"
+    )
+    log_line_limit: Annotated[int, Field(ge=1_000, le=100_000)] = Field(
+        8_000, description="bytes of a line of JSON at most; longer ones are cut"
     )
 
     @classmethod
@@ -260,6 +278,7 @@ class Settings(BaseSettings):
         "schedule_off",
         "attribution_models",
         "console_hosts",
+        "log_levels",
         mode="before",
     )
     @classmethod
@@ -315,8 +334,23 @@ class Settings(BaseSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _upper(cls, value: object) -> object:
+    def _check_level(cls, value: object) -> object:
+        if isinstance(value, str) and value.upper() not in LEVELS:
+            raise ValueError(f"must be one of {', '.join(LEVELS)}, not {value!r}")
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("log_levels")
+    @classmethod
+    def _check_levels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        read_levels(value)
+        return value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _check_format(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower() not in {"auto", "json", "text"}:
+            raise ValueError(f"must be auto, json or text, not {value!r}")
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("database_url", "operator_database_url", "migration_database_url")
     @classmethod
@@ -374,6 +408,22 @@ class Settings(BaseSettings):
     def _check_llm_api_key(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[!-~]+", value):
             raise ValueError("must be printable ASCII without spaces, to travel in a header")
+        return value
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _check_sentry_dsn(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("not a DSN; expected https://key@host/project") from None
+        if parts.scheme not in {"http", "https"} or not host or not parts.username:
+            raise ValueError("not a DSN; expected https://key@host/project")
+        if not parts.path.rpartition("/")[2].isdigit():
+            raise ValueError("must end with the number of a project: https://key@host/project")
         return value
 
     @field_validator("failed_job_keys")
@@ -451,6 +501,11 @@ class Settings(BaseSettings):
         """The expressions of ``schedule``, by actor."""
         pairs = (pair.partition("=") for pair in self.schedule)
         return {name.strip(): expression.strip() for name, _, expression in pairs}
+
+    @property
+    def logger_levels(self) -> dict[str, str]:
+        """The levels of ``log_levels``, by logger."""
+        return read_levels(self.log_levels)
 
     @property
     def idle(self) -> frozenset[str]:

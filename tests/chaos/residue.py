@@ -9,9 +9,9 @@ from collections import Counter
 import redis
 
 #: Groups are remembered for 30 days, and that a replay was sent; how many messages ended, for three hours; what
-#: processes say of themselves, and is kept of those that have left; and what share tenants have.
+#: processes say of themselves, have counted, and is kept of those that have left; and what share tenants have.
 RESTS = (
-    *("group.", "replay.", "ended.", "alive", "leases", "departed", "facts", "queues.", "grace"),
+    *("group.", "replay.", "ended.", "metrics.", "alive", "leases", "departed", "facts", "queues.", "grace"),
     *("shares.", "limits.", "weights.", "recounted."),
 )
 

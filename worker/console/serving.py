@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from ipaddress import ip_address
 
 import uvicorn
 
 from db.errors import ConfigurationError
 from worker.console.app import make_app
 from worker.console.deployment import Deployment
+from worker.logs.setup import configure_process
+from worker.loopback import is_loopback
 from worker.settings import Settings
 
 #: Where it listens if nobody says.
@@ -28,6 +29,7 @@ def serve(settings: Settings, *, host: str | None = None, port: int | None = Non
       ConfigurationError: When it would be open to others without tokens.
     """
     host, port = where(settings, host, port)
+    configure_process(settings)
     deployment = Deployment(settings)
     # Importing takes a second or two; whoever looks at a page need not wait for it.
     threading.Thread(target=deployment.load, name="import", daemon=True).start()
@@ -39,7 +41,8 @@ def serve(settings: Settings, *, host: str | None = None, port: int | None = Non
         forwarded_allow_ips="*" if settings.port is not None else None,
         access_log=False,
         server_header=False,
-        log_level=settings.log_level.lower() if settings.log_level not in {"TRACE"} else "trace",
+        # Its lines go where all others do.
+        log_config=None,
         # Longer than a live page waits between two looks, and than a router keeps a connection that it may use again.
         timeout_keep_alive=95,
         timeout_graceful_shutdown=5,
@@ -58,17 +61,10 @@ def where(settings: Settings, host: str | None, port: int | None) -> tuple[str, 
                 "CONSOLE_TOKENS: required where PORT is set, because the host's router sends anybody here; "
                 "worker console token makes one"
             )
-        if host is not None and not _is_loopback(host):
+        if host is not None and not is_loopback(host):
             raise ConfigurationError(
                 f"CONSOLE_TOKENS: required to listen on {host!r}: without tokens the console is for this machine alone"
             )
     if host is None:
         host = "0.0.0.0" if settings.port is not None else "127.0.0.1"  # noqa: S104 - there are tokens
     return host, port or settings.port or PORT
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
