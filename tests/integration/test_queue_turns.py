@@ -443,6 +443,20 @@ class TestLeavingIt:
         assert {"b3", "c2"} < set(found[-4:]) | set(found[:4])
         assert merge(client, QUEUE) == 0
 
+    def test_the_last_process_of_a_queue_does_so_when_it_ends(self, redis_url: str, client: redis.Redis) -> None:
+        one, two = ours(redis_url), ours(redis_url)
+        for each in (one, two):
+            each.broker.consume(QUEUE, prefetch=1, timeout=20)
+        send(client, A, *range(2_000))
+        send(client, B, "b")
+        broker: Any = two.broker
+        broker.fetch("fetch", QUEUE, 2)
+        one.close()
+        assert len(lanes(client)) == 2
+        two.close()
+        assert lanes(client) == []
+        assert client.llen(f"dramatiq:{QUEUE}") == 2_001
+
 
 class TestNothingIsLost:
     SCRIPTS = ("fetch", "sort", "requeue", "finish", "goodbye", "beat", "merge_lanes", "share", "take_suspect")
