@@ -371,6 +371,8 @@ class TestWhatIsSaidOfIt:
         assert found.tenants[1].oldest == pytest.approx(500, abs=60)
         assert (found.count, found.unsorted, set(found.shares)) == (3, 0, {B, EVERYBODY, NOBODY})
         assert [one.tenant_id for one in by_tenant(client, QUEUE, most=1).tenants] == [A]
+        of_many = by_tenant(client, QUEUE, most=1_000)
+        assert [one.tenant_id for one in of_many.tenants] == [one.tenant_id for one in found.tenants]
         unshare(client, QUEUE, EVERYBODY, by="ann")
         hand.take(100)
         send(client, A, *range(100, 3_100), stock=True)
