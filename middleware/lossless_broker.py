@@ -42,6 +42,7 @@ from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
 from middleware.process_facts import process_facts
+from middleware.redis_ids import redis_id_of
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
@@ -93,7 +94,10 @@ def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
 
 
 def _entry_of(message: Message[Any]) -> Entry:
-    return message.queue_name, message.options["redis_message_id"], encode(message)
+    # Only now, after the hooks, is it known whose it is. The options are this copy's own.
+    redis_id = redis_id_of(message.options["redis_message_id"], message.options)
+    message.options["redis_message_id"] = redis_id
+    return message.queue_name, redis_id, encode(message)
 
 
 def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
@@ -126,6 +130,8 @@ class LosslessBroker(RedisBroker):
       spool_limit: Failures that may wait in Redis while Postgres is away, before workers wait.
       max_starts: Starts of a message that end with the loss of its worker, after which it is not started again.
       worker_name: Names this process to whoever finds it gone.
+      fair: Whether the tenants of a queue take turns where more waits than is wanted, and are held to their limits;
+        :mod:`worker.queue_admin.shares` sets those. What waits in lanes is fetched in any case.
       keeper: Whether a process that ``dramatiq`` starts gets a parent that says how it ends: :mod:`middleware.keeper`.
       metrics: Counts what becomes of messages; by default nobody does.
 
@@ -148,6 +154,7 @@ class LosslessBroker(RedisBroker):
         spool_limit: int = SPOOL_LIMIT,
         max_starts: int = MAX_STARTS,
         worker_name: str | None = None,
+        fair: bool = True,
         keeper: bool = True,
         metrics: JobMetrics | None = None,
     ) -> None:
@@ -156,6 +163,7 @@ class LosslessBroker(RedisBroker):
         self.waiting_client = waiting_client
         self._lease_client = lease_client
         self._stopping = False
+        self.fair = fair
         self._keeper = keeper
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
@@ -237,7 +245,7 @@ class LosslessBroker(RedisBroker):
         """
         while True:
             epoch = self._heartbeat.epoch
-            found: list[Any] | None = self._run_once(script, queue_name, self.broker_id, epoch, count)
+            found: list[Any] | None = self._run_once(script, queue_name, self.broker_id, epoch, count, int(self.fair))
             if found is not None:
                 return epoch, found
             # This process was given up, and nothing may be taken before it has a new lease.

@@ -179,6 +179,7 @@ def make_broker(
             spool_limit=settings.spool_limit,
             max_starts=settings.max_starts,
             worker_name=settings.worker_name,
+            fair=settings.fair,
             keeper=settings.keeper,
             metrics=JobMetrics(classifier) if settings.metrics else None,
         )

@@ -29,6 +29,7 @@ from tests.chaos.residue import kept, residue
 from tests.chaos.supervisor import Supervisor, supervised
 from tests.chaos.world import World, running_world
 from tests.servers import temporary_folder
+from worker.queue_admin import share
 
 COLUMNS = ("accepted", "unsure", "succeeded", "row", "lost", "stuck", "both", "two rows", "early", "crossed")
 #: Seconds for which messages may go on beyond the time that was given, and between two that end after it.
@@ -91,6 +92,10 @@ def _run(arguments: argparse.Namespace, world: World, supervisor: Supervisor) ->
     from tests.chaos.producer import Producer
 
     producer, faults = Producer(world, broker), Faults(world, supervisor)
+    if not arguments.stock:
+        queue, tenant, limit = plan.LIMITED
+        with world.redis() as client:
+            share(client, queue, tenant, limit=limit, by="the ledger")
     planned = list(plan.messages(arguments.seed, arguments.messages, arguments.seconds))
     if not arguments.no_faults:
         planned += plan.faults(arguments.seed, arguments.seconds, arguments.every)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ TENANTS = tuple(UUID(int=0xC0 + n) for n in range(3))
 
 #: Of a hundred messages. Poison is counted apart, because each takes three processes with it.
 WEIGHTS = {
-    "success": 44,
+    "success": 43,
     "slow": 4,
     "fail then succeed": 9,
     "exhaust retries": 8,
@@ -27,10 +27,15 @@ WEIGHTS = {
     "group": 2,
     "unknown actor": 3,
     "undecodable": 2,
+    "flood": 1,
 }
 POISON = "poison"
 #: One poison in so many messages.
 POISON_EVERY = 1_000
+
+#: Messages of one tenant that come at once in a flood; the jobs of this tenant that may run at once in this queue.
+FLOOD = 40
+LIMITED = (QUEUES[0], TENANTS[0], 2)
 
 #: Faults and how often each comes; those that end processes seldom enough that few messages meet three of them.
 FAULTS = {
@@ -59,7 +64,7 @@ QUIET = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A message, or a pipeline or group of them.
+    """A message, or a pipeline, a group or a flood of them.
 
     Attributes:
       id: The message's; those of its follow-ups are derived from it.
@@ -147,6 +152,9 @@ def _message(rng: random.Random, at: float) -> Planned:
             delay = rng.randint(200, 9_000)
         case "children":
             work["children"] = rng.randint(1, 3)
+        case "flood":
+            work["seconds"] = rng.uniform(0, 0.01)
+            work["stock"] = rng.random() < 0.5
         case "undecodable":
             work["broken"] = rng.choice(["not JSON", "a field of the wrong type"])
         case _:

@@ -11,7 +11,7 @@ import redis
 from dramatiq import Broker, Message, group
 
 from tests.chaos.accounts import FOLLOWS, UNSURE, Account
-from tests.chaos.plan import QUEUES, Planned, actor_name
+from tests.chaos.plan import FLOOD, QUEUES, Planned, actor_name
 from tests.chaos.world import World
 
 
@@ -46,6 +46,8 @@ class Producer:
                 return self._pipeline(planned)
             case "group":
                 return self._group(planned)
+            case "flood":
+                return self._flood(planned)
         message = self._message(planned, 0)
         return [self._account(planned, message)], lambda: self._broker.enqueue(message, delay=planned.delay)
 
@@ -85,6 +87,29 @@ class Producer:
         whole = group(children, broker=self._broker)
         whole.add_completion_callback(callback)
         return accounts, whole.run
+
+    def _flood(self, planned: Planned) -> tuple[list[Account], Any]:
+        """Send many of one tenant to one queue, as ours or as a producer that is stock Dramatiq."""
+        stock = planned.work["stock"]
+        messages = []
+        for n in range(FLOOD):
+            number = n * len(QUEUES)
+            options = {"redis_message_id": str(uuid5(planned.id, f"stock {n}"))} if stock else {}
+            messages.append(self._message(planned, number, **options))
+
+        def put() -> None:
+            with self._raw.pipeline(transaction=True) as commands:
+                for message in messages:
+                    redis_id = message.options["redis_message_id"]
+                    commands.hset(f"dramatiq:{planned.queue}.msgs", redis_id, message.encode())
+                    commands.rpush(f"dramatiq:{planned.queue}", redis_id)
+                commands.execute()
+
+        def send() -> None:
+            for message in messages:
+                self._broker.enqueue(message)
+
+        return [self._account(planned, message) for message in messages], put if stock else send
 
     def _undecodable(self, planned: Planned) -> tuple[list[Account], Any]:
         """Put what is no message on a queue, as any program may."""

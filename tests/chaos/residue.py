@@ -8,9 +8,12 @@ from collections import Counter
 
 import redis
 
-#: Groups are remembered for 30 days, and that a replay was sent; how many messages ended, for three hours; and what
-#: processes say of themselves, have counted, and is kept of those that have left.
-RESTS = ("group.", "replay.", "ended.", "metrics.", "alive", "leases", "departed", "facts", "queues.", "grace")
+#: Groups are remembered for 30 days, and that a replay was sent; how many messages ended, for three hours; what
+#: processes say of themselves, have counted, and is kept of those that have left; and what share tenants have.
+RESTS = (
+    *("group.", "replay.", "ended.", "metrics.", "alive", "leases", "departed", "facts", "queues.", "grace"),
+    *("shares.", "limits.", "weights.", "recounted."),
+)
 
 #: Messages that are looked for in every key.
 LOOKED_FOR = 50

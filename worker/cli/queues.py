@@ -1,4 +1,4 @@
-"""``worker queues list | pause | resume | purge | adopt``.
+"""``worker queues list | pause | resume | purge | adopt``; :mod:`worker.cli.shares` has the others.
 
 They ask Redis alone, but for the history of what they do, and for what ``adopt`` records.
 """
@@ -29,6 +29,7 @@ from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import grid
 from worker.cli.operator import By, operator_name
 from worker.cli.redis_access import redis_access
+from worker.cli.tenants_of_queues import show_tenants
 from worker.live import Throughput, throughput
 from worker.queue_admin import Audit, Found, Pause, QueueState, count_messages, list_queues, pause, purge, resume
 from worker.replay.application import import_application
@@ -49,10 +50,19 @@ Named = Annotated[str, typer.Argument(metavar="QUEUE", help="A queue's name; wor
 
 
 @app.command("list")
-def list_(as_json: AsJson = False) -> None:
+def list_(
+    by_tenant: Annotated[
+        bool, typer.Option("--by-tenant", help="Show whose messages they hold, those with most first.")
+    ] = False,
+    most: Annotated[int, typer.Option("--most", min=1, max=10_000, help="Tenants to show of each queue.")] = 20,
+    as_json: AsJson = False,
+) -> None:
     """Show what queues hold, and who consumes them."""
     with redis_access("queues to look at") as (client, settings):
         states = _states(client, settings)
+        if by_tenant:
+            show_tenants(client, [state.name for state in states], settings.redis_namespace, most, as_json=as_json)
+            return
         ended = throughput(client, queues=[state.name for state in states], namespace=settings.redis_namespace)
     if as_json:
         typer.echo(json.dumps([_as_json(state) | _throughput(ended[state.name]) for state in states]))
@@ -84,7 +94,7 @@ def list_(as_json: AsJson = False) -> None:
 def pause_(queue: Named, reason: Reason = "", by: By = None) -> None:
     """Let no worker fetch from QUEUE, until it is resumed; what runs or was fetched already finishes."""
     with redis_access("queues to look at") as (client, settings):
-        known = _known(client, settings, queue)
+        known = known_queue(client, settings, queue)
         if known.pause is None:
             found = pause(
                 client, queue, by=operator_name(by), reason=reason, namespace=settings.redis_namespace, audit=audit
@@ -103,7 +113,7 @@ def pause_(queue: Named, reason: Reason = "", by: By = None) -> None:
 def resume_(queue: Named, reason: Reason = "", by: By = None) -> None:
     """Let workers fetch from QUEUE again."""
     with redis_access("queues to look at") as (client, settings):
-        known = _known(client, settings, queue)
+        known = known_queue(client, settings, queue)
         ended = resume(
             client, queue, by=operator_name(by), reason=reason, namespace=settings.redis_namespace, audit=audit
         )
@@ -131,9 +141,9 @@ def purge_(
 ) -> None:
     """Remove what waits in QUEUE and what is delayed, for ever; what runs or was fetched already finishes."""
     with redis_access("queues to look at") as (client, settings):
-        _known(client, settings, queue)
+        known_queue(client, settings, queue)
         # Not one that is empty: whoever names nobody means not everybody.
-        tenant_id = None if tenant is None else _tenant_named(tenant)
+        tenant_id = None if tenant is None else tenant_given(tenant)
         actor = actor and _in_full(client, settings, queue, tenant_id, actor)
         removed = purge(
             client,
@@ -189,7 +199,8 @@ def adopt_(
         raise typer.Exit(NOTHING)
 
 
-def _tenant_named(tenant: str) -> UUID:
+def tenant_given(tenant: str) -> UUID:
+    """Return the tenant that a UUID or a name means; a name needs Postgres."""
     try:
         return UUID(tenant)
     except ValueError:
@@ -247,7 +258,8 @@ def _states(client: redis.Redis, settings: Settings) -> list[QueueState]:
     return list_queues(client, settings.extra_queues, namespace=settings.redis_namespace)
 
 
-def _known(client: redis.Redis, settings: Settings, queue: str) -> QueueState:
+def known_queue(client: redis.Redis, settings: Settings, queue: str) -> QueueState:
+    """Return a queue as it is; one that there is not ends the command."""
     states = {state.name: state for state in _states(client, settings)}
     if queue not in states:
         fail(f"there is no queue {queue!r}, but {', '.join(states)} (EXTRA_QUEUES declares more)")
