@@ -35,6 +35,7 @@ from middleware.hooks import Hooks
 from middleware.keeper import kept, why_not_kept
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Scripts
+from middleware.outbox import Outbox
 from middleware.process_facts import process_facts
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
@@ -84,8 +85,10 @@ class LosslessBroker(RedisBroker):
       max_starts: Starts of a message that end with the loss of its worker, after which it is not started again.
       worker_name: Names this process to whoever finds it gone.
       keeper: Whether a process that ``dramatiq`` starts gets a parent that says how it ends: :mod:`middleware.keeper`.
+      outbox: Takes along with its transaction what is sent inside one; without it that is sent at once.
 
     Attributes:
+      outbox: As given.
       spool: Those failures.
       tally: How many messages ended here since the last sign of life.
       suspected: Queues that have messages which were running when a worker was lost.
@@ -105,6 +108,7 @@ class LosslessBroker(RedisBroker):
         max_starts: int = MAX_STARTS,
         worker_name: str | None = None,
         keeper: bool = True,
+        outbox: Outbox | None = None,
     ) -> None:
         self._hooks = Hooks()
         super().__init__(client=client, middleware=middleware, namespace=namespace)
@@ -112,6 +116,7 @@ class LosslessBroker(RedisBroker):
         self._lease_client = lease_client
         self._stopping = False
         self._keeper = keeper
+        self.outbox = outbox
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
@@ -216,7 +221,8 @@ class LosslessBroker(RedisBroker):
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Enqueue ``message``; as :meth:`RedisBroker.enqueue`, but what a job that has just run enqueues is kept until
-        its message ends, and then takes its place in the same step.
+        its message ends, and then takes its place in the same step; and what is sent inside a transaction leaves with
+        that, unless its option ``now`` is true.
 
         Raises:
           ConnectionFailed: When Redis did not say that it has it. It may have: sending again can run it twice.
@@ -237,12 +243,14 @@ class LosslessBroker(RedisBroker):
                 raise
             self._local.due[str(old_id)] = e
             return message
+        # It is about sending, and not the receiver's business.
+        now = message.options.pop("now", None)
         entry = (queue_name, redis_id, message.encode())
         if moves:
             self._local.due[str(old_id)] = entry
         elif self._local.collecting is not None:
             self._local.collecting.append((message.message_id, entry))
-        else:
+        elif now or self.outbox is None or not self.outbox.take(message, *entry):
             try:
                 self.run("enqueue", *entry)
             except ConnectionClosed as e:

@@ -11,7 +11,6 @@ from typing import Any
 
 import dramatiq
 from dramatiq import Broker, Middleware
-from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import CurrentMessage
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.rate_limits.backends import StubBackend
@@ -35,7 +34,10 @@ from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.option_checks import OptionChecks
+from middleware.outbox import Outbox
 from middleware.redaction import Redactor
+from middleware.relay import Relay
+from middleware.relay_outbox import RelayOutbox
 from middleware.replays import ReplayOutcomes
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
@@ -45,6 +47,7 @@ from middleware.statement_deadline import StatementDeadline
 from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
+from middleware.transactional_stub import TransactionalStub
 from worker import probe
 from worker.consumed_queues import ConsumedQueues
 from worker.explain.at_start import MissingKey
@@ -118,6 +121,7 @@ def make_middleware(
             session.operator_transaction,
             lambda broker, name, wait: make_runner(settings, broker, broker.client, name, wait, knows_all=False),
         ),
+        RelayOutbox(),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
         StatementDeadline(time_limit=settings.time_limit),
         Supervision(time_limit=settings.time_limit, overtime=settings.overtime),
@@ -149,9 +153,10 @@ def make_broker(
         # A process that was frozen meanwhile may have lost its messages to another.
         writer = FailureWriter(lambda endings: failed_jobs.end_all(endings, lambda: _check_lease(broker, endings)))
         record = writer.record
-    broker: Broker
+    broker: LosslessBroker | TransactionalStub
     if settings.stub:
-        broker = StubBroker(middleware=make_middleware(settings, record, queues))
+        broker = TransactionalStub(middleware=make_middleware(settings, record, queues))
+        broker.takes_all = settings.outbox
     else:
         client, namespace = make_redis(settings), settings.redis_namespace
         broker = LosslessBroker(
@@ -165,11 +170,23 @@ def make_broker(
             max_starts=settings.max_starts,
             worker_name=settings.worker_name,
             keeper=settings.keeper,
+            outbox=_make_outbox(settings, Scripts(client, namespace), queues),
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)
     probe.declare(broker, min(queues))
     return broker
+
+
+def _make_outbox(settings: Settings, run: Scripts, queues: set[str]) -> Outbox:
+    relay = Relay(
+        run,
+        keys=settings.keys,
+        knows=lambda queue: queue in queues,
+        record=failed_jobs.end_all,
+        worker_name=settings.worker_name,
+    )
+    return Outbox(relay, keys=settings.keys, takes_all=settings.outbox)
 
 
 def _check_lease(broker: Broker, endings: Iterable[Ending]) -> None:

@@ -108,6 +108,10 @@ class Settings(BaseSettings):
     keeper: bool = Field(
         True, description="a small parent for each worker process, which says how that one ended; on Linux only"
     )
+    outbox: bool = Field(
+        True,
+        description="what is sent inside `transaction()` is sent if that commits; `no` sends it at once, as outside",
+    )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     failed_job_keys: str | None = Field(
         None,

@@ -15,14 +15,17 @@ os.environ.setdefault("REDIS_URL", "stub://")
 import dramatiq
 import pytest
 from dramatiq import Worker
-from dramatiq.brokers.stub import StubBroker
 
 from db.failures import Failure
 from db.tenancy import tenant_context
+from middleware.transactional_stub import TransactionalStub
 
 
-class TestBroker(StubBroker):
-    """A StubBroker with the middleware of production; dead messages are in :attr:`failed_jobs` instead of a table."""
+class TestBroker(TransactionalStub):
+    """A StubBroker with the middleware of production; dead messages are in :attr:`failed_jobs` instead of a table.
+
+    What is sent inside a ``transaction()`` is enqueued when that is committed, and not if it is rolled back.
+    """
 
     __test__ = False  # pytest takes the name for a test's
 
