@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from db.outgoing import Outgoing
+from db.outgoing import Courier, Outgoing
 
 
 class OpenTransaction:
@@ -35,6 +35,17 @@ class OpenTransaction:
         self.outgoing = Outgoing(tenant_id)
         self.leaving = False
         _innermost.set(self)
+
+    def take_along(self, courier: Courier, thing: object) -> bool:
+        """Let ``thing`` leave with it; tell whether it does, which it does not once it is being committed."""
+        session = self.session
+        if session is None:
+            return False
+        sync = session.sync_session if isinstance(session, AsyncSession) else session
+        if not sync.in_transaction():
+            # The block has ended one before. Without another there is nothing that could be rolled back.
+            sync.begin()
+        return self.outgoing.add(courier, thing)
 
     def leave(self) -> None:
         """Note that the block is left, be it in another context than it was entered in, as generators may."""

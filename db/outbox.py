@@ -1,7 +1,7 @@
 """The table ``worker_outbox``: messages that were sent inside a transaction, until Redis is known to have them.
 
-It is the one place that reads and writes it. A message is kept as originals are, sealed where ``FAILED_JOB_KEYS`` is set:
-see :mod:`db.failed.originals`.
+It is the one place that reads and writes it. A message is kept as originals are, sealed where ``FAILED_JOB_KEYS`` is
+set: see :mod:`db.failed.originals`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ _lock = Lock()
 class Outgoing:
     """What one transaction has to take along. Any thread may add to it."""
 
-    __slots__ = ("_closed", "_committed", "_marks", "_pending", "_savepoints", "_written", "tenant_id")
+    __slots__ = ("_closed", "_committed", "_ended", "_marks", "_pending", "_savepoints", "_written", "tenant_id")
 
     def __init__(self, tenant_id: UUID | None) -> None:
         self.tenant_id = tenant_id
@@ -50,8 +50,9 @@ class Outgoing:
         self._written: list[tuple[Courier, Any]] = []
         self._committed: list[tuple[Courier, Any]] = []
         self._closed = False
-        #: How much there was when a savepoint was made, by its name.
-        self._marks: dict[str, int] = {}
+        #: How much there was when something began that may be rolled back by itself; and of the last that has ended.
+        self._marks: dict[object, int] = {}
+        self._ended: tuple[object, int] | None = None
         self._savepoints = 0
 
     def add(self, courier: Courier, thing: Any) -> bool:
@@ -67,8 +68,7 @@ class Outgoing:
         return bool(self._pending)
 
     def begin(self) -> None:
-        """Note that a database connection begins with it: savepoints are numbered anew."""
-        self._marks.clear()
+        """Note that the transaction begins on a connection: savepoints are numbered anew."""
         self._savepoints = 0
 
     def write(self, connection: Connection) -> None:
@@ -96,16 +96,26 @@ class Outgoing:
         """Take nothing along any more."""
         self._closed = True
 
-    def savepoint(self) -> None:
-        """Note that a savepoint is made."""
-        self._savepoints += 1
-        # SQLAlchemy gives it its name next.
-        self._marks[f"sa_savepoint_{self._savepoints}"] = len(self._pending)
+    def mark(self, which: object) -> None:
+        """Note that a part begins that may be rolled back by itself: a savepoint by its name, or what has one later."""
+        self._marks[which] = len(self._pending)
 
-    def roll_back_to(self, savepoint: str) -> None:
-        """Drop what was added since a savepoint was made."""
-        with _lock:
-            del self._pending[self._marks[savepoint] :]
+    def savepoint(self) -> None:
+        """Note that a savepoint is made, to which SQLAlchemy gives its name next."""
+        self._savepoints += 1
+        self.mark(f"sa_savepoint_{self._savepoints}")
+
+    def end(self, which: object) -> None:
+        """Note that such a part has ended; whether it is rolled back is said next."""
+        if which in self._marks:
+            self._ended = which, self._marks.pop(which)
+
+    def roll_back_to(self, which: object) -> None:
+        """Drop what was added since such a part began."""
+        self.end(which)
+        if self._ended is not None and self._ended[0] == which:
+            with _lock:
+                del self._pending[self._ended[1] :]
 
     def deliver(self) -> None:
         """Take what is committed further."""

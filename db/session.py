@@ -229,6 +229,7 @@ def _listen(engine: Engine) -> None:
     event.listen(engine, "rollback", _end)
     event.listen(engine, "savepoint", _savepoint)
     event.listen(engine, "rollback_savepoint", _roll_back_to)
+    event.listen(engine, "release_savepoint", _release)
 
 
 def _url(config: Config, scope: Scope) -> str:
@@ -342,6 +343,12 @@ def _roll_back_to(connection: Connection, name: str, _context: None) -> None:
             outgoing.roll_back_to(name)
 
 
+def _release(connection: Connection, name: str, _context: None) -> None:
+    outgoing: Outgoing | None = connection.info.get(_OUTGOING)
+    if outgoing is not None:
+        outgoing.end(name)
+
+
 def _end(connection: Connection) -> None:
     if not connection.invalidated and not connection.closed:
         _watchdog.unwatch(_driver_connection(connection))
@@ -362,6 +369,19 @@ def _after_begin(session: _Session, transaction: SessionTransaction, connection:
     if not transaction.nested:
         session.opened.outgoing.begin()
         connection.info[_OUTGOING] = session.opened.outgoing
+
+
+# A session makes a savepoint only with the first statement after begin_nested(), which may be long after it.
+@event.listens_for(_Session, "after_transaction_create")
+def _after_transaction_create(session: _Session, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.opened.outgoing.mark(transaction)
+
+
+@event.listens_for(_Session, "after_transaction_end")
+def _after_transaction_end(session: _Session, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.opened.outgoing.end(transaction)
 
 
 @event.listens_for(_Session, "before_commit")
@@ -387,7 +407,9 @@ def _after_commit(session: _Session) -> None:
 
 @event.listens_for(_Session, "after_soft_rollback")
 def _after_soft_rollback(session: _Session, previous: SessionTransaction) -> None:
-    if not previous.nested:
+    if previous.nested:
+        session.opened.outgoing.roll_back_to(previous)
+    else:
         session.opened.outgoing.roll_back()
 
 

@@ -461,6 +461,8 @@ class LosslessBroker(RedisBroker):
 
     def close(self) -> None:
         """Give back at once whatever this process still holds."""
+        if self.outbox is not None:
+            self.outbox.relay.close()
         self._heartbeat.stop()
         self._marks.close()
         self.waiting_client.close()

@@ -78,7 +78,7 @@ class Outbox:
             task_id_of(message),
             clean(message.actor_name)[:255],
         )
-        return opened.outgoing.add(self, sent)
+        return opened.take_along(self, sent)
 
     def write(self, connection: Connection, tenant_id: UUID | None, things: Sequence[_Sent]) -> None:
         """Write their rows."""

@@ -53,6 +53,8 @@ REMOVE_AFTER: Final = 0.1
 LOOK_EVERY, GRACE, AGAIN_AFTER = 1.0, 1.0, 1.0
 #: Milliseconds for which one process has the outbox to itself, at most, between two of its calls.
 TURN: Final = 10_000
+#: Seconds to wait at the end of a process for rows to be removed.
+REMOVE_WITHIN: Final = 2.0
 #: Seconds that a transaction of the relay may take.
 WITHIN: Final = 10.0
 #: Seconds after which a message that cannot be relayed by this process is none of any other's either, and becomes a
@@ -215,11 +217,12 @@ class Relay:
         self._looks, self._stop = False, True
         self._wake.set()
 
-    def join(self, seconds: float) -> None:
-        """Wait until that is done, for so long at most."""
+    def close(self) -> None:
+        """Do what is left at once, and wait until that is done, but not for long: others find what is not."""
         thread = self._thread
-        if thread is not None:
-            thread.join(seconds)
+        if thread is not None and self._process == os.getpid():
+            self.stop()
+            thread.join(REMOVE_WITHIN)
 
     def _check_process(self) -> None:
         if self._process != os.getpid():

@@ -7,9 +7,6 @@ from dramatiq.middleware import Middleware
 
 from middleware.lossless_broker import LosslessBroker
 
-#: Seconds to wait at the end for rows to be removed. Others find those that are left.
-REMOVE_WITHIN = 2.0
-
 
 class RelayOutbox(Middleware):
     """Looks every second, in one of all worker processes; see :mod:`middleware.relay`."""
@@ -24,4 +21,4 @@ class RelayOutbox(Middleware):
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if isinstance(broker, LosslessBroker) and broker.outbox is not None:
-            broker.outbox.relay.join(REMOVE_WITHIN)
+            broker.outbox.relay.close()

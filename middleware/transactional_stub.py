@@ -43,7 +43,7 @@ class TransactionalStub(StubBroker):
         now = message.options.pop("now", None)
         entry = (queue_name, message.encode())
         opened = innermost() if self.takes_all and not now else None
-        if opened is None or not opened.outgoing.add(self, entry):
+        if opened is None or not opened.take_along(self, entry):
             self.committed([entry])
         self.emit_after("enqueue", message, delay)
         return message

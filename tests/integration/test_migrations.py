@@ -49,6 +49,7 @@ TABLES = (
     "worker_replay_items",
     "worker_replay_edits",
     "worker_once",
+    "worker_outbox",
     "tenants",
     "attribution_events",
     "attribution_recompute_jobs",
@@ -829,7 +830,7 @@ def test_the_version_table_of_the_application_is_left_alone(empty_database: Data
     )
     migrate.upgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
-    assert contents(empty_database, "dramaturg_version") == ["(0008)"]
+    assert contents(empty_database, "dramaturg_version") == ["(0009)"]
     migrate.downgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
 
