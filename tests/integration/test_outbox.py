@@ -490,7 +490,7 @@ class TestDeaths:
         said = slow._put(slow.not_after(), [relay._Read(one, one.message) for one in read])
         assert said == [1, 1]
         # Nor later, when Redis has forgotten that: by then it is too late.
-        ttl: list[int] = [here.client.ttl(f"dramatiq:__dramaturg__.replay.{one.redis_id}") for one in read]  # type: ignore[misc]
+        ttl: list[int] = [here.client.ttl(f"dramatiq:__dramaturg__.replay.{one.redis_id}") for one in read]
         assert all(relay.TOO_LATE / 1_000 < each <= relay.REMEMBER_REMOVED for each in ttl)
         for one in read:
             here.client.delete(f"dramatiq:__dramaturg__.replay.{one.redis_id}")
