@@ -57,9 +57,10 @@ class Waiting(Parcel):
 
 # The tenant of each row is the one that Postgres is told of when it is about to check that row, so that one statement
 # does for messages of several.
+_INSERT: Final = f"INSERT INTO {TABLE} (tenant_id, queue, redis_id, message_id, actor, message)"
 _WRITE = text(
     f"""
-    INSERT INTO {TABLE} (tenant_id, queue, redis_id, message_id, actor, message)
+    {_INSERT}
     SELECT
         CAST(NULLIF(set_config('app.current_tenant_id', given.tenant, true), '') AS uuid),
         given.queue, given.redis_id, given.message_id, given.actor, given.message
@@ -67,6 +68,16 @@ _WRITE = text(
         CAST(:tenants AS text[]), CAST(:queues AS text[]), CAST(:redis_ids AS uuid[]), CAST(:message_ids AS text[]),
         CAST(:actors AS text[]), CAST(:messages AS bytea[])
     ) AS given (tenant, queue, redis_id, message_id, actor, message)
+    RETURNING id
+    """
+)
+# The same of a single one, which most transactions send; it costs half as much.
+_WRITE_ONE = text(
+    f"""
+    {_INSERT} VALUES (
+        CAST(NULLIF(set_config('app.current_tenant_id', :tenant, true), '') AS uuid),
+        :queue, CAST(:redis_id AS uuid), :message_id, :actor, :message
+    )
     RETURNING id
     """
 )
@@ -86,18 +97,29 @@ def write(connection: Connection, bound: UUID | None, parcels: Sequence[Parcel])
       sqlalchemy.exc.DBAPIError: For any other error of Postgres.
     """
     tenants = [str(parcel.tenant_id or "") for parcel in parcels]
+    values: dict[str, Any]
+    if len(parcels) == 1:
+        statement, only = _WRITE_ONE, parcels[0]
+        values = {
+            "tenant": tenants[0],
+            "queue": only.queue,
+            "redis_id": only.redis_id,
+            "message_id": only.message_id,
+            "actor": only.actor,
+            "message": only.message,
+        }
+    else:
+        statement = _WRITE
+        values = {
+            "tenants": tenants,
+            "queues": [parcel.queue for parcel in parcels],
+            "redis_ids": [parcel.redis_id for parcel in parcels],
+            "message_ids": [parcel.message_id for parcel in parcels],
+            "actors": [parcel.actor for parcel in parcels],
+            "messages": [parcel.message for parcel in parcels],
+        }
     try:
-        written = connection.execute(
-            _WRITE,
-            {
-                "tenants": tenants,
-                "queues": [parcel.queue for parcel in parcels],
-                "redis_ids": [parcel.redis_id for parcel in parcels],
-                "message_ids": [parcel.message_id for parcel in parcels],
-                "actors": [parcel.actor for parcel in parcels],
-                "messages": [parcel.message for parcel in parcels],
-            },
-        )
+        written = connection.execute(statement, values)
     except ProgrammingError as e:
         raise _without_table(e) from e
     ids = sorted(written.scalars())
