@@ -153,7 +153,7 @@ _SEES_ALL = text(
 )
 
 
-def sees_all(session: Session) -> bool:
+def sees_all(session: Session | Connection) -> bool:
     """Tell whether an operator's session sees the messages of every tenant, as it does where its credential may.
 
     Raises:
@@ -224,19 +224,19 @@ class InQueue:
     oldest: float
 
 
-def by_queue(session: Session) -> list[InQueue]:
-    """Return what waits, delayed messages among those of their queue. It reads every row; as a rule there is none."""
-    return [InQueue(*row) for row in session.execute(_BY_QUEUE)]
+def by_queue(
+    session: Session | Connection,
+    *,
+    queue: str | None = None,
+    tenant_id: UUID | None = None,
+    actor: str | None = None,
+) -> list[InQueue]:
+    """Return what waits, delayed messages among those of their queue. It reads every row; as a rule there is none.
 
-
-_BY_QUEUE = text(
-    f"""
-    SELECT
-        regexp_replace(queue, '\\.DQ$', '') AS name, count(*),
-        CAST(extract(epoch FROM clock_timestamp() - min(written_at)) AS double precision)
-    FROM {TABLE} GROUP BY 1 ORDER BY 1
+    Arguments:
+      queue, tenant_id, actor: As for :func:`find`.
     """
-)
+    return [InQueue(*row) for row in session.execute(_BY_QUEUE, _values(queue, tenant_id, actor))]
 
 
 def find(
@@ -254,19 +254,33 @@ def find(
       actor: Its name; with a dot at its beginning, of all whose names end so.
       limit: Messages at most.
     """
-    values: dict[str, Any] = {"queue": queue, "tenant_id": tenant_id, "actor": actor, "limit": limit}
+    values = {**_values(queue, tenant_id, actor), "limit": limit}
     return [(row[0], row[1], row[2]) for row in session.execute(_FIND, values)]
 
 
-_FIND = text(
-    f"""
-    SELECT id, CAST(redis_id AS text), regexp_replace(queue, '\\.DQ$', '') FROM {TABLE}
+def _values(queue: str | None, tenant_id: UUID | None, actor: str | None) -> dict[str, Any]:
+    return {"queue": queue, "tenant_id": tenant_id, "actor": actor}
+
+
+_MEANT: Final = """
     WHERE (CAST(:queue AS text) IS NULL OR queue IN (:queue, CAST(:queue AS text) || '.DQ'))
       AND (CAST(:tenant_id AS uuid) IS NULL OR tenant_id = :tenant_id)
       AND (
           CAST(:actor AS text) IS NULL OR actor = :actor
           OR (starts_with(:actor, '.') AND right(actor, length(:actor)) = :actor)
       )
+"""
+_FIND = text(
+    f"""
+    SELECT id, CAST(redis_id AS text), regexp_replace(queue, '\\.DQ$', '') FROM {TABLE} {_MEANT}
     ORDER BY id LIMIT :limit
+    """
+)
+_BY_QUEUE = text(
+    f"""
+    SELECT
+        regexp_replace(queue, '\\.DQ$', '') AS name, count(*),
+        CAST(extract(epoch FROM clock_timestamp() - min(written_at)) AS double precision)
+    FROM {TABLE} {_MEANT} GROUP BY 1 ORDER BY 1
     """
 )

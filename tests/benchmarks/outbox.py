@@ -96,24 +96,25 @@ def after_an_outage(database: Database, actor_name: str) -> float:
     """Return how many messages a second go to Redis that waited."""
     from worker.broker import broker
 
-    with psycopg.connect(database.admin_url) as admin, admin.cursor() as cursor:
-        with cursor.copy(
-            "COPY worker_outbox (tenant_id, queue, redis_id, message_id, actor, message) FROM STDIN"
-        ) as copy:
-            for n in range(WAITED):
-                redis_id = str(UUID(int=random.getrandbits(128)))
-                options = {"redis_message_id": redis_id, "tenant_id": str(TENANT)}
-                message: Message[Any] = Message("maintenance", actor_name, (n,), {}, options)
-                copy.write_row(
-                    (
-                        TENANT,
-                        "maintenance",
-                        redis_id,
-                        message.message_id,
-                        actor_name,
-                        message.encode().hex().join(["\\x", ""]),
-                    )
+    with (
+        psycopg.connect(database.admin_url) as admin,
+        admin.cursor() as cursor,
+        cursor.copy("COPY worker_outbox (tenant_id, queue, redis_id, message_id, actor, message) FROM STDIN") as copy,
+    ):
+        for n in range(WAITED):
+            redis_id = str(UUID(int=random.getrandbits(128)))
+            options = {"redis_message_id": redis_id, "tenant_id": str(TENANT)}
+            message: Message[Any] = Message("maintenance", actor_name, (n,), {}, options)
+            copy.write_row(
+                (
+                    TENANT,
+                    "maintenance",
+                    redis_id,
+                    message.message_id,
+                    actor_name,
+                    message.encode().hex().join(["\\x", ""]),
                 )
+            )
     began = time.perf_counter()
     broker.outbox.relay.relay_all(grace=0)  # type: ignore[attr-defined]
     return WAITED / (time.perf_counter() - began)
