@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     )
     outbox: bool = Field(
         True,
-        description="what is sent inside `transaction()` is sent if that commits; `no` sends it at once, as outside",
+        description="what is sent inside `transaction()` is sent if that commits; `no` sends it at once",
     )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     failed_job_keys: str | None = Field(

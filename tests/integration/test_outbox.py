@@ -30,10 +30,17 @@ from middleware.errors import OptionRefused
 from middleware.lossless_broker import LosslessBroker
 from middleware.relay import Relay
 from tests.cut_wire import CutWire
+from tests.integration.command_line import CommandLine
 from tests.integration.dying_senders import RELAYS, SENDERS
 from tests.integration.nothing_lost import QUEUE, Side, marker_of, ours
 from tests.servers import Cluster, Database
 from tests.waiting import eventually
+from worker.check.outbox import check_outbox
+from worker.check.postgres import engine
+from worker.queue_admin.audit import PURGED
+from worker.testing import TestBroker, stub_broker
+
+__all__ = ["stub_broker"]
 
 A: Final = UUID("aaaaaaaa-0000-4000-8000-000000000001")
 B: Final = UUID("bbbbbbbb-0000-4000-8000-000000000002")
@@ -718,3 +725,79 @@ class TestWhatCannotBeRelayed:
                 admin.execute("ALTER TABLE elsewhere RENAME TO worker_outbox")
         assert orders(database) == []
         assert queued(here) == []
+
+
+class TestOperators:
+    def test_what_waits_is_shown_and_can_be_purged_for_good(
+        self, here: Side, database: Database, redis_url: str, worker: CommandLine
+    ) -> None:
+        on: dict[str, Any] = {"REDIS_URL": redis_url}
+        _leave_behind(database, A)
+        _leave_behind(database, A, queue=f"{QUEUE}.DQ")
+        others = _leave_behind(database, B)
+        with operator_transaction() as db:
+            read = outbox.waiting(db, grace=0, limit=1, bytes_=1)
+        listed = {one["name"]: one["outbox"] for one in worker.json("queues", "list", **on)}
+        assert (listed[QUEUE], listed["llm"]) == (3, 0)
+        assert f"{QUEUE}: 3 messages in the outbox, not in Redis yet, for " in worker("queues", "list", **on).stdout
+        refused = worker("queues", "purge", QUEUE, "--tenant", str(A), status=1, **on).stderr
+        assert f"2 messages of tenant {A} that wait for queue {QUEUE} in the outbox" in refused
+        assert len(rows(database)) == 3
+        done = worker.json("queues", "purge", QUEUE, "--actor", "nobody", "--tenant", str(A), "--yes", **on)
+        assert done["outbox"] == 2
+        assert [row[3] for row in rows(database)] == [others]
+        # Somebody had read one of them and was about to relay it.
+        late = Relay(here.broker.run)  # type: ignore[attr-defined]
+        late.get_ready()
+        assert late._put(late.not_after(), [relay._Read(one, one.message) for one in read]) == [0]
+        assert queued(here) == []
+        assert "1 waiting message (1 in attribution)" in worker("tenants", "offboard", str(B), "--dry-run", **on).stdout
+        done = worker.json("tenants", "offboard", str(B), "--yes", **on)
+        assert done["messages"] == {QUEUE: 1}
+        assert rows(database) == []
+        with psycopg.connect(database.admin_url) as admin:
+            events = admin.execute(
+                "SELECT tenant_id, before -> 'outbox' FROM worker_failed_job_events WHERE event = %s ORDER BY id",
+                [PURGED],
+            ).fetchall()
+        # That of a tenant that is off-boarded goes with it.
+        assert events == [(A, {QUEUE: 2})]
+
+    def test_a_deployment_is_checked_for_it(self, here: Side, database: Database) -> None:
+        def findings(url: str) -> list[tuple[str, str]]:
+            with engine(url).connect() as connection:
+                return [(one.status, one.found) for one in check_outbox({"DATABASE_URL": connection})]
+
+        _leave_behind(database, A)
+        assert findings(database.operator_url) == [("ok", "1 messages wait in the outbox")]
+        with psycopg.connect(database.admin_url) as admin:
+            admin.execute("UPDATE worker_outbox SET written_at = now() - interval '1 hour'")
+        ((status, found),) = findings(database.operator_url)
+        assert status == "error"
+        assert found.startswith("1 messages wait in the outbox, the oldest for 3,60")
+        ((status, found),) = findings(database.worker_url)
+        assert status == "warning"
+        assert findings(database.owner_url)[0][0] == "error"
+
+
+def test_in_a_stub_it_leaves_with_the_transaction_too(database: Database, stub_broker: TestBroker) -> None:
+    """Which needs no table: for the tests of applications."""
+    actor = dramatiq.actor(broker=stub_broker, queue_name=QUEUE, actor_name="test.stub")(lambda _: None)
+    queue = stub_broker.queues[QUEUE]
+    with psycopg.connect(database.admin_url) as admin:
+        admin.execute("ALTER TABLE worker_outbox RENAME TO elsewhere")
+    try:
+        with pytest.raises(RuntimeError), tenant_context(A), transaction() as db:
+            actor.send(1)
+            db.commit()
+            assert queue.qsize() == 1
+            actor.send(2)
+            actor.send_with_options(args=(3,), now=True)
+            assert queue.qsize() == 2
+            raise RuntimeError
+    finally:
+        with psycopg.connect(database.admin_url) as admin:
+            admin.execute("ALTER TABLE elsewhere RENAME TO worker_outbox")
+    sent = [Message.decode(queue.get_nowait()) for _ in range(queue.qsize())]
+    assert [message.args[0] for message in sent] == [1, 3]
+    assert "now" not in sent[1].options

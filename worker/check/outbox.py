@@ -38,7 +38,7 @@ def check_outbox(connections: Mapping[str, Connection]) -> Iterator[Finding]:
     if not sees_all:
         yield warning(
             NAME,
-            f"{named} sees one tenant at a time: what a process that died had sent in a transaction stays in the outbox",
+            f"{named} sees one tenant at a time: what a process that died had sent in a transaction stays there",
             "Set OPERATOR_DATABASE_URL to a role in app_operator for the workers.",
         )
     count, oldest = sum(one.count for one in waiting), max((one.oldest for one in waiting), default=0.0)
