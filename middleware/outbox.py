@@ -17,10 +17,12 @@ from loguru import logger
 from sqlalchemy import Connection
 
 from db import outbox
+from db.errors import InvalidTenant
 from db.failed.originals import as_kept
 from db.open_transaction import innermost
 from db.outbox import Parcel
 from db.sealing import Keys
+from db.tenancy import parse_uuid
 from middleware.dead_letters import task_id_of
 from middleware.relay import Relay
 from middleware.text import clean
@@ -68,13 +70,11 @@ class Outbox:
         if opened is None:
             return False
         self.relay.get_ready()
-        tenant_id = message.options.get("tenant_id")
         sent = _Sent(
             queue,
             redis_id,
             data,
-            # It was checked when the message was addressed.
-            UUID(tenant_id) if tenant_id is not None else None,
+            _tenant_of(message),
             task_id_of(message),
             clean(message.actor_name)[:255],
         )
@@ -106,3 +106,12 @@ class Outbox:
     def left(self, things: Sequence[_Sent]) -> None:
         """Let the relay do so soon."""
         self.relay.owe(things)
+
+
+def _tenant_of(message: Message[Any]) -> UUID | None:
+    tenant_id = message.options.get("tenant_id")
+    try:
+        return None if tenant_id is None else parse_uuid("tenant_id", tenant_id)
+    except InvalidTenant:
+        # Only what somebody else has sent and is sent on as it is; nobody will run it.
+        return None

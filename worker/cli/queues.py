@@ -25,7 +25,7 @@ from middleware.lua_scripts import Scripts
 from middleware.tally import OUTCOMES
 from worker.adoption import ALONE, adopt, count_dead
 from worker.cli.audit import keep_event, keep_event_if_possible
-from worker.cli.common import configure_sessions, console, fail, warn
+from worker.cli.common import configure_sessions, console, fail
 from worker.cli.failed.exits import NOTHING
 from worker.cli.failed.looks import grid
 from worker.cli.operator import By, operator_name
@@ -210,15 +210,14 @@ def adopt_(
 
 
 def _outbox(settings: Settings) -> list[InQueue] | None:
-    """Return what waits in the outbox; None where Postgres cannot be asked."""
+    """Return what waits in the outbox; None where Postgres cannot be asked, which most need not care about."""
     if settings.database_url is None:
         return None
     try:
         configure_sessions()
         with operator_transaction() as session:
             return by_queue(session)
-    except (SQLAlchemyError, ConfigurationError) as e:
-        warn(f"Postgres cannot be asked what waits in the outbox: {type(e).__name__}")
+    except (SQLAlchemyError, ConfigurationError):
         return None
 
 
@@ -232,11 +231,13 @@ def _purge_outbox(
     yes: bool,
     by: str,
     reason: str,
-) -> int:
-    """Remove what waits for the queue in the outbox, and return how much that was. First, because what is relayed
-    meanwhile is then found in Redis."""
-    if not _outbox(settings):
-        return 0
+) -> int | None:
+    """Remove what waits for the queue in the outbox, and return how much that was; None where Postgres cannot be asked.
+
+    First, because what is relayed meanwhile is then found in Redis.
+    """
+    if _outbox(settings) is None:
+        return None
     which: dict[str, Any] = {"queue": queue, "tenant_id": tenant_id, "actor": actor}
     count = count_outbox(operator_transaction, **which)[queue]
     if not count:
