@@ -339,8 +339,9 @@ class Relay:
         else:
             settled = True
             for tenant_id in owed_of:
+                self._ask_time()
                 with tenant_context(tenant_id):
-                    settled &= self._relay(transaction, grace=0, may_go_on=self._ask_time)
+                    settled &= self._relay(transaction, grace=0, may_go_on=self._ask_time)[0]
         if not settled:
             self._next_try = time.monotonic() + 0.1
             return
@@ -369,27 +370,31 @@ class Relay:
         """
         if not self._turn(quiet):
             return False
+        found = True
         try:
-            self._relay(operator_transaction, grace=grace, may_go_on=self._turn)
+            _, found = self._relay(operator_transaction, grace=grace, may_go_on=self._turn)
         finally:
-            with suppress(ConnectionClosed):
-                self._call("relay_turn", self._me, 0, 0)
+            # A turn that was quiet ends by itself, no later than somebody looks again.
+            if found or not quiet:
+                with suppress(ConnectionClosed):
+                    self._call("relay_turn", self._me, 0, 0)
         return True
 
     def _turn(self, quiet: int = 0) -> bool:
-        return self._call("relay_turn", self._me, TURN, quiet) == [1]
+        return self._call("relay_turn", self._me, quiet or TURN, quiet) == [1]
 
-    def _relay(self, begin: Callable[[], Any], *, grace: float, may_go_on: Callable[[], bool]) -> bool:
-        """Relay what waits, from the first to the last, and tell whether it got there.
+    def _relay(self, begin: Callable[[], Any], *, grace: float, may_go_on: Callable[[], bool]) -> tuple[bool, bool]:
+        """Relay what waits, from the first to the last; tell whether it got there, and whether there was anything.
 
         Arguments:
           begin: Transactions that see it.
-          may_go_on: Asked before each step; asks Redis, and so for its time.
+          may_go_on: Asked before each step but the first; asks Redis, and so for its time, as was just done.
         """
         left_out = set[int]()
         done: list[Waiting] = []
+        first = True
         while True:
-            goes_on = not self._stop and len(left_out) < LEAVE_OUT_AT_MOST and may_go_on()
+            goes_on = not self._stop and len(left_out) < LEAVE_OUT_AT_MOST and (first or may_go_on())
             # Before they are read: whoever else removes them, Redis remembers them for longer than this holds.
             not_after = self.not_after()
             with _in(begin) as session:
@@ -403,7 +408,8 @@ class Relay:
             if done:
                 self._forget([one.redis_id for one in done])
             if not found:
-                return goes_on
+                return goes_on, not first
+            first = False
             self._say_if_late(found[0])
             done = self._pass_on(found, not_after)
             left_out.update({one.id for one in found} - {one.id for one in done})

@@ -504,12 +504,16 @@ class TestDeaths:
         assert slow._put(slow.not_after() - 2 * relay.TOO_LATE, [relay._Read(one, one.message) for one in read]) == []
         assert queued(here) == []
 
-    def test_relays_at_the_same_time_put_each_once_and_in_order(self, here: Side, database: Database) -> None:
+    def test_relays_at_the_same_time_put_each_once_and_in_order(
+        self, here: Side, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(relay, "AT_ONCE", 7)
         ids = [_leave_behind(database, A) for _ in range(40)]
         relays = [Relay(here.broker.run) for _ in range(4)]  # type: ignore[attr-defined]
 
         def run(one: Relay) -> None:
             # Without turns, as if each had lost its own.
+            one.get_ready()
             one._relay(operator_transaction, grace=0, may_go_on=one._ask_time)
 
         threads = [threading.Thread(target=run, args=(one,)) for one in relays]
