@@ -473,9 +473,13 @@ class TestDeaths:
         ran: list[int] = []
         actor = here.actor(ran.append, actor_name="test.dying")
         wanted = {10 * n + m for n in committed for m in range(3)}
+        # One more, which none of those relays has got.
+        ran_too: list[str] = []
+        here.actor(ran_too.append, actor_name="test.nobody")
+        left = _leave_behind(database, A)
         with here.working(threads=1):
             # Their rows are relayed by a worker, or removed where Redis has the messages.
-            eventually(lambda: set(ran) == wanted and rows(database) == [])
+            eventually(lambda: set(ran) == wanted and ran_too == [left] and rows(database) == [])
             here.send(actor, 0)
             eventually(lambda: 0 in ran)
         assert len(ran) == len(wanted) + 1
