@@ -8,6 +8,7 @@ a transaction's messages keep their order.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -31,9 +32,11 @@ from db.outbox import Waiting
 from db.sealing import Keys
 from db.session import operator_transaction, rebind, transaction
 from db.tenancy import tenant_context
+from middleware import unique
 from middleware.errors import MessageExpired
 from middleware.fingerprint import fingerprint, normalise
-from middleware.lua_scripts import Scripts
+from middleware.lua_scripts import Argument, Scripts
+from middleware.message_checks import UNIQUE
 from middleware.process_facts import process_name
 from middleware.tenant_context import correlation_of
 from middleware.text import class_of
@@ -192,12 +195,20 @@ class Relay:
 
     def _put(self, not_after: int, sent: Sequence[Ready]) -> list[int]:
         """Put messages on their queues; return for each whether it is, or was, there; nothing where it is too late."""
-        parts: list[str | bytes | int] = []
+        parts: list[Argument] = []
+        if any(_MAY_BE_UNIQUE in one.data for one in sent):
+            for one in sent:
+                parts += (*_uniqueness(one.data), one.queue, one.redis_id, one.data)
+            said = self._run("enqueue_unique", f"{unique.KEEP} {not_after} {REMEMBER}", *parts)
+            for one, code, other in zip(sent, said[::3], said[1::3], strict=False):
+                if code == 0:
+                    logger.info("a message for queue {} is left out: there is {} already", one.queue, other.decode())
+            return [int(code >= 0) for code in said[::3]]
         for one in sent:
             parts += (one.queue, one.redis_id, one.data)
         return self._call("relay", not_after, REMEMBER, *parts)
 
-    def _call(self, script: str, *arguments: str | bytes | int) -> list[int]:
+    def _call(self, script: str, *arguments: Argument) -> list[int]:
         """Run a script whose answer begins with Redis' time, and return the rest."""
         said: list[int]
         now, *said = self._run(script, *arguments)
@@ -527,6 +538,21 @@ def _in(begin: Callable[[], Any]) -> Iterator[Session]:
             yield session
     finally:
         set_deadline(None)
+
+
+#: What stands in every message that is unique.
+_MAY_BE_UNIQUE: Final = UNIQUE.encode()
+
+
+def _uniqueness(data: bytes) -> tuple[str, str, int]:
+    """Return what makes a message unique, if anything does, its message id, and when it is due."""
+    try:
+        message = json.loads(data)
+        options = message["options"]
+        return unique.policy_of(options), str(message["message_id"]), int(options.get("eta") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # What is no message is found out where it is fetched.
+        return "", "", 0
 
 
 def _chunks(sent: Sequence[Sent]) -> Iterator[list[Sent]]:

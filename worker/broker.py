@@ -31,10 +31,13 @@ from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
+from middleware.log_context import LogContext
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
+from middleware.memory_broker import MemoryBroker
 from middleware.option_checks import OptionChecks
 from middleware.outbox import Outbox
+from middleware.process_facts import process_name
 from middleware.redaction import Redactor
 from middleware.relay import Relay
 from middleware.relay_outbox import RelayOutbox
@@ -42,16 +45,19 @@ from middleware.replays import ReplayOutcomes
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
+from middleware.sentry import Sentry
+from middleware.span_export import start as start_export
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
 from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
-from middleware.transactional_stub import TransactionalStub
+from middleware.tracing import Tracing
+from middleware.unique import UniqueJobs
 from worker import probe
 from worker.consumed_queues import ConsumedQueues
 from worker.explain.at_start import MissingKey
-from worker.logs import Logs
+from worker.logs.setup import Logs, configure_worker
 from worker.queues import Queue
 from worker.redis_client import make_redis
 from worker.replay.making import make_runner
@@ -85,20 +91,26 @@ def make_middleware(
       group_counts: Where the children of groups are counted; in memory by default, which is for the StubBroker.
     """
     redactor = Redactor(settings.redact_keys)
+    sentry = None if settings.sentry_dsn is None else Sentry(settings.sentry_dsn, redactor, settings.worker_name)
     return [
-        Logs(settings.log_level, redactor),
+        LogContext(),
+        Logs(settings),
+        Tracing(redactor, lambda: start_export(redactor, process_name(settings.worker_name))),
+        *([] if sentry is None else [sentry]),
         KnownQueues(queues),
         ConsumedQueues(_queues_of),
         MissingKey(has_key=settings.llm_api_key is not None),
         OptionChecks(),
         Schedules(),
         TenantContext(),
+        UniqueJobs(),
         DeadLetters(
             record,
             classify=classifier,
             redact=redactor,
             seal=None if settings.keys is None else settings.keys.seal,
             worker_name=settings.worker_name,
+            announce=None if sentry is None else sentry.tell,
         ),
         ReplayOutcomes(record, worker_name=settings.worker_name),
         CrashGuard(failed_jobs.is_recorded if record_all else lambda _: False),
@@ -153,9 +165,9 @@ def make_broker(
         # A process that was frozen meanwhile may have lost its messages to another.
         writer = FailureWriter(lambda endings: failed_jobs.end_all(endings, lambda: _check_lease(broker, endings)))
         record = writer.record
-    broker: LosslessBroker | TransactionalStub
+    broker: LosslessBroker | MemoryBroker
     if settings.stub:
-        broker = TransactionalStub(middleware=make_middleware(settings, record, queues))
+        broker = MemoryBroker(middleware=make_middleware(settings, record, queues))
         broker.takes_all = settings.outbox
     else:
         client, namespace = make_redis(settings), settings.redis_namespace
@@ -226,6 +238,8 @@ def _log_only(failure: Failure) -> None:
 
 
 settings = Settings.load()
+# In worker processes alone, and before anything has something to say.
+configure_worker(settings)
 if settings.database_url is None and not settings.stub:
     raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
 _configure_session(settings)

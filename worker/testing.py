@@ -18,10 +18,10 @@ from dramatiq import Worker
 
 from db.failures import Failure
 from db.tenancy import tenant_context
-from middleware.transactional_stub import TransactionalStub
+from middleware.memory_broker import MemoryBroker
 
 
-class TestBroker(TransactionalStub):
+class TestBroker(MemoryBroker):
     """A StubBroker with the middleware of production; dead messages are in :attr:`failed_jobs` instead of a table.
 
     What is sent inside a ``transaction()`` is enqueued when that is committed, and not if it is rolled back.

@@ -55,9 +55,8 @@ def test_every_error_type_is_explained() -> None:
 def project(tmp_path: Path) -> Path:
     """The project that the README writes, from its own words."""
     files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", README, flags=re.DOTALL))
-    assert set(files) == {f"myapp/{name}.py" for name in ("emails", "credits", "exports", "digests", "orders")} | {
-        "test_emails.py"
-    }
+    names = ("emails", "credits", "exports", "digests", "orders", "search")
+    assert set(files) == {f"myapp/{name}.py" for name in names} | {"test_emails.py"}
     for name, code in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -101,6 +100,17 @@ def test_what_runs_by_the_clock(project: Path) -> None:
         "[('myapp.digests.look_for_mail', 'off', 'once'), "
         "('myapp.digests.send_digests', '0 4 * * * Europe/Berlin', 'skip')]"
     )
+
+
+def test_what_is_unique(project: Path) -> None:
+    code = (
+        "import os\nos.environ['REDIS_URL'] = 'stub://'\nfrom myapp.search import index, outcome\n"
+        "given = {'tenant_id': '00000000-0000-0000-0000-00000000000a'}\n"
+        "first = index.send_with_options(args=('s', '1'), **given)\n"
+        "second = index.send_with_options(args=('s', '2'), **given)\n"
+        "print(outcome(second).replaced == first.message_id, index.broker.queues['emails'].qsize())"
+    )
+    assert run("-c", code, cwd=project).strip() == "True 1"
 
 
 def test_sending(project: Path) -> None:
@@ -147,7 +157,7 @@ def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
     assert words == {
         "tenants", "events", "migrate", "check", "spool", "queues", "workers", "failed", "replays", "console",
-        "schedule", "scheduler", "attribution",
+        "schedule", "scheduler", "attribution", "alerts",
     }  # fmt: skip
 
 
