@@ -29,6 +29,7 @@ from middleware import relay
 from middleware.errors import OptionRefused
 from middleware.lossless_broker import LosslessBroker
 from middleware.relay import Relay
+from middleware.unique import NotUnique, Unique
 from tests.cut_wire import CutWire
 from tests.integration.command_line import CommandLine
 from tests.integration.dying_senders import RELAYS, SENDERS
@@ -216,6 +217,54 @@ class TestCommit:
                 actor.send(n)
         assert arguments(here) == list(range(1_000))
         eventually(lambda: rows(database) == [])
+
+    def test_many_at_once_leave_with_it_too(self, here: Side, database: Database) -> None:
+        assert isinstance(here.broker, LosslessBroker)
+        actor = here.actor(lambda _: None)
+        messages = [actor.message(n) for n in range(3)]
+        messages.insert(1, actor.message_with_options(args=("now",), now=True))
+        with pytest.raises(RuntimeError), tenant_context(A), transaction() as db:
+            sent = here.broker.enqueue_many(messages)
+            assert arguments(here) == ["now"]
+            db.commit()
+            assert arguments(here) == ["now", 0, 1, 2]
+            here.broker.enqueue_many(messages[2:])
+            raise RuntimeError
+        assert [message.args for message in sent] == [(0,), ("now",), (1,), (2,)]
+        assert arguments(here) == ["now", 0, 1, 2]
+
+    def test_of_unique_jobs_one_is_sent_once_it_is_committed(
+        self, here: Side, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody is kept away by one that is rolled back, and one that has run is not relayed again."""
+        monkeypatch.setattr(relay, "REMOVE_AFTER", 1.0)
+        ran: list[int] = []
+        actor = here.actor(ran.append, unique=Unique(by=()))
+        with pytest.raises(RuntimeError), tenant_context(A), transaction():
+            actor.send(1)
+            raise RuntimeError
+        with tenant_context(A), transaction() as db:
+            actor.send(2)
+            actor.send(3)
+            with tenant_context(B):
+                actor.send(4)
+            db.commit()
+            kept = outbox.waiting(db, grace=0, limit=10, bytes_=1_000_000)
+        assert len(kept) == 2  # that it sees
+        assert arguments(here) == [2, 4]
+        with tenant_context(A), pytest.raises(NotUnique):
+            actor.send(5)
+        with here.working():
+            eventually(lambda: sorted(ran) == [2, 4] and rows(database) == [])
+        # As if its rows had not been removed.
+        late = Relay(here.broker.run)  # type: ignore[attr-defined]
+        late.get_ready()
+        assert late._put(late.not_after(), [relay._Read(one, one.message) for one in kept]) == [1] * len(kept)
+        assert late._put(late.not_after() - 2 * relay.TOO_LATE, [relay._Read(one, one.message) for one in kept]) == []
+        assert queued(here) == []
+        with tenant_context(A), transaction():
+            actor.send(6)
+        assert arguments(here) == [6]
 
 
 class TestWhichTransaction:
