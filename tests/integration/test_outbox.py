@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from db import outbox, session
 from db.errors import ConfigurationError
+from db.failed.originals import sealed_with
 from db.open_transaction import OpenTransaction
 from db.sealing import generate
 from db.session import operator_transaction, transaction
@@ -681,6 +682,9 @@ class TestWhatCannotBeRelayed:
         no_queue = _leave_behind(database, A, queue="nobodys")
         too_old = _leave_behind(database, B, written_at="2020-01-01T00:00Z")
         good = _leave_behind(database, A)
+        with operator_transaction() as db:
+            # Its key is needed still.
+            assert sealed_with(db) == {"0123456789abcdef": 1, None: 3}
         relay_of(here).relay_all(grace=0)
         assert arguments(here) == [good]
         # Other processes may know the key and the queue.
