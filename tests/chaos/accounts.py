@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 #: ``send()`` returned; it raised, so that it may have been sent or not; it comes once those have succeeded that it is
-#: to follow.
-ACCEPTED, UNSURE, FOLLOWS = "accepted", "unsure", "follows"
+#: to follow; it was sent inside a transaction, so that it comes if that was committed.
+ACCEPTED, UNSURE, FOLLOWS, TRANSACTION = "accepted", "unsure", "follows", "transaction"
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Account:
 
     Attributes:
       tenant: Whose it is; none where that cannot be read.
-      given: :data:`ACCEPTED`, :data:`UNSURE` or :data:`FOLLOWS`.
+      given: :data:`ACCEPTED`, :data:`UNSURE`, :data:`FOLLOWS` or :data:`TRANSACTION`.
       after: Ids of those that it follows.
     """
 

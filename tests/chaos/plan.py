@@ -15,7 +15,7 @@ TENANTS = tuple(UUID(int=0xC0 + n) for n in range(3))
 
 #: Of a hundred messages. Poison is counted apart, because each takes three processes with it.
 WEIGHTS = {
-    "success": 43,
+    "success": 36,
     "slow": 4,
     "fail then succeed": 9,
     "exhaust retries": 8,
@@ -23,6 +23,7 @@ WEIGHTS = {
     "expire": 5,
     "delayed": 8,
     "children": 4,
+    "in a transaction": 7,
     "pipeline": 4,
     "group": 2,
     "unknown actor": 3,
@@ -54,7 +55,7 @@ FAULTS = {
     "lose a command to Redis": 2,
 }
 #: Scripts whose answer or command gets lost.
-SCRIPTS = ("fetch", "fetch_due", "finish", "enqueue", "beat")
+SCRIPTS = ("fetch", "fetch_due", "finish", "enqueue", "beat", "relay")
 
 #: Of the whole time, until when messages are sent and faults begin; and poison, which needs the longest to end.
 SENDING, FAULTING, POISONING = 0.62, 0.66, 0.35
@@ -155,6 +156,8 @@ def _message(rng: random.Random, at: float) -> Planned:
         case "flood":
             work["seconds"] = rng.uniform(0, 0.01)
             work["stock"] = rng.random() < 0.5
+        case "in a transaction":
+            work["transaction"] = rng.choice(["commit", "roll back", "roll back to a savepoint"])
         case "undecodable":
             work["broken"] = rng.choice(["not JSON", "a field of the wrong type"])
         case _:
