@@ -20,6 +20,7 @@ from dramatiq.middleware import CurrentMessage, Middleware
 
 from db.session import transaction
 from db.tenancy import current_tenant
+from middleware.unique import Unique
 from tests.chaos.book import Book
 from tests.chaos.plan import POISON, QUEUES, actor_name
 
@@ -149,6 +150,10 @@ class _RolledBack(Exception):
 
 _COMMITTED = "INSERT INTO chaos_committed VALUES (%s)"
 
+#: Stock Dramatiq knows none.
+_UNIQUE: dict[str, Any] = {} if STOCK else {"unique": Unique(second="ignore")}
+
 for _queue in QUEUES:
     dramatiq.actor(broker=broker, queue_name=_queue, actor_name=actor_name(_queue, "job"))(job)
     dramatiq.actor(broker=broker, queue_name=_queue, actor_name=actor_name(_queue, "throws"), throws=ValueError)(job)
+    dramatiq.actor(broker=broker, queue_name=_queue, actor_name=actor_name(_queue, "unique"), **_UNIQUE)(job)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.chaos.accounts import ACCEPTED, FOLLOWS, TRANSACTION, UNSURE, Account
+from tests.chaos.accounts import ACCEPTED, FOLLOWS, LEFT_OUT, TRANSACTION, UNSURE, Account
 from tests.chaos.book import Line
 from tests.chaos.faults import Fault
 from tests.chaos.plan import POISON
@@ -161,6 +161,10 @@ class Ledger:
             if there:
                 return self._broken(verdict, account, "early")
             return "rolled back"
+        elif account.given == LEFT_OUT:
+            if there:
+                return self._broken(verdict, account, "early")
+            return "left out"
         count["accepted"] += 1
         ending = self._ending(account, verdict)
         if ending in {"succeeded", "row"}:
