@@ -111,8 +111,10 @@ class Settings(BaseSettings):
         True, description="a small parent for each worker process, which says how that one ended; on Linux only"
     )
     outbox: bool = Field(
-        True,
-        description="what is sent inside `transaction()` is sent if that commits; `no` sends it at once",
+        True, description="what is sent inside `transaction()` is sent if that commits; `no` sends it at once"
+    )
+    metrics: bool = Field(
+        True, description="count jobs for Prometheus, which asks the console for `/metrics`, or `worker metrics`"
     )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     failed_job_keys: str | None = Field(

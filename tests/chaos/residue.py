@@ -9,8 +9,11 @@ from collections import Counter
 import redis
 
 #: Groups are remembered for 30 days, and that a replay was sent; how many messages ended, for three hours; and what
-#: processes say of themselves, and is kept of those that have left; and whose turn it is to relay, for a second.
-RESTS = ("group.", "replay.", "ended.", "alive", "leases", "departed", "facts", "queues.", "grace", "relay")
+#: processes say of themselves, have counted, and is kept of those that have left; and whose turn it is to relay.
+RESTS = (
+    *("group.", "replay.", "ended.", "metrics.", "alive", "leases", "departed", "facts", "queues.", "grace"),
+    "relay",
+)
 
 #: Messages that are looked for in every key.
 LOOKED_FOR = 50
