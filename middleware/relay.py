@@ -430,7 +430,7 @@ class Relay:
     def _say_if_late(self, first: Waiting) -> None:
         if first.age > LATE:
             said = f"a message has waited in the outbox for {first.age:.0f} seconds, for queue {q_name(first.queue)}"
-            self._say(said, "late")
+            self._say(said, "late", "CRITICAL")
 
     def _pass_on(self, found: Sequence[Waiting], not_after: int) -> list[Waiting]:
         """Put messages into Redis, and make failed jobs of those that cannot be; return those that are either."""
@@ -517,14 +517,14 @@ class Relay:
             title=normalise(str(problem)),
         )
 
-    def _say(self, what: str, kind: str = "") -> None:
+    def _say(self, what: str, kind: str = "", level: str = "WARNING") -> None:
         """Warn of what lasts, once in a while."""
         now = time.monotonic()
         if now - self._said.get(kind or what, float("-inf")) >= SAY_EVERY:
             if len(self._said) > 1_000:
                 self._said.clear()
             self._said[kind or what] = now
-            logger.warning("{}", what)
+            logger.log(level, "{}", what)
 
 
 class _Read:
