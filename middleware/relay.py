@@ -12,10 +12,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from dramatiq.common import q_name
@@ -43,6 +43,8 @@ from middleware.text import class_of
 
 #: Messages, and bytes of them, that go to Redis in one call. Redis does nothing else meanwhile.
 AT_ONCE, BYTES_AT_ONCE = 500, 4_000_000
+#: So many times as much is read from the outbox, and removed, in one transaction, which Postgres syncs to disk.
+CALLS: Final = 4
 #: Milliseconds after which it is too late to relay what was read.
 TOO_LATE: Final = 60_000
 #: Seconds for which Redis remembers that it took a message: longer than any row waits; and once its row is removed:
@@ -101,6 +103,7 @@ class Sent(Ready, Protocol):
     def not_after(self) -> int: ...
 
 
+_T = TypeVar("_T", bound=Ready)
 #: Of what was relayed: its tenant, its row and its id in Redis.
 _Relayed = tuple[UUID | None, int, str]
 
@@ -411,11 +414,7 @@ class Relay:
             with _in(begin) as session:
                 if done:
                     outbox.remove(session, [one.id for one in done])
-                found = (
-                    outbox.waiting(session, grace=grace, but=left_out, limit=AT_ONCE, bytes_=BYTES_AT_ONCE)
-                    if goes_on
-                    else []
-                )
+                found = self._read_some(session, grace, left_out) if goes_on else []
             if done:
                 self._forget([one.redis_id for one in done])
             if not found:
@@ -425,10 +424,13 @@ class Relay:
             done = self._pass_on(found, not_after)
             left_out.update({one.id for one in found} - {one.id for one in done})
 
+    def _read_some(self, session: Session, grace: float, but: Collection[int]) -> list[Waiting]:
+        return outbox.waiting(session, grace=grace, but=but, limit=CALLS * AT_ONCE, bytes_=CALLS * BYTES_AT_ONCE)
+
     def _say_if_late(self, first: Waiting) -> None:
         if first.age > LATE:
             said = f"a message has waited in the outbox for {first.age:.0f} seconds, for queue {q_name(first.queue)}"
-            self._say(said, "late")
+            self._say(said, "late", "CRITICAL")
 
     def _pass_on(self, found: Sequence[Waiting], not_after: int) -> list[Waiting]:
         """Put messages into Redis, and make failed jobs of those that cannot be; return those that are either."""
@@ -440,7 +442,12 @@ class Relay:
                 ready.append(_Read(one, data))
             else:
                 problems.append((one, data))
-        said = self._put(not_after, ready) if ready else []
+        said: list[int] = []
+        for chunk in _chunks(ready):
+            answer = self._put(not_after, chunk)
+            if not answer:
+                break
+            said += answer
         done = [one.row for one, is_there in zip(ready, said, strict=False) if is_there]
         problems += [
             (one.row, Withdrawn("it was being removed"))
@@ -510,14 +517,14 @@ class Relay:
             title=normalise(str(problem)),
         )
 
-    def _say(self, what: str, kind: str = "") -> None:
+    def _say(self, what: str, kind: str = "", level: str = "WARNING") -> None:
         """Warn of what lasts, once in a while."""
         now = time.monotonic()
         if now - self._said.get(kind or what, float("-inf")) >= SAY_EVERY:
             if len(self._said) > 1_000:
                 self._said.clear()
             self._said[kind or what] = now
-            logger.warning("{}", what)
+            logger.log(level, "{}", what)
 
 
 class _Read:
@@ -555,8 +562,8 @@ def _uniqueness(data: bytes) -> tuple[str, str, int]:
         return "", "", 0
 
 
-def _chunks(sent: Sequence[Sent]) -> Iterator[list[Sent]]:
-    chunk: list[Sent] = []
+def _chunks(sent: Sequence[_T]) -> Iterator[list[_T]]:
+    chunk: list[_T] = []
     size = 0
     for one in sent:
         if chunk and (len(chunk) == AT_ONCE or size + len(one.data) > BYTES_AT_ONCE):
@@ -564,4 +571,5 @@ def _chunks(sent: Sequence[Sent]) -> Iterator[list[Sent]]:
             chunk, size = [], 0
         chunk.append(one)
         size += len(one.data)
-    yield chunk
+    if chunk:
+        yield chunk
