@@ -41,6 +41,7 @@ from middleware.log_context import lines_of
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
+from middleware.outbox import Outbox
 from middleware.process_facts import process_facts
 from middleware.redis_ids import redis_id_of
 from middleware.solitude import Solitude
@@ -137,8 +138,10 @@ class LosslessBroker(RedisBroker):
         :mod:`worker.queue_admin.shares` sets those. What waits in lanes is fetched in any case.
       keeper: Whether a process that ``dramatiq`` starts gets a parent that says how it ends: :mod:`middleware.keeper`.
       metrics: Counts what becomes of messages; by default nobody does.
+      outbox: Takes along with its transaction what is sent inside one; without it that is sent at once.
 
     Attributes:
+      outbox: As given.
       spool: Those failures.
       tally: How many messages ended here since the last sign of life.
       suspected: Queues that have messages which were running when a worker was lost.
@@ -160,6 +163,7 @@ class LosslessBroker(RedisBroker):
         fair: bool = True,
         keeper: bool = True,
         metrics: JobMetrics | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._hooks = Hooks()
         super().__init__(client=client, middleware=middleware, namespace=namespace)
@@ -168,6 +172,7 @@ class LosslessBroker(RedisBroker):
         self._stopping = False
         self.fair = fair
         self._keeper = keeper
+        self.outbox = outbox
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
@@ -280,7 +285,8 @@ class LosslessBroker(RedisBroker):
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Enqueue ``message``; as :meth:`RedisBroker.enqueue`, but what a job that has just run enqueues is kept until
-        its message ends, and then takes its place in the same step.
+        its message ends, and then takes its place in the same step; and what is sent inside a transaction leaves with
+        that, unless its option ``now`` is true.
 
         Raises:
           ConnectionFailed: When Redis did not say that it has it. It may have: sending again can run it twice.
@@ -299,12 +305,14 @@ class LosslessBroker(RedisBroker):
                 raise
             self._local.due[str(old_id)] = e
             return message
+        # It is about sending, and not the receiver's business.
+        now = message.options.pop("now", None)
         entry = _entry_of(message)
         if moves:
             self._local.due[str(old_id)] = entry
         elif self._local.collecting is not None:
             self._local.collecting.append((message.message_id, entry))
-        else:
+        elif now or self.outbox is None or not self.outbox.take(message, *entry):
             try:
                 message = self._put([message], [entry])[0]
             except ConnectionClosed as e:
@@ -330,7 +338,7 @@ class LosslessBroker(RedisBroker):
         return [unique.settled(message, *answer) for message, answer in zip(messages, answers, strict=True)]
 
     def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
-        """Enqueue messages in their order, :data:`AT_ONCE` in each round trip.
+        """Enqueue messages in their order, :data:`AT_ONCE` in each round trip; inside a transaction, with that.
 
         Arguments:
           messages: Of any actors and queues, as ``actor.message(...)`` makes them.
@@ -346,11 +354,19 @@ class LosslessBroker(RedisBroker):
         prepared = [_to_enqueue(message, delay) for message in messages]
         for message in prepared:
             self.emit_before("enqueue", message, delay)
+        now = [message.options.pop("now", None) for message in prepared]
         entries = [_entry_of(message) for message in prepared]
         if self._local.collecting is not None:
             self._local.collecting += [(m.message_id, entry) for m, entry in zip(prepared, entries, strict=True)]
         else:
-            prepared = self._put_all(prepared, entries)
+            left = [
+                n
+                for n, entry in enumerate(entries)
+                if now[n] or self.outbox is None or not self.outbox.take(prepared[n], *entry)
+            ]
+            done = self._put_all([prepared[n] for n in left], [entries[n] for n in left])
+            for n, message in zip(left, done, strict=True):
+                prepared[n] = message
         for message in prepared:
             if outcome(message).sent:
                 self.emit_after("enqueue", message, delay)
@@ -576,6 +592,8 @@ class LosslessBroker(RedisBroker):
 
     def close(self) -> None:
         """Give back at once whatever this process still holds."""
+        if self.outbox is not None:
+            self.outbox.relay.close()
         if self._heartbeat.stop():
             self._merge_lanes()
         self._marks.close()

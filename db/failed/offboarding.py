@@ -29,6 +29,7 @@ class Offboarded:
       messages: That waited in Redis, by what the callable calls them: queues, for example.
       rows: Failed jobs, by status.
       originals, deliveries, groups, events, rules, once_keys, replays, replay_items: Of the tables beside them.
+      outbox: Messages that were sent inside a transaction and had not reached Redis.
       answers: Of a language model.
       spending: Months in which something was spent on it, what is reserved for calls under way, and the budget.
       held: Rows that are there still because somebody else held them.
@@ -45,6 +46,7 @@ class Offboarded:
     once_keys: int = 0
     replays: int = 0
     replay_items: int = 0
+    outbox: int = 0
     answers: int = 0
     spending: int = 0
     held: int = 0
@@ -63,6 +65,7 @@ class Offboarded:
             "once_keys": self.once_keys,
             "replays": self.replays,
             "replay_items": self.replay_items,
+            "outbox": self.outbox,
             "answers": self.answers,
             "spending": self.spending,
             "complete": self.complete,
@@ -141,6 +144,7 @@ _BESIDE: Final = (
     ("worker_once beside", "key", "once_keys"),
     ("worker_replay_items beside", "id", "replay_items"),
     ("worker_replays beside", "id", "replays"),
+    ("worker_outbox beside", "id", "outbox"),
     ("worker_llm_answers beside", "answered_at", "answers"),
 )
 #: Of a tenant they have a row for each month, or fewer.

@@ -110,19 +110,32 @@ def _run(arguments: argparse.Namespace, world: World, supervisor: Supervisor) ->
     finally:
         faults.finish()
     with world.redis() as client:
-        left = _settle(client, start + arguments.seconds + GRACE)
+        left = _settle(world, client, start + arguments.seconds + GRACE)
         in_redis = kept(client)
     return (
         faults,
-        Ledger(producer.accounts, world.book.read(), world.rows(), in_redis, faults.done, supervisor.ended),
+        Ledger(
+            producer.accounts,
+            world.book.read(),
+            world.rows(),
+            in_redis,
+            faults.done,
+            supervisor.ended,
+            world.committed(),
+        ),
         left,
     )
 
 
-def _settle(client: redis.Redis, until: float) -> Counter[str]:
-    """Wait until nothing is left in Redis, or until it does not get less any more, and return what is left."""
+def _left(world: World, client: redis.Redis) -> Counter[str]:
+    return residue(client) + Counter({"worker_outbox": world.waiting()})
+
+
+def _settle(world: World, client: redis.Redis, until: float) -> Counter[str]:
+    """Wait until nothing is left in Redis and the outbox, or until it does not get less any more, and return what is
+    left."""
     least = sys.maxsize
-    while (left := residue(client)) and time.monotonic() < until:
+    while (left := _left(world, client)) and time.monotonic() < until:
         if left.total() < least:
             # A queue that got more than it can do is not stuck.
             least, until = left.total(), max(until, time.monotonic() + GRACE)

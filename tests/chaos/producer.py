@@ -10,8 +10,9 @@ from uuid import NAMESPACE_URL, uuid5
 import redis
 from dramatiq import Broker, Message, group
 
-from tests.chaos.accounts import FOLLOWS, UNSURE, Account
-from tests.chaos.plan import FLOOD, QUEUES, Planned, actor_name
+from middleware.unique import outcome
+from tests.chaos.accounts import FOLLOWS, LEFT_OUT, UNSURE, Account
+from tests.chaos.plan import FLOOD, MANY, QUEUES, SAME, Planned, actor_name
 from tests.chaos.world import World
 
 
@@ -48,6 +49,10 @@ class Producer:
                 return self._group(planned)
             case "flood":
                 return self._flood(planned)
+            case "many":
+                return self._many(planned)
+            case "unique":
+                return self._unique(planned)
         message = self._message(planned, 0)
         return [self._account(planned, message)], lambda: self._broker.enqueue(message, delay=planned.delay)
 
@@ -110,6 +115,24 @@ class Producer:
                 self._broker.enqueue(message)
 
         return [self._account(planned, message) for message in messages], put if stock else send
+
+    def _many(self, planned: Planned) -> tuple[list[Account], Any]:
+        messages = [self._message(planned, n * len(QUEUES)) for n in range(MANY)]
+        # Stock Dramatiq has no way to.
+        many = getattr(self._broker, "enqueue_many", lambda given: [self._broker.enqueue(one) for one in given])
+        return [self._account(planned, message) for message in messages], lambda: many(messages)
+
+    def _unique(self, planned: Planned) -> tuple[list[Account], Any]:
+        """Send the same again and again: one that is left out may not run, one that is not must end."""
+        messages = [self._message(planned, n * len(QUEUES)) for n in range(SAME)]
+        accounts = [self._account(planned, message) for message in messages]
+
+        def send() -> None:
+            for message, account in zip(messages, accounts, strict=True):
+                if not outcome(self._broker.enqueue(message)).sent:
+                    account.given = LEFT_OUT
+
+        return accounts, send
 
     def _undecodable(self, planned: Planned) -> tuple[list[Account], Any]:
         """Put what is no message on a queue, as any program may."""

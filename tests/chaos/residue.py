@@ -9,10 +9,11 @@ from collections import Counter
 import redis
 
 #: Groups are remembered for 30 days, and that a replay was sent; how many messages ended, for three hours; what
-#: processes say of themselves, have counted, and is kept of those that have left; and what share tenants have.
+#: processes say of themselves, have counted, and is kept of those that have left; what share tenants have; and whose
+#: turn it is to relay, for a second.
 RESTS = (
     *("group.", "replay.", "ended.", "metrics.", "alive", "leases", "departed", "facts", "queues.", "grace"),
-    *("shares.", "limits.", "weights.", "recounted."),
+    *("shares.", "limits.", "weights.", "recounted.", "relay"),
 )
 
 #: Messages that are looked for in every key.
