@@ -41,7 +41,7 @@ GROWS = (
     *("dramatiq:__dramaturg__.replay.", "dramatiq:__dramaturg__.ended.", "dramatiq:__dramaturg__.llm_rate"),
 )
 #: Of the whole time, when what kills its worker is sent; after that, those that are not restarted live to the end.
-LOST_AT = (0.06, 0.12, 0.18, 0.24)
+LOST_AT = (0.03, 0.06, 0.09, 0.12)
 #: Seconds that everything may take to end.
 GRACE = 180.0
 TOLD = 15

@@ -85,7 +85,7 @@ class People:
             old = replace(pending, until=now - timedelta(seconds=OLD))
             if turn % 2 == 0:
                 self._replay(replace(pending, exception=("ToBeMended",)))
-            if turn % 6 == 3:
+            if turn % 18 == 3:
                 self._replay(replace(pending, error_type=("upstream_error", "timeout", "validation_error")))
             where = replace(old, error_type=("validation_error", "expired", "budget_exceeded"))
             self.done["resolved"] += resolve(operator_transaction, where, by="ada", note="looked at").count
