@@ -148,6 +148,16 @@ class TestApplyRetention:
         apply_retention.fn()
         assert rows(database) == []
 
+    def test_what_removes_nothing_does_not_go_on_for_ever(
+        self, database: Database, stub_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        resolved(database, 100)
+        monkeypatch.setattr(maintenance, "_half_time", lambda: lambda: True)
+        with pytest.raises(maintenance.NothingRemoved, match=r"before a batch of 2 was removed: smaller batches"):
+            apply_retention.fn(batch=2)
+        assert stub_broker.queues["maintenance.DQ"].qsize() == 0
+        assert len(rows(database)) == 1
+
     def test_the_rest_is_the_next_ones(
         self, database: Database, stub_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
