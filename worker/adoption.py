@@ -37,6 +37,8 @@ from worker.text import counted, listed, one_line
 AT_ONCE: Final = 100
 BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 
+#: Our own queues.
+FOUR: Final = tuple(queue.value for queue in Queue)
 #: Queues that are left and named.
 _TOLD: Final = 10
 
@@ -112,7 +114,7 @@ def told_of_others(found: Mapping[str, int], queues: Collection[str]) -> str | N
 def adopt(
     broker: Broker,
     client: redis.Redis,
-    queues: Collection[str] = tuple(queue.value for queue in Queue),
+    queues: Collection[str] = FOUR,
     *,
     namespace: str = "dramatiq",
     record: Record = failed_jobs.record_all,

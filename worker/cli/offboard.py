@@ -126,6 +126,7 @@ def _described(counts: Offboarded) -> str:
         counted(counts.once_keys, "once() key"),
         counted(counts.replay_items, "replayed job"),
         counted(counts.answers, "answer") + " of a language model",
+        counted(counts.attribution, "row") + " of channel totals and runs",
     ]
     return listed(parts)
 
@@ -142,4 +143,5 @@ def _total(counts: Offboarded) -> int:
         + counts.replays
         + counts.answers
         + counts.spending
+        + counts.attribution
     )
