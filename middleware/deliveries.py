@@ -51,6 +51,7 @@ class Delivery(MessageProxy):
       epoch: Under which lease of its process it was fetched.
       begun_before: Whether it began to run before, in a process that was lost or gave it back.
       follow_ups: What is to be enqueued when it ends, in the same step.
+      continues: Which of them is the message itself, as a retry or now that it is due, counted from 1; 0 for none.
       to_spool: Its failure, which waits in Redis from its end on because Postgres is away.
       group: The part in a group of one that has succeeded, if it has any.
       lost: Whether the lease on it is lost: it is somebody else's.
@@ -73,6 +74,7 @@ class Delivery(MessageProxy):
         self.begun_before = False
         self.lost = False
         self.follow_ups: list[Entry] = []
+        self.continues = 0
         self.to_spool: bytes | None = None
         self.group: GroupChild | None = None
         self.unsettled = False

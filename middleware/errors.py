@@ -6,8 +6,10 @@ Dramatiq swallows what a hook raises unless it is a ``MiddlewareError`` from a *
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from dramatiq.errors import BrokerConnectionError, QueueNotFound
+from dramatiq import Message
+from dramatiq.errors import BrokerConnectionError, ConnectionFailed, QueueNotFound
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from db.errors import DramaturgError, InvalidTenant, TenantRequired
@@ -32,6 +34,45 @@ class FollowUpNotSent(DramaturgError):
 
 class UndeclaredQueue(MiddlewareError, QueueNotFound):
     """Raised when an actor is declared on, or a message sent to, a queue that nobody declared."""
+
+
+class EnqueuedInPart(ConnectionFailed, DramaturgError):
+    """Raised by ``enqueue_many()`` when Redis did not say that it has all messages.
+
+    Attributes:
+      sent: Those that it has.
+      unsure: Those of the step whose answer did not come. It has all of them or none; sending one again can run it
+        twice.
+      not_sent: Those that it was not asked to take.
+    """
+
+    def __init__(
+        self, sent: list[Message[Any]], unsure: list[Message[Any]], not_sent: list[Message[Any]], problem: Exception
+    ) -> None:
+        super().__init__(
+            f"of {len(sent) + len(unsure) + len(not_sent)} messages {len(sent)} were enqueued, {len(unsure)} perhaps, "
+            f"{len(not_sent)} not: {problem}"
+        )
+        self.sent, self.unsure, self.not_sent = sent, unsure, not_sent
+
+
+class InvalidUnique(MiddlewareError, DramaturgError, ValueError):
+    """Raised at import when what is to make an actor's messages unique cannot do so; names it and its value."""
+
+
+class NotUnique(SendRefused):
+    """Raised by ``send()`` when there is such a message already, and the actor refuses a second; nothing was enqueued.
+
+    Attributes:
+      because_of: The message id of the one that is there.
+      state: What that does: ``waiting``, ``running``, or ``recent`` where it has ended within the period.
+    """
+
+    def __init__(self, message_id: str, actor_name: str, because_of: str, state: str) -> None:
+        super().__init__(
+            f"message {message_id} for actor {actor_name!r} is not unique: message {because_of} is {state}"
+        )
+        self.because_of, self.state = because_of, state
 
 
 class TenantNotGiven(SendRefused, TenantRequired):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,19 +27,24 @@ from dramatiq.middleware import MiddlewareError
 from dramatiq.worker import WorkerThread
 from loguru import logger
 
+from middleware import unique
 from middleware.deliveries import Delivery, Entry, NotToRun
 from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread
+from middleware.encoding import encode
+from middleware.errors import EnqueuedInPart
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
 from middleware.hooks import Hooks
 from middleware.keeper import kept, why_not_kept
 from middleware.lossless_consumer import LosslessConsumer
-from middleware.lua_scripts import Scripts
+from middleware.lua_scripts import Argument, Scripts
+from middleware.message_checks import UNIQUE
 from middleware.process_facts import process_facts
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
 from middleware.tally import Tally
+from middleware.unique import outcome
 
 #: Milliseconds after which what a silent process holds is given back, milliseconds that all get to come back in after
 #: Redis was away, and seconds between two signs of life.
@@ -47,6 +52,9 @@ LEASE, GRACE, BEAT = 8_000, 5_000, 2.0
 
 #: Starts that end with the loss of the worker, after which a message is not started again.
 MAX_STARTS = 3
+
+#: Messages, and bytes of them, that are enqueued in one step: others wait meanwhile, some milliseconds at most.
+AT_ONCE, BYTES_AT_ONCE = 1_000, 4 * 2**20
 
 
 @dataclass
@@ -63,6 +71,39 @@ def _fail(message: Delivery, error: BaseException | None) -> None:
     message.fail()
     if error is not None:
         message.stuff_exception(error)
+
+
+def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
+    """Return ``message`` as it is to be put into Redis, with an id of its own there."""
+    options, queue_name = {**message.options, "redis_message_id": str(uuid4())}, message.queue_name
+    if delay is not None:
+        queue_name, options["eta"] = dq_name(queue_name), current_millis() + delay
+    # Not copy(), which asks the class for its fields.
+    return Message(
+        queue_name,
+        message.actor_name,
+        message.args,
+        message.kwargs,
+        options,
+        message.message_id,
+        message.message_timestamp,
+    )
+
+
+def _entry_of(message: Message[Any]) -> Entry:
+    return message.queue_name, message.options["redis_message_id"], encode(message)
+
+
+def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
+    """Give where each batch ends that is to be enqueued in one step."""
+    count = size = 0
+    for at, entry in enumerate(entries):
+        if count == AT_ONCE or (count and size + len(entry[2]) > BYTES_AT_ONCE):
+            yield at
+            count = size = 0
+        count, size = count + 1, size + len(entry[2])
+    if count:
+        yield len(entries)
 
 
 def _entry(message: Delivery) -> bytes:
@@ -220,16 +261,12 @@ class LosslessBroker(RedisBroker):
 
         Raises:
           ConnectionFailed: When Redis did not say that it has it. It may have: sending again can run it twice.
+          NotUnique: When its actor is unique, refuses a second, and there is one already.
         """
-        queue_name = message.queue_name
         old_id = message.options.get("redis_message_id")
         # A delayed message that is due: it moves when its delivery ends, which is next.
         moves = is_consumer_thread() and old_id in self._local.due
-        redis_id = str(uuid4())
-        message = message.copy(options={"redis_message_id": redis_id})
-        if delay is not None:
-            queue_name = dq_name(queue_name)
-            message = message.copy(queue_name=queue_name, options={"eta": current_millis() + delay})
+        message = _to_enqueue(message, delay)
         try:
             self.emit_before("enqueue", message, delay)
         except MiddlewareError as e:
@@ -237,20 +274,72 @@ class LosslessBroker(RedisBroker):
                 raise
             self._local.due[str(old_id)] = e
             return message
-        entry = (queue_name, redis_id, message.encode())
+        entry = _entry_of(message)
         if moves:
             self._local.due[str(old_id)] = entry
         elif self._local.collecting is not None:
             self._local.collecting.append((message.message_id, entry))
         else:
             try:
-                self.run("enqueue", *entry)
+                message = self._put([message], [entry])[0]
             except ConnectionClosed as e:
                 raise ConnectionFailed(
                     f"message {message.message_id} for actor {message.actor_name!r} was not enqueued: {e}"
                 ) from e
+            if not outcome(message).sent:
+                unique.refuse(message)
+                return message
         self.emit_after("enqueue", message, delay)
         return message
+
+    def _put(self, messages: Sequence[Message[Any]], entries: Sequence[Entry]) -> list[Message[Any]]:
+        """Put messages on their queues, and return them with what became of each."""
+        if not any(UNIQUE in message.options for message in messages):
+            self.run("enqueue", *(part for entry in entries for part in entry))
+            return list(messages)
+        parts: list[Argument] = [unique.KEEP]
+        for message, entry in zip(messages, entries, strict=True):
+            parts += [unique.policy_of(message.options), message.message_id, message.options.get("eta", 0), *entry]
+        said = self.run("enqueue_unique", *parts)
+        answers = zip(said[::3], said[1::3], said[2::3], strict=True)
+        return [unique.settled(message, *answer) for message, answer in zip(messages, answers, strict=True)]
+
+    def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
+        """Enqueue messages in their order, :data:`AT_ONCE` in each round trip.
+
+        Arguments:
+          messages: Of any actors and queues, as ``actor.message(...)`` makes them.
+          delay: Milliseconds before each of them is due.
+
+        Returns them as they were enqueued. One of which there is one already is left out, whatever its actor says of a
+        second: :func:`middleware.unique.outcome` tells.
+
+        Raises:
+          MiddlewareError: When one of them is refused, as ``send()`` would; then none was enqueued.
+          EnqueuedInPart: When Redis did not say that it has all of them.
+        """
+        prepared = [_to_enqueue(message, delay) for message in messages]
+        for message in prepared:
+            self.emit_before("enqueue", message, delay)
+        entries = [_entry_of(message) for message in prepared]
+        if self._local.collecting is not None:
+            self._local.collecting += [(m.message_id, entry) for m, entry in zip(prepared, entries, strict=True)]
+        else:
+            prepared = self._put_all(prepared, entries)
+        for message in prepared:
+            if outcome(message).sent:
+                self.emit_after("enqueue", message, delay)
+        return prepared
+
+    def _put_all(self, messages: list[Message[Any]], entries: list[Entry]) -> list[Message[Any]]:
+        done: list[Message[Any]] = []
+        for last in _ends_of_batches(entries):
+            first = len(done)
+            try:
+                done += self._put(messages[first:last], entries[first:last])
+            except ConnectionClosed as e:
+                raise EnqueuedInPart(done, messages[first:last], messages[last:], e) from e
+        return done
 
     def expect_due(self, redis_id: str) -> None:
         """Expect this thread to enqueue the delayed message ``redis_id`` again, because it is due."""
@@ -260,11 +349,11 @@ class LosslessBroker(RedisBroker):
         if signal not in {"ack", "nack"}:
             if signal == "process_message" and isinstance(args[0], Delivery):
                 args[0].unsettled = True
-                self._before_process(args[0])
+                self._call_before(signal, args[0])
             else:
                 if signal == "worker_boot":
                     self._threads = args[0].worker_threads
-                super().emit_before(signal, *args, **kwargs)
+                self._call_before(signal, *args, **kwargs)
             return
         message = args[0]
         if isinstance(message, Delivery):
@@ -293,15 +382,16 @@ class LosslessBroker(RedisBroker):
                 # Dramatiq would call none of the others for some of these, and leave the message lying.
                 logger.opt(exception=True).critical("{} of {!r} raised; the message goes on", hook, middleware)
 
-    def _before_process(self, message: Delivery) -> None:
+    def _call_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Do as Dramatiq does, but call only hooks that do something."""
-        for middleware in self._hooks.of(self.middleware, "before_process_message"):
+        hook = f"before_{signal}"
+        for middleware in self._hooks.of(self.middleware, hook):
             try:
-                middleware.before_process_message(self, message)
+                getattr(middleware, hook)(self, *args, **kwargs)
             except MiddlewareError:
                 raise
             except Exception:  # noqa: BLE001 - Dramatiq's rule
-                logger.opt(exception=True).critical("before_process_message of {!r} raised", middleware)
+                logger.opt(exception=True).critical("{} of {!r} raised", hook, middleware)
 
     def _take_due(self, message: Delivery) -> None:
         """Let a delayed message's move follow from its end; or fail it, where it cannot move."""
@@ -310,7 +400,7 @@ class LosslessBroker(RedisBroker):
             message.fail()
             message.stuff_exception(due)
         elif due is not None:
-            message.follow_ups = [due]
+            message.follow_ups, message.continues = [due], 1
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
@@ -322,27 +412,29 @@ class LosslessBroker(RedisBroker):
         elif signal == "process_boot" and self._keeper:
             self._boot_kept()
         else:
-            super().emit_after(signal, *args, **kwargs)
+            self._call_after(f"after_{signal}", *args, **kwargs)
             if signal == "worker_thread_boot":
                 catch_what_escapes(args[0], partial(self._caught, args[0]))
+
+    def _call_after(self, hook: str, *args: Any, **kwargs: Any) -> None:
+        for middleware in reversed(self._hooks.of(self.middleware, hook)):
+            try:
+                getattr(middleware, hook)(self, *args, **kwargs)
+            except Exception:  # noqa: BLE001 - Dramatiq's rule
+                logger.opt(exception=True).critical("{} of {!r} raised", hook, middleware)
 
     def _after_end(self, message: MessageProxy) -> None:
         if isinstance(message, Delivery) and message.give_back:
             # It has not ended.
             return
         # A hook before it may have failed it.
-        hook = "after_nack" if message.failed else "after_ack"
-        for middleware in reversed(self._hooks.of(self.middleware, hook)):
-            try:
-                getattr(middleware, hook)(self, message)
-            except Exception:  # noqa: BLE001 - the message has ended
-                logger.opt(exception=True).critical("{} of {!r} raised", hook, middleware)
+        self._call_after("after_nack" if message.failed else "after_ack", message)
 
     def _boot_kept(self) -> None:
         """Boot in a child of this process, which stays behind as its keeper, where that can be."""
         why_not = why_not_kept()
         with nullcontext() if why_not else kept(partial(self._run_in_time, "obituary", self.broker_id)):
-            super().emit_after("process_boot")
+            self._call_after("after_process_boot")
         if why_not:
             # Only now is it known where to log.
             logger.warning("how this process ends will be seen by nobody of ours: {}", why_not)
@@ -366,6 +458,8 @@ class LosslessBroker(RedisBroker):
             collected = [] if succeeded else [c for c in collected if c[0] != message.message_id]
             message.group = None
         message.follow_ups = [entry for _, entry in collected]
+        ids = [message_id for message_id, _ in collected]
+        message.continues = ids.index(message.message_id) + 1 if message.message_id in ids else 0
         message.succeeded = succeeded and not message.failed and not message.give_back
         message.unsettled = False
 

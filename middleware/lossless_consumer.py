@@ -21,6 +21,7 @@ from middleware.deliveries import Delivery, GroupChild, Rejected, condemn, deliv
 from middleware.errors import SpoolFull
 from middleware.holdings import Holdings
 from middleware.lua_scripts import Argument
+from middleware.message_checks import UNIQUE
 from middleware.tally import FAILED, RETRIED, SUCCEEDED, UNCOUNTED
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def _text(redis_id: bytes) -> str:
 
 def _bytes(redis_id: str) -> bytes:
     return redis_id.encode("utf-8", "surrogateescape")
+
+
+def _lock_of(message: Delivery) -> str:
+    option = message.options.get(UNIQUE)
+    return "" if option is None else f"{option['key']} {int(message.succeeded)} {message.continues}"
 
 
 def _arguments(group: GroupChild | None) -> Iterable[Argument]:
@@ -225,7 +231,7 @@ class LosslessConsumer(Consumer):
         """
         queue_name, new_id = dq_name(self._queue_name), str(uuid4())
         delayed = delivery.copy(queue_name=queue_name, options={"redis_message_id": new_id})
-        delivery.follow_ups = [(queue_name, new_id, delayed.encode())]
+        delivery.follow_ups, delivery.continues = [(queue_name, new_id, delayed.encode())], 1
         self._finish(delivery)
 
     def _wait(self) -> bool:
@@ -290,6 +296,7 @@ class LosslessConsumer(Consumer):
             _bytes(message.redis_id),
             message.to_spool or "",
             self._broker.spool.limit,
+            _lock_of(message),
             len(message.follow_ups),
             *(part for entry in message.follow_ups for part in entry),
             *_arguments(message.group),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from dramatiq import Message
 
@@ -58,6 +59,18 @@ def _is_messages(value: object) -> bool:
     return isinstance(value, list | tuple) and all(_is_message(v) for v in value)
 
 
+#: The option that says what makes a message unique.
+UNIQUE: Final = "dramaturg_unique"
+
+
+def _is_unique(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("key"), str)
+        and re.fullmatch("[0-9a-f]{40}", value["key"]) is not None
+    )
+
+
 #: Option, what it must be, and the words for it.
 _OPTIONS: dict[str, tuple[Any, str]] = {
     "retries": (_is_count, "a whole number, not negative"),
@@ -79,6 +92,7 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "group_completion_uuid": (_is_name, "a string"),
     "group_completion_child": (_is_name, "a string"),
     "redis_message_id": (_is_name, "a string"),
+    UNIQUE: (_is_unique, "what UniqueJobs made of it"),
 }
 
 #: Where Dramatiq reckons with null. Any other option that is null counts as not given.

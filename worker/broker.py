@@ -11,7 +11,6 @@ from typing import Any
 
 import dramatiq
 from dramatiq import Broker, Middleware
-from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import CurrentMessage
 from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.rate_limits.backends import StubBackend
@@ -34,6 +33,7 @@ from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
+from middleware.memory_broker import MemoryBroker
 from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
 from middleware.replays import ReplayOutcomes
@@ -45,6 +45,7 @@ from middleware.statement_deadline import StatementDeadline
 from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
+from middleware.unique import UniqueJobs
 from worker import probe
 from worker.consumed_queues import ConsumedQueues
 from worker.explain.at_start import MissingKey
@@ -90,6 +91,7 @@ def make_middleware(
         OptionChecks(),
         Schedules(),
         TenantContext(),
+        UniqueJobs(),
         DeadLetters(
             record,
             classify=classifier,
@@ -151,7 +153,7 @@ def make_broker(
         record = writer.record
     broker: Broker
     if settings.stub:
-        broker = StubBroker(middleware=make_middleware(settings, record, queues))
+        broker = MemoryBroker(middleware=make_middleware(settings, record, queues))
     else:
         client, namespace = make_redis(settings), settings.redis_namespace
         broker = LosslessBroker(

@@ -15,13 +15,13 @@ os.environ.setdefault("REDIS_URL", "stub://")
 import dramatiq
 import pytest
 from dramatiq import Worker
-from dramatiq.brokers.stub import StubBroker
 
 from db.failures import Failure
 from db.tenancy import tenant_context
+from middleware.memory_broker import MemoryBroker
 
 
-class TestBroker(StubBroker):
+class TestBroker(MemoryBroker):
     """A StubBroker with the middleware of production; dead messages are in :attr:`failed_jobs` instead of a table."""
 
     __test__ = False  # pytest takes the name for a test's

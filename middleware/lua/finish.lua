@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
 -- Ends a delivery: the message leaves its queue, and what follows from it (a retry, a child, the message itself now that
 -- it is due, a spooled failure) takes its place, both or neither. A broker that lost the delivery changes nothing.
--- KEYS: namespace. ARGV: queue, broker id, message id, spool entry or '', spool bound, count of follow-ups, as many
--- (queue, id, data); then, of a child that succeeded of a group with callbacks: the group's uuid, which child it is,
+-- KEYS: namespace. ARGV: queue, broker id, message id, spool entry or '', spool bound, of a message that is unique "key
+-- success which", or '': whether it ended well (1 or 0), which follow-up is the message itself (0: none); count of
+-- follow-ups, as many (queue, id, data); then, of a child that succeeded of a group with callbacks: the group's uuid, which child it is,
 -- milliseconds to keep the group, its callbacks as (queue, id, data)...
 -- Returns 1: done, now or by a call whose reply was lost; 0: this delivery was not ours any more; -1: the spool is full;
 -- 2: done, but the group is not known.
@@ -34,6 +35,27 @@ local function count(uuid, child, keep, callbacks)
   redis.call("pexpire", group, keep)
   return true
 end
+-- The lock of what is unique goes on to its retry, or ends: at once where it has failed, else when its period is over.
+local function settle_lock(key, succeeded, which)
+  local lock = ns .. ":__dramaturg__.unique." .. key
+  local held = redis.call("hmget", lock, "queue", "id", "until")
+  if held[1] ~= queue or held[2] ~= message then
+    return
+  end
+  if which ~= "0" then
+    local at = 8 + 3 * (tonumber(which) - 1)
+    redis.call("hset", lock, "queue", ARGV[at], "id", ARGV[at + 1])
+    return
+  end
+  local time = redis.call("time")
+  local left = tonumber(held[3]) - tonumber(time[1]) * 1000 - math.floor(tonumber(time[2]) / 1000)
+  if succeeded == "1" and left > 0 then
+    redis.call("hdel", lock, "queue", "id")
+    redis.call("pexpire", lock, math.ceil(left))
+  else
+    redis.call("del", lock)
+  end
+end
 if redis.call("sismember", acks, message) == 0 then
   return redis.call("hexists", ns .. ":" .. queue .. ".msgs", message) == 1 and 0 or 1
 end
@@ -45,9 +67,12 @@ if ARGV[4] ~= "" then
   redis.call("hset", spool, queue .. ":" .. message, ARGV[4])
   redis.call("set", spool .. ".since", redis.call("time")[1], "nx")
 end
-local group = 7 + 3 * tonumber(ARGV[6])
-enqueue(7, group - 1)
+local group = 8 + 3 * tonumber(ARGV[7])
+enqueue(8, group - 1)
 local known = not ARGV[group] or count(ARGV[group], ARGV[group + 1], ARGV[group + 2], group + 3)
+if ARGV[6] ~= "" then
+  settle_lock(string.match(ARGV[6], "^(%x+) (%d) (%d+)$"))
+end
 local entry = queue .. ":" .. message
 redis.call("hdel", ns .. ":__dramaturg__.started." .. broker, entry)
 redis.call("hdel", ns .. ":__dramaturg__.crashes", entry)

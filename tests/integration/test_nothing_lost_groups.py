@@ -461,6 +461,7 @@ def finish(run: Scripts, child: str, group: str = "g", ours: bool = True) -> Any
         redis_id if not ours else f"held-{child}",
         "",
         0,
+        "",
         1,
         "q",
         f"next-{redis_id}",

@@ -55,7 +55,7 @@ def test_every_error_type_is_explained() -> None:
 def project(tmp_path: Path) -> Path:
     """The project that the README writes, from its own words."""
     files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", README, flags=re.DOTALL))
-    assert set(files) == {f"myapp/{name}.py" for name in ("emails", "credits", "exports", "digests")} | {
+    assert set(files) == {f"myapp/{name}.py" for name in ("emails", "credits", "exports", "digests", "search")} | {
         "test_emails.py"
     }
     for name, code in files.items():
@@ -101,6 +101,17 @@ def test_what_runs_by_the_clock(project: Path) -> None:
         "[('myapp.digests.look_for_mail', 'off', 'once'), "
         "('myapp.digests.send_digests', '0 4 * * * Europe/Berlin', 'skip')]"
     )
+
+
+def test_what_is_unique(project: Path) -> None:
+    code = (
+        "import os\nos.environ['REDIS_URL'] = 'stub://'\nfrom myapp.search import index, outcome\n"
+        "given = {'tenant_id': '00000000-0000-0000-0000-00000000000a'}\n"
+        "first = index.send_with_options(args=('s', '1'), **given)\n"
+        "second = index.send_with_options(args=('s', '2'), **given)\n"
+        "print(outcome(second).replaced == first.message_id, index.broker.queues['emails'].qsize())"
+    )
+    assert run("-c", code, cwd=project).strip() == "True 1"
 
 
 def test_sending(project: Path) -> None:

@@ -118,3 +118,12 @@ class TestGroups:
         group.add_completion_callback(child.message().copy(actor_name="nobody"))
         with pytest.raises(UnknownFollowUp, match="option 'group_completion_callbacks' names actor 'nobody'"):
             group.run()
+
+
+def test_many_are_sent_to_the_broker_of_the_test(stub_broker: TestBroker, stub_worker: Worker, tenant: UUID) -> None:
+    from worker.sending import enqueue_many
+
+    enqueue_many(recompute_window.message("2025-01-01", "2025-02-01", fail=True) for _ in range(3))
+    stub_broker.join(recompute_window.queue_name)
+    stub_worker.join()
+    assert len(stub_broker.failed_jobs) == 3

@@ -1,0 +1,123 @@
+"""A StubBroker that keeps unique jobs apart, so that tests see what becomes of a second."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dramatiq import Message
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import MiddlewareError
+
+from middleware import unique
+from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
+from middleware.message_checks import UNIQUE
+
+
+@dataclass
+class _Lock:
+    """Who keeps others away, doing what: ``waiting``, ``running`` or ``recent``; and, in seconds since 1970, till when
+    in any case."""
+
+    message_id: str
+    queue_name: str
+    state: str
+    until: float
+
+
+class _Settled(MiddlewareError):
+    """Leads out of ``StubBroker.enqueue`` with a message that is not to be enqueued."""
+
+    def __init__(self, message: Message[Any]) -> None:
+        super().__init__()
+        self.message = message
+
+
+class MemoryBroker(StubBroker):
+    """Holds the locks that the LosslessBroker has in Redis in memory, by the same rules."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._locks: dict[str, _Lock] = {}
+        self._mutex = threading.Lock()
+        super().__init__(*args, **kwargs)
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Enqueue ``message``, as :meth:`StubBroker.enqueue`.
+
+        Raises:
+          NotUnique: When its actor is unique, refuses a second, and there is one already.
+        """
+        try:
+            return super().enqueue(message, delay=delay)
+        except _Settled as e:
+            if not unique.outcome(e.message).sent:
+                unique.refuse(e.message)
+            return e.message
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        super().emit_before(signal, *args, **kwargs)
+        if signal == "enqueue":
+            self._take(args[0])
+        elif signal == "process_message":
+            self._note(args[0], "running")
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        super().emit_after(signal, *args, **kwargs)
+        if signal in {"ack", "nack"}:
+            self._release(args[0], failed=args[0].failed)
+
+    def flush_all(self) -> None:
+        """Drop all messages from all queues, and their locks."""
+        super().flush_all()
+        with self._mutex:
+            self._locks.clear()
+
+    def _take(self, message: Message[Any]) -> None:
+        option = message.options.get(UNIQUE)
+        if option is None:
+            return
+        if is_dramatiqs_own_enqueue(message):
+            self._note(message, "waiting")
+            return
+        now = time.time()
+        mine = _Lock(message.message_id, message.queue_name, "waiting", now + option.get("period", 0) / 1000)
+        with self._mutex:
+            held = self._locks.get(option["key"])
+            if held is not None and held.state == "waiting" and option["second"] == "replace":
+                self._replace(held, message)
+                self._locks[option["key"]] = mine
+                raise _Settled(unique.settled(message, 2, held.message_id.encode(), b"waiting"))
+            if held is not None and (
+                held.state == "waiting" or (held.state == "running" and option["until"] == "end") or held.until > now
+            ):
+                raise _Settled(unique.settled(message, 0, held.message_id.encode(), held.state.encode()))
+            self._locks[option["key"]] = mine
+
+    def _replace(self, held: _Lock, message: Message[Any]) -> None:
+        waiting = self.queues[held.queue_name]
+        with waiting.mutex:
+            for at, data in enumerate(waiting.queue):
+                if Message.decode(data).message_id == held.message_id:
+                    waiting.queue[at] = message.encode()
+                    return
+        self.queues[message.queue_name].put(message.encode())
+
+    def _note(self, message: Any, state: str) -> None:
+        with self._mutex:
+            lock = self._locks.get((message.options.get(UNIQUE) or {}).get("key", ""))
+            if lock is not None and lock.message_id == message.message_id:
+                lock.state = state
+
+    def _release(self, message: Any, *, failed: bool) -> None:
+        with self._mutex:
+            key = (message.options.get(UNIQUE) or {}).get("key", "")
+            lock = self._locks.get(key)
+            # One that is retried waits again by now.
+            if lock is None or lock.message_id != message.message_id or lock.state != "running":
+                return
+            if failed or lock.until <= time.time():
+                del self._locks[key]
+            else:
+                lock.state = "recent"
