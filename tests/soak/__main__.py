@@ -45,8 +45,8 @@ LOST_AT = (0.03, 0.06, 0.09, 0.12)
 #: Seconds that everything may take to end.
 GRACE = 180.0
 TOLD = 15
-#: Logged where something is wrong with us, rather than with a job.
-_LINE = re.compile(r"^.*\b(?:ERROR|CRITICAL)\b.*$", re.MULTILINE)
+#: Logged where something is wrong, other than what Dramatiq says of a job that failed.
+_LINE = re.compile(r"^(?!.*Failed to process message).*\b(?:WARNING|ERROR|CRITICAL)\b.*$", re.MULTILINE)
 
 
 def main() -> int:

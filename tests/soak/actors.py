@@ -25,6 +25,7 @@ from db.once import once
 from db.session import transaction
 from db.tenancy import current_tenant
 from middleware.replays import replay_of
+from middleware.unique import Unique
 from tests.chaos.book import Book
 from worker import probe
 from worker.broker import broker as broker
@@ -142,6 +143,11 @@ async def job_async(how: str) -> None:
             raise Broken("as asked, in a coroutine")
 
 
+def one_at_a_time(shop: int) -> None:
+    """Be there once for a shop."""
+    time.sleep(0.5)
+
+
 def _look_around() -> None:
     with transaction() as session:
         seen = session.execute(text("SELECT current_setting('app.current_tenant_id', true)")).scalar_one()
@@ -175,6 +181,9 @@ def _send_next(parent: Message[Any], n: int) -> None:
 for _queue in Queue:
     dramatiq.actor(queue_name=_queue.value, actor_name=f"soak.{_queue.value}.job")(job)
     dramatiq.actor(queue_name=_queue.value, actor_name=f"soak.{_queue.value}.job_async")(job_async)
+    dramatiq.actor(
+        queue_name=_queue.value, actor_name=f"soak.{_queue.value}.one_at_a_time", unique=Unique(second="ignore")
+    )(one_at_a_time)
 
 
 @dramatiq.actor(

@@ -14,11 +14,13 @@ from uuid import UUID, uuid4
 import redis
 from dramatiq import Actor, Broker, Message
 
+from middleware.unique import outcome
 from tests.chaos import raw
 from tests.chaos.accounts import Account
 from tests.soak.world import BROKE, DAYS, TENANTS, first_day
 from worker.queues import Queue
 from worker.recompute import Model
+from worker.sending import enqueue_many
 
 #: What a message may end as: it succeeds, or as a row of one of these error types.
 SUCCEEDS = "succeeds"
@@ -66,6 +68,8 @@ KINDS = {
     "delayed": _job("succeeds", 4, SUCCEEDS, delay=5_000),
     "flaky": _job("is flaky", 3, SUCCEEDS, max_retries=3),
     "once": _job("happens once", 3, SUCCEEDS),
+    "unique": Kind(4, how=""),
+    "many": Kind(1, how="succeeds"),
     "sends two": _job("sends", 2, SUCCEEDS),
     "is mended": _job("is mended", 4, "application_error", max_retries=0),
     "fails": _job("fails", 2, "application_error", max_retries=2),
@@ -136,6 +140,15 @@ class Load:
             case "stock Dramatiq's dead":
                 self._account(name, message.message_id, queue, str(tenant))
                 self._leave_for_dead(message, redis_id)
+            case "unique":
+                one = message.copy(actor_name=f"soak.{queue}.one_at_a_time", args=(self._rng.randrange(2),))
+                if outcome(self._broker.enqueue(one)).sent:
+                    self._account(name, one.message_id, queue, str(tenant))
+            case "many":
+                several = [message.copy(message_id=str(uuid4())) for _ in range(5)]
+                for each in several:
+                    self._account(name, each.message_id, queue, str(tenant))
+                enqueue_many(several)
             case _:
                 self._account(name, message.message_id, queue, str(tenant), options["max_retries"])
                 self._broker.enqueue(message, delay=kind.delay)
