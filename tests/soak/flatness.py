@@ -29,7 +29,9 @@ class Tolerance:
         return last <= first * (1 + self.share) + self.beside
 
 
-MEMORY, THREADS, FILES = Tolerance(0.05, 4 * MIB), Tolerance(0, 1), Tolerance(0.1, 2)
+#: Of a process that lives on; and of those that come one after the other, which differ by where memory was free.
+MEMORY, MEMORY_OF_MANY = Tolerance(0.03, 2 * MIB), Tolerance(0.08, 4 * MIB)
+THREADS, FILES = Tolerance(0, 1), Tolerance(0.1, 2)
 #: Of what a server has; the rest of ``counts`` goes up and down with the load.
 COUNTS = {
     "connections to Postgres": Tolerance(0.1, 4),
@@ -101,8 +103,9 @@ def longest(generations: Iterable[list[tuple[float, ProcessSample]]]) -> list[tu
 
 def judge_processes(seen: Sequence[tuple[float, ProcessSample]]) -> Iterator[Judged]:
     """Judge memory, threads and open files."""
+    memory = MEMORY if len({process.pid for _, process in seen}) == 1 else MEMORY_OF_MANY
     of: dict[str, tuple[Callable[[ProcessSample], float], Tolerance]] = {
-        "memory": (lambda process: process.rss, MEMORY),
+        "memory": (lambda process: process.rss, memory),
         "threads": (lambda process: process.threads, THREADS),
         "files": (lambda process: process.files, FILES),
     }

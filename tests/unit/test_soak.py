@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class TestFlatness:
         settled = flatness.processes(samples, "llm", "worker", settled=2)
         # While the larger one is new, the other counts.
         assert [(at, process.pid) for at, process in settled][:6] == [(2, 2), (3, 2), (4, 4), (5, 4), (6, 3), (7, 3)]
+        # Of several, one after the other, a little more is no growth; of one it is.
+        for pid, flat in ((7, True), (1, False)):
+            seen = [(at, replace(samples[0].processes[0], pid=1 if at < 9 else pid, rss=100 * MIB)) for at in range(36)]
+            grown = [(at, replace(each, rss=(100 if at < 18 else 108) * MIB)) for at, each in seen]
+            assert {each.what: each.flat for each in flatness.judge_processes(grown)}["memory"] is flat
         lives = flatness.generations(samples, "llm", "worker")
         assert {pid: len(life) for pid, life in lives.items()} == {2: 4, 3: 8, 4: 12}
         assert flatness.longest(lives.values())[0][1].pid == 4
