@@ -16,6 +16,7 @@ from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
+from middleware.log_context import LogContext
 from middleware.lossless_broker import LosslessBroker
 from middleware.option_checks import OptionChecks
 from middleware.redaction import Redactor
@@ -39,6 +40,7 @@ __all__ = [
     "GracefulShutdown",
     "GroupCounts",
     "KnownQueues",
+    "LogContext",
     "LosslessBroker",
     "OptionChecks",
     "Redactor",

@@ -65,6 +65,7 @@ class DeadLetters(Middleware):
         kept as it is.
       worker_name: Of this process; the host's name by default. The process id is added.
       clock: Returns the time, with a time zone.
+      announce: Told of each failure, once, with its exception, when its message has ended; must not raise or wait.
 
     Attributes:
       redact: As given.
@@ -79,8 +80,10 @@ class DeadLetters(Middleware):
         seal: Callable[[bytes], tuple[bytes, str]] | None = None,
         worker_name: str | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        announce: Callable[[Failure, BaseException | None], object] | None = None,
     ) -> None:
         self._record = record
+        self._announce = announce
         self._classify = classify or Classifier()
         self.redact = redact or Redactor()
         self._seal = seal
@@ -107,6 +110,7 @@ class DeadLetters(Middleware):
             failure = self.describe(broker, message)
         except Exception as e:
             raise self._not_recorded(message, e) from e
+        self._local.rejected = (message, failure)
         try:
             self._record(failure)
         except Exception as e:
@@ -135,6 +139,11 @@ class DeadLetters(Middleware):
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._local.execution = None
+        rejected, self._local.rejected = getattr(self._local, "rejected", None), None
+        # Only now: before_nack is called again and again while neither Postgres nor the spool takes the failure. And of
+        # what is another worker's by now nothing was recorded.
+        if self._announce is not None and rejected is not None and rejected[0] is message:
+            self._announce(rejected[1], exception_of(message))
 
     def describe(self, broker: Broker, message: MessageProxy) -> Failure:
         """Return the failure of a dead message, for the tenant that is bound."""

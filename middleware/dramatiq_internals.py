@@ -25,6 +25,7 @@ from typing import Any
 import dramatiq
 from dramatiq import Message, MessageProxy, Worker
 from dramatiq.common import iter_queue
+from dramatiq.compat import StreamablePipe
 from dramatiq.middleware.time_limit import _CtypesTimeoutManager
 from dramatiq.worker import ConsumerThread, WorkerThread
 
@@ -32,6 +33,9 @@ from db.errors import ConfigurationError
 
 #: What an actor's own logger says of its arguments, at DEBUG.
 ACTOR_CALL_LOG = "Received args=%r kwargs=%r."
+
+#: What a thread of a worker does with one message.
+Handle = Callable[[MessageProxy], None]
 
 #: The minor version that all of this was checked against.
 KNOWN_VERSION = "2.2"
@@ -94,6 +98,14 @@ def catch_what_escapes(thread: WorkerThread, caught: Callable[[MessageProxy, Bas
             caught(message, e)
 
     thread.process_message = process_message  # type: ignore[method-assign]
+
+
+def surround_messages(thread: WorkerThread | ConsumerThread, surround: Callable[[Handle], Handle]) -> None:
+    """Put something around all that a thread, which has begun to run, does with a message."""
+    # A consumer's own are the delayed and the undefined ones.
+    own = ("process_message",) if isinstance(thread, WorkerThread) else ("handle_message", "post_process_message")
+    for name in own:
+        setattr(thread, name, surround(getattr(thread, name)))
 
 
 def say_booted() -> None:
@@ -169,16 +181,96 @@ def modules_on_command_line(argv: list[str] | None = None) -> list[str] | None:
     """
     argv = sys.argv if argv is None else argv
     program = Path(argv[0])
+    given = argv[1:]
     if program.stem not in {"dramatiq", "dramatiq-gevent"} and program.parts[-2:] != (
         "dramatiq",
         "__main__.py",
     ):
-        return None
+        if given[:3] == ["-m", "worker", "dramatiq"]:
+            del given[:2]
+        elif program.stem != "worker":
+            return None
+        # As in `worker dramatiq`.
+        if given[:1] != ["dramatiq"]:
+            return None
+        del given[0]
     # Imported late: it costs every process that only sends.
     from dramatiq.cli import make_argument_parser
 
-    arguments, _ = make_argument_parser().parse_known_args(argv[1:])
+    arguments, _ = make_argument_parser().parse_known_args(given)
     return [name.partition(":")[0] for name in [arguments.broker, *arguments.modules]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLogging:
+    """What the ``dramatiq`` command was told about the logs of the process at hand, which it started.
+
+    Attributes:
+      verbose: Whether to log more.
+      to_file: Whether its main process writes them to a file.
+      skip: Whether the standard library's logging is somebody else's.
+    """
+
+    verbose: bool
+    to_file: bool
+    skip: bool
+
+
+def logging_told(arguments: Any) -> ChildLogging:
+    """Return what the parsed ``arguments`` of the ``dramatiq`` command say about logs."""
+    return ChildLogging(arguments.verbose > 0, arguments.log_file is not None, arguments.skip_logging)
+
+
+def child_logging() -> ChildLogging | None:
+    """Return what this process, if it is a worker process of the ``dramatiq`` command, was told about its logs."""
+    process = multiprocessing.current_process()
+    target = getattr(process, "_target", None)
+    if getattr(target, "__module__", None) != "dramatiq.cli" or getattr(target, "__name__", None) != "worker_process":
+        return None
+    return logging_told(getattr(process, "_args")[0])  # noqa: B009 - not in the types
+
+
+def is_log_pipe(stream: object) -> bool:
+    """Tell whether ``stream`` leads to Dramatiq's main process, which writes what it gets, a write at a time.
+
+    Two threads that write to it at the same time break the frames: https://github.com/Bogdanp/dramatiq/issues/888.
+    """
+    return isinstance(stream, StreamablePipe)
+
+
+def parse_command(arguments: list[str]) -> Any:
+    """Parse the arguments of a ``dramatiq`` command, as it does: what it refuses ends this process."""
+    from dramatiq.cli import make_argument_parser
+
+    return make_argument_parser().parse_args(arguments)
+
+
+def run_command(arguments: Any, set_up: Callable[[Any, ChildLogging, bool], object]) -> int:
+    """Be the ``dramatiq`` command, with its logging set up by somebody else; return the status to exit with.
+
+    Arguments:
+      arguments: The command's, parsed.
+      set_up: Called in the main process and, unless ``--use-spawn``, in its children, with the stream to write to, what
+        was told about logs, and whether it is a child.
+    """
+    from dramatiq import cli
+
+    def of_parent(args: Any, *, stream: Any = sys.stderr) -> Any:
+        set_up(stream, logging_told(args), False)
+        return dramatiq.get_logger("dramatiq", "MainProcess")
+
+    def of_child(prefix: str) -> Callable[[Any, int, Any], Any]:
+        def set_up_child(args: Any, child_id: int, logging_pipe: Any) -> Any:
+            sys.stdout = sys.stderr = logging_pipe
+            set_up(logging_pipe, logging_told(args), True)
+            return dramatiq.get_logger("dramatiq", f"{prefix}({child_id})")
+
+        return set_up_child
+
+    cli.setup_parent_logging = of_parent
+    cli.setup_worker_logging = of_child("WorkerProcess")
+    cli.setup_fork_logging = of_child("ForkProcess")
+    return int(cli.main(arguments))
 
 
 @dataclass(frozen=True, slots=True)

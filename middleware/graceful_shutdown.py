@@ -21,6 +21,7 @@ from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import give_back_waiting, stop_taking
 from middleware.errors import NotStarted
 from middleware.interrupts import take_back_interrupt
+from middleware.log_context import lines_of
 from middleware.lossless_broker import LosslessBroker
 from middleware.stop_signals import StopSignals
 
@@ -142,7 +143,8 @@ class GracefulShutdown(ShutdownNotifications):
                 message = running.message
                 if not which(running) or (isinstance(message, Delivery) and message.interrupted):
                     continue
-                logger.info("interrupting message {} for actor {}", message.message_id, message.actor_name)
+                with lines_of(message):
+                    logger.info("interrupting message {} for actor {}", message.message_id, message.actor_name)
                 if isinstance(message, Delivery):
                     message.interrupted = True
                 # Noted before: of what the job then does to clean up nothing is cancelled.
@@ -195,11 +197,12 @@ class GracefulShutdown(ShutdownNotifications):
     def _give_up(self, broker: Broker) -> None:
         """Exit, with everything given back that Redis takes."""
         for running in list(self._running.values()):
-            logger.warning(
-                "message {} for actor {} does not end: it is given back while it runs, and this process exits",
-                running.message.message_id,
-                running.message.actor_name,
-            )
+            with lines_of(running.message):
+                logger.warning(
+                    "message {} for actor {} does not end: it is given back while it runs, and this process exits",
+                    running.message.message_id,
+                    running.message.actor_name,
+                )
         close_for_good(CANCEL_WITHIN)
         if isinstance(broker, LosslessBroker):
             giving_back = threading.Thread(target=broker.give_back_all, name="exit", daemon=True)

@@ -36,6 +36,7 @@ from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
 from middleware.hooks import Hooks
 from middleware.keeper import kept, why_not_kept
+from middleware.log_context import lines_of
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
@@ -496,7 +497,8 @@ class LosslessBroker(RedisBroker):
 
     def _caught(self, thread: WorkerThread, message: MessageProxy, error: BaseException) -> None:
         """Give back a message whose end was interrupted; one that has ended is not to be found any more."""
-        logger.opt(exception=error).critical("the end of message {} was interrupted", message.message_id)
+        with lines_of(message):
+            logger.opt(exception=error).critical("the end of message {} was interrupted", message.message_id)
         if not isinstance(message, Delivery):
             return
         while True:

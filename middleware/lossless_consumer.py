@@ -20,6 +20,7 @@ from middleware.crash_evidence import worker_lost
 from middleware.deliveries import Delivery, GroupChild, Rejected, condemn, deliver
 from middleware.errors import SpoolFull
 from middleware.holdings import Holdings
+from middleware.log_context import lines_of
 from middleware.lua_scripts import Argument
 from middleware.message_checks import UNIQUE
 from middleware.tally import FAILED, RETRIED, SUCCEEDED, UNCOUNTED
@@ -158,10 +159,11 @@ class LosslessConsumer(Consumer):
             self._holdings.add(suspect.delivery.held_as)
             self._alone_since = time.monotonic()
             solitude.hand_over(self, suspect.delivery.held_as)
-            logger.warning(
-                "message {} was running when a worker was lost, and now runs alone in this process",
-                suspect.delivery.message_id,
-            )
+            with lines_of(suspect.delivery):
+                logger.warning(
+                    "message {} was running when a worker was lost, and now runs alone in this process",
+                    suspect.delivery.message_id,
+                )
             return suspect.delivery
         if time.monotonic() > suspect.until:
             # What else runs here takes long. Go on with it; another process may be sooner.

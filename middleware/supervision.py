@@ -20,6 +20,7 @@ from db import session
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import dead_threads, say_booted, stop_taking
 from middleware.event_loop import EventLoop
+from middleware.log_context import lines_of
 from middleware.lossless_broker import LosslessBroker
 from middleware.time_limit import time_limit_of
 
@@ -129,15 +130,16 @@ class Supervision(Middleware):
 
     def _end(self, broker: Broker, worker: Worker, overdue: list[_Running], dead: list[threading.Thread]) -> None:
         for running in overdue:
-            logger.critical(
-                "message {} for actor {} runs on in thread {}, {:.0f} seconds past its time limit, which it does not "
-                "heed: this process exits with status {}",
-                running.message.message_id,
-                running.message.actor_name,
-                running.thread,
-                self.overtime / 1000,
-                EXIT_CODE,
-            )
+            with lines_of(running.message):
+                logger.critical(
+                    "message {} for actor {} runs on in thread {}, {:.0f} seconds past its time limit, which it does "
+                    "not heed: this process exits with status {}",
+                    running.message.message_id,
+                    running.message.actor_name,
+                    running.thread,
+                    self.overtime / 1000,
+                    EXIT_CODE,
+                )
         for thread in dead:
             logger.critical("thread {} has died: this process exits with status {}", thread, EXIT_CODE)
         try:

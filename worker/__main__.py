@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from worker.hidden_packages import explain, hidden_by
@@ -19,13 +20,37 @@ def main() -> None:
         for path in hidden_by(Path.cwd()):
             sys.exit(f"worker: {' '.join(explain(path))}")
     from db.errors import ConfigurationError
-    from worker.cli import app
 
     try:
-        app()
+        if sys.argv[1:2] == ["dramatiq"]:
+            # Its processes are forked from this one, and import for themselves what they need.
+            from worker.dramatiq_command import run
+
+            sys.exit(run(sys.argv[2:]))
+        from worker.cli import app
+
+        _configure_logs()
+        hook = sys.excepthook
+        try:
+            app()
+        except Exception:
+            # Typer puts one of its own there.
+            sys.excepthook = hook
+            raise
     except ConfigurationError as e:
         sys.stderr.write(f"worker: {e}\n")
         sys.exit(2)
+
+
+def _configure_logs() -> None:
+    from db.errors import ConfigurationError
+    from worker.logs.setup import configure_process
+    from worker.settings import Settings
+
+    # A command that needs settings says what is wrong with them.
+    with suppress(ConfigurationError):
+        # Libraries have nothing to say to whoever looks at a table.
+        configure_process(Settings.load(), library_level="WARNING")
 
 
 if __name__ == "__main__":

@@ -31,25 +31,30 @@ from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.known_queues import KnownQueues
+from middleware.log_context import LogContext
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.memory_broker import MemoryBroker
 from middleware.option_checks import OptionChecks
+from middleware.process_facts import process_name
 from middleware.redaction import Redactor
 from middleware.replays import ReplayOutcomes
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
 from middleware.safe_retries import SafeRetries
+from middleware.sentry import Sentry
+from middleware.span_export import start as start_export
 from middleware.spool_drainer import SpoolDrainer
 from middleware.statement_deadline import StatementDeadline
 from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
+from middleware.tracing import Tracing
 from middleware.unique import UniqueJobs
 from worker import probe
 from worker.consumed_queues import ConsumedQueues
 from worker.explain.at_start import MissingKey
-from worker.logs import Logs
+from worker.logs.setup import Logs, configure_worker
 from worker.queues import Queue
 from worker.redis_client import make_redis
 from worker.replay.making import make_runner
@@ -83,8 +88,12 @@ def make_middleware(
       group_counts: Where the children of groups are counted; in memory by default, which is for the StubBroker.
     """
     redactor = Redactor(settings.redact_keys)
+    sentry = None if settings.sentry_dsn is None else Sentry(settings.sentry_dsn, redactor, settings.worker_name)
     return [
-        Logs(settings.log_level, redactor),
+        LogContext(),
+        Logs(settings),
+        Tracing(redactor, lambda: start_export(redactor, process_name(settings.worker_name))),
+        *([] if sentry is None else [sentry]),
         KnownQueues(queues),
         ConsumedQueues(_queues_of),
         MissingKey(has_key=settings.llm_api_key is not None),
@@ -98,6 +107,7 @@ def make_middleware(
             redact=redactor,
             seal=None if settings.keys is None else settings.keys.seal,
             worker_name=settings.worker_name,
+            announce=None if sentry is None else sentry.tell,
         ),
         ReplayOutcomes(record, worker_name=settings.worker_name),
         CrashGuard(failed_jobs.is_recorded if record_all else lambda _: False),
@@ -211,6 +221,8 @@ def _log_only(failure: Failure) -> None:
 
 
 settings = Settings.load()
+# In worker processes alone, and before anything has something to say.
+configure_worker(settings)
 if settings.database_url is None and not settings.stub:
     raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
 _configure_session(settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError, MasterDownError
@@ -15,6 +17,28 @@ LONGEST_WAIT = 10.0
 #: its own. On these redis-py closes the connection, and the next finds the new master; after all others it stays open,
 #: to the same server for ever.
 NOT_THE_SERVER = (redis.ConnectionError, redis.ReadOnlyError, MasterDownError, ClusterDownError)
+
+
+class ExplainedTls(redis.SSLConnection):
+    """A connection of rediss:// that says, where the certificate is not trusted, which setting mends it."""
+
+    def connect(self) -> None:
+        """Connect, unless that has happened.
+
+        Raises:
+          ConnectionError: When that fails.
+        """
+        try:
+            super().connect()
+        except redis.ConnectionError as e:
+            cause = e.__context__
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise redis.ConnectionError(
+                    f"{self.host}:{self.port} shows a certificate that cannot be trusted: {cause.verify_message}. "
+                    "REDIS_SSL_VERIFY=no takes it all the same; ?ssl_ca_certs=FILE in REDIS_URL names whose signature "
+                    "is trusted"
+                ) from e
+            raise
 
 
 def make_redis(settings: Settings, *, waits: bool = False, answers_within: float | None = None) -> redis.Redis:
@@ -36,7 +60,9 @@ def make_redis(settings: Settings, *, waits: bool = False, answers_within: float
         # One for each thread that asks at the same moment. From 8.0 redis-py makes a hundred, and refuses the rest.
         "max_connections": 2**31,
     }
-    if settings.redis_url.startswith("rediss://") and settings.redis_ssl_verify is False:
-        # Heroku signs its own: https://devcenter.heroku.com/articles/connecting-heroku-redis
-        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    if settings.redis_url.startswith("rediss://"):
+        options["connection_class"] = ExplainedTls
+        if settings.redis_ssl_verify is False:
+            # Heroku signs its own: https://devcenter.heroku.com/articles/connecting-heroku-redis
+            options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
     return redis.Redis.from_url(settings.redis_url, **options)

@@ -15,7 +15,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from db.errors import ConfigurationError
 from db.sealing import Keys
 from db.session import normalise_url
+from worker.alerts.signing import read_secrets
 from worker.console_tokens import read_tokens
+from worker.logs.levels import LEVELS, read_levels
 from worker.queues import check_queue_name
 from worker.recompute import parse_model
 from worker.scheduler.cron import Cron, InvalidExpression
@@ -168,6 +170,34 @@ class Settings(BaseSettings):
         60, description="calls of the language model within a minute, at most, of all processes and tenants together"
     )
     llm_tenant_rate: Annotated[int, Field(ge=1, le=100_000)] = Field(20, description="the same of one tenant")
+    alert_webhook_url: str | None = Field(
+        None,
+        repr=False,
+        description="where alerts are posted, as https://host/path; default nowhere, and nothing is looked for",
+    )
+    alert_webhook_secrets: str | None = Field(
+        None,
+        repr=False,
+        description="what alerts are signed with, as `worker alerts secret` prints it, separated by commas: each "
+        "signs, so that it can be changed; default not signed",
+    )
+    alert_failures: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        100, description="failed jobs of all actors within ALERT_WITHIN, above which there is an alert"
+    )
+    alert_actor_failures: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="the same of one actor")
+    alert_within: Annotated[int, Field(ge=1, le=60)] = Field(5, description="minutes in which they are counted")
+    alert_environment: Annotated[str, Field(max_length=100)] = Field(
+        "", description="what alerts call this deployment; default HEROKU_APP_NAME, else nothing"
+    )
+    alert_heartbeat_url: str | None = Field(
+        None,
+        repr=False,
+        description="asked for once a minute while scheduler, Redis, `housekeeping` and Postgres work, for a service "
+        "that tells when that stops; default none",
+    )
+    console_url: str | None = Field(
+        None, description="where people reach the console, for the links in alerts; default no links"
+    )
     console_tokens: str | None = Field(
         None,
         repr=False,
@@ -192,9 +222,23 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
         None, description="where the host expects the console; it then listens on every interface"
     )
+    sentry_dsn: str | None = Field(
+        None, repr=False, description="Sentry's project, which is told of each final failure; default none"
+    )
     worker_name: str | None = Field(None, description="names this process in failure rows; default DYNO, else the host")
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="the least severe messages to log"
+    )
+    log_levels: Words = Field(
+        (),
+        description="the same of loggers, and of those below them, as logger=LEVEL, separated by commas: "
+        "sqlalchemy.engine=INFO,dramatiq=WARNING",
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="json is an object a line, text for people; auto: json unless standard error is a terminal"
+    )
+    log_line_limit: Annotated[int, Field(ge=1_000, le=100_000)] = Field(
+        8_000, description="bytes of a line of JSON at most; longer ones are cut"
     )
 
     @classmethod
@@ -215,6 +259,7 @@ class Settings(BaseSettings):
                 given["redis_ssl_verify"] = False
             if given["console_https"] is None:
                 given["console_https"] = True
+            given["alert_environment"] = given["alert_environment"] or environ.get("HEROKU_APP_NAME", "")
         try:
             return cls(**given)
         except ValidationError as e:
@@ -227,6 +272,7 @@ class Settings(BaseSettings):
         "schedule_off",
         "attribution_models",
         "console_hosts",
+        "log_levels",
         mode="before",
     )
     @classmethod
@@ -282,8 +328,23 @@ class Settings(BaseSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _upper(cls, value: object) -> object:
+    def _check_level(cls, value: object) -> object:
+        if isinstance(value, str) and value.upper() not in LEVELS:
+            raise ValueError(f"must be one of {', '.join(LEVELS)}, not {value!r}")
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("log_levels")
+    @classmethod
+    def _check_levels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        read_levels(value)
+        return value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _check_format(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower() not in {"auto", "json", "text"}:
+            raise ValueError(f"must be auto, json or text, not {value!r}")
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("database_url", "operator_database_url", "migration_database_url")
     @classmethod
@@ -309,11 +370,54 @@ class Settings(BaseSettings):
             raise ValueError("must hold no user, password or query: LLM_API_KEY is for what is secret")
         return value.rstrip("/")
 
+    @field_validator("alert_webhook_url", "alert_heartbeat_url", "console_url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host, parts = None, urlsplit("")
+        # It may hold a secret, so nothing of it is said.
+        if parts.scheme not in {"http", "https"} or not host or parts.fragment or not re.fullmatch(r"[!-~]+", value):
+            raise ValueError("not a URL; expected https://host/path")
+        return value
+
+    @field_validator("console_url")
+    @classmethod
+    def _check_console_url(cls, value: str | None) -> str | None:
+        return None if value is None else value.rstrip("/")
+
+    @field_validator("alert_webhook_secrets")
+    @classmethod
+    def _check_alert_secrets(cls, value: str | None) -> str | None:
+        if value is not None:
+            read_secrets(value)
+        return value
+
     @field_validator("llm_api_key")
     @classmethod
     def _check_llm_api_key(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[!-~]+", value):
             raise ValueError("must be printable ASCII without spaces, to travel in a header")
+        return value
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _check_sentry_dsn(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("not a DSN; expected https://key@host/project") from None
+        if parts.scheme not in {"http", "https"} or not host or not parts.username:
+            raise ValueError("not a DSN; expected https://key@host/project")
+        if not parts.path.rpartition("/")[2].isdigit():
+            raise ValueError("must end with the number of a project: https://key@host/project")
         return value
 
     @field_validator("failed_job_keys")
@@ -391,6 +495,20 @@ class Settings(BaseSettings):
         """The expressions of ``schedule``, by actor."""
         pairs = (pair.partition("=") for pair in self.schedule)
         return {name.strip(): expression.strip() for name, _, expression in pairs}
+
+    @property
+    def logger_levels(self) -> dict[str, str]:
+        """The levels of ``log_levels``, by logger."""
+        return read_levels(self.log_levels)
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """The scheduled actors that have nothing to do, for want of a setting."""
+        needed = {
+            "worker.housekeeping.look_for_alerts": self.alert_webhook_url,
+            "worker.housekeeping.send_heartbeat": self.alert_heartbeat_url,
+        }
+        return frozenset(name for name, setting in needed.items() if setting is None)
 
     @property
     def keys(self) -> Keys | None:

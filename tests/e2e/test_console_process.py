@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import urllib.error
 import urllib.request
@@ -65,5 +66,7 @@ def test_it_serves_until_it_is_told_to_stop(deployment: Deployment) -> None:
     assert process.wait(20) in {0, -signal.SIGTERM}
     assert said not in log.read_text()
     assert "Traceback" not in log.read_text()
+    # uvicorn's, and no access log, which would quote queries.
+    assert {json.loads(line)["logger"] for line in log.read_text().splitlines()} == {"uvicorn.error"}
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(asked)  # noqa: S310

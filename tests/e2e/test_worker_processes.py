@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from tests.e2e.deployment import Deployment
+from tests.processes import workers_of
 from tests.waiting import eventually
 from worker.attribution import recompute_window
 from worker.demo.procfile import find_procfile
@@ -36,12 +38,18 @@ def send_one_to_each(deployment: Deployment) -> None:
 @pytest.mark.parametrize("queue", list(Queue))
 def test_a_worker_consumes_its_own_queue_and_no_other(deployment: Deployment, queue: Queue, tmp_path: Path) -> None:
     send_one_to_each(deployment)
-    log = deployment.start("dramatiq", f"worker.{queue}", "-p", "1", "-t", "2")
+    log = deployment.start("dramatiq", f"worker.{queue}", "-p", "1", "-t", "2", DYNO=f"{queue}.1")
     # Each fails, so its row says that it was consumed, and by whom.
     eventually(deployment.failures, seconds=30)
     eventually(lambda: deployment.waiting(queue) == 0)
     assert [f["queue"] for f in deployment.failures()] == [queue], log.read_text()
+    # As Heroku calls its process.
+    assert deployment.failures()[0]["worker"].partition("/")[0] == f"{queue}.1"
     assert {q: deployment.waiting(q) for q in Queue} == {q: int(q != queue) for q in Queue}
+    # Of what `dramatiq` itself starts, all but the main process logs as we do.
+    assert {
+        json.loads(line)["pid"] for line in log.read_text().splitlines() if "[dramatiq.MainProcess]" not in line
+    } <= set(workers_of(deployment.processes[-1].pid))
 
 
 def test_whatever_the_module_imports(deployment: Deployment, tmp_path: Path) -> None:

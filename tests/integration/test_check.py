@@ -348,7 +348,7 @@ def test_too_few_connections(environment: dict[str, str], database: Database) ->
     run(database.admin_url, f"ALTER DATABASE {database.name} CONNECTION LIMIT 20")
     found = only(environment, ROOT)
     assert (found.name, found.status) == ("postgres.connections", Status.WARNING)
-    assert "up to 48 connections, and Postgres has 20" in found.found
+    assert "up to 52 connections, and Postgres has 20" in found.found
 
 
 # --- Redis ------------------------------------------------------------------------------------------

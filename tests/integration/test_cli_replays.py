@@ -442,6 +442,9 @@ def test_rows_of_the_celery_system_go_to_the_actors_of_settings(deployment: Depl
     assert [(what, tenant) for what, tenant, _ in deployment.ran] == [("of celery", A)]
     assert [deployment.status(UUID(int=n)) for n in (1, 2)] == ["resolved", "pending"]
     assert "its arguments were redacted or cut" in words(done.stdout)
+    # Some of what is not known is not enough.
+    refused = shell("failed", "edit", UUID(int=2), "--set", 'what="a part"', "--as", "test.replayed", status=1)
+    assert "say all of it, with --kwargs JSON or --args JSON" in refused.stderr
 
 
 # --- edit -----------------------------------------------------------------------------------------

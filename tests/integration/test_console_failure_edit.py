@@ -162,9 +162,16 @@ def test_an_original_that_is_not_there_and_one_that_is_large(
     client, _ = browser
     (job,), (large,) = deployment.fail("one"), deployment.fail("x" * 250_000)
     deployment.sql("DELETE FROM worker_failed_job_originals WHERE failed_job_id = %s", job)
+    # What is left is redacted, so all of it has to be said.
     answer = client.get(f"/failures/{job}/edit")
-    assert answer.status_code == 303
-    assert "It cannot be sent again: no original is kept" in text_of(client.get(f"/failures/{job}").text)
+    assert "what it was called with is not known: say all of it" in text_of(answer.text)
+    form = fields(answer)
+    assert form["kwargs.what"] == form["kwargs.password"] == ""
+    with deployment.working():
+        looked = client.post(f"/failures/{job}/edit", data={**form, "kwargs.what": '"known"'})
+        client.post(f"/failures/{job}/edit", data={**fields(looked), "step": "send"})
+        deployment.runner().run_to_end(replays()[0].id)
+    assert (deployment.ran[-1][0], deployment.status(job)) == ("known", "resolved")
     answer = client.get(f"/failures/{large}/edit")
     assert (answer.status_code, f"worker failed edit {large} --editor" in answer.text) == (409, True)
     resolve(operator_transaction, Filter(ids=(large,)), by="ada", note="x")

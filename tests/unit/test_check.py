@@ -165,6 +165,7 @@ class TestPostgres:
         settings = Settings.load({"DATABASE_URL": "postgres://h/x"})
         assert needed(procfile, settings, 1) == 24 + 20 + 12 + 12
         assert needed(procfile, settings, 2) == 2 * (24 + 20 + 12 + 12)
+        assert needed(procfile, settings, 2, consoles=1) == 2 * (24 + 20 + 12 + 12 + 12)
         assert judge_connections(100, 97).status is Status.WARNING
         assert judge_connections(97, 97).status is Status.OK
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def test_the_worker_has_the_whitelist_we_set() -> None:
         (["dramatiq", "-p", "2", "worker.llm:broker", "worker.maintenance"], ["worker.llm", "worker.maintenance"]),
         (["/x/dramatiq/__main__.py", "worker.llm"], ["worker.llm"]),
         (["dramatiq-gevent", "worker.llm"], ["worker.llm"]),
+        (["/usr/bin/worker", "dramatiq", "worker.llm", "-p", "1"], ["worker.llm"]),
+        (["/usr/bin/python", "-m", "worker", "dramatiq", "worker.llm"], ["worker.llm"]),
+        (["/usr/bin/worker", "failed", "dramatiq"], None),
+        (["/usr/bin/python", "-m", "worker", "console"], None),
         (["pytest", "worker.llm"], None),
         (["/x/gunicorn/__main__.py", "app"], None),
         (["-c"], None),
@@ -112,6 +117,43 @@ class TestCommandLine:
     def test_what_dramatiq_refuses_is_refused_in_its_words(self, arguments: list[str]) -> None:
         with pytest.raises(ValueError, match=r"required|invalid int value: 'many'|unrecognized arguments: --no-such"):
             internals.read_command_line(arguments)
+
+
+class TestLogs:
+    def test_the_threads_work_on_messages_in_the_methods_that_we_surround(self) -> None:
+        assert "self.process_message(item.message)" in inspect.getsource(WorkerThread.run)
+        assert "self.consumers[message.queue_name].post_process_message(" in inspect.getsource(
+            WorkerThread.process_message
+        )
+        assert "self.handle_message(message)" in inspect.getsource(ConsumerThread.run)
+        for handles in (ConsumerThread.handle_message, ConsumerThread.handle_delayed_messages):
+            assert "self.post_process_message(message)" in inspect.getsource(handles)
+        for kind, boot in ((WorkerThread, "worker"), (ConsumerThread, "consumer")):
+            source = inspect.getsource(kind.run)
+            assert source.index(f'emit_after("{boot}_thread_boot", self)') < source.index("while self.running")
+
+    def test_the_processes_of_the_command_set_up_theirs_where_we_do(self) -> None:
+        assert "logger = setup_worker_logging(args, worker_id, logging_pipe)" in inspect.getsource(cli.worker_process)
+        assert "logger = setup_fork_logging(args, fork_id, logging_pipe)" in inspect.getsource(cli.fork_process)
+        main = inspect.getsource(cli.main)
+        assert "target=worker_process" in main
+        assert "setup_parent_logging(args, stream=StreamablePipe(parent_write_pipe))" in main
+        # What is a child's standard error, and where its lines come out.
+        source = inspect.getsource(cli.make_logging_setup)
+        assert "sys.stdout = logging_pipe\n        sys.stderr = logging_pipe\n" in source
+        watch = inspect.getsource(cli.watch_logs)
+        assert "with file_or_stderr(log_filename" in watch
+        assert "log_file.write(data)" in watch
+        # Frames are as long as this says, and one system call while they are not too long.
+        assert 'struct.pack("!i", n)' in inspect.getsource(Connection._send_bytes)  # type: ignore[attr-defined]
+
+    def test_what_the_command_was_told_about_them(self) -> None:
+        silent = internals.logging_told(internals.parse_command(["a"]))
+        assert silent == internals.ChildLogging(verbose=False, to_file=False, skip=False)
+        said = internals.logging_told(internals.parse_command(["a", "-v", "--log-file", "x", "--skip-logging"]))
+        assert said == internals.ChildLogging(verbose=True, to_file=True, skip=True)
+        # This is no process of its.
+        assert internals.child_logging() is None
 
 
 def test_an_actor_logs_its_arguments_in_the_words_we_replace() -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from dramatiq import Broker
 from dramatiq.brokers.stub import StubBroker
 
+from db.failed.originals import as_kept
+from db.replays.claims import Candidate
 from db.replays.edits import Arguments, Edit
+from db.sealing import Keys, generate
 from middleware.redaction import Redactor
-from worker.replay.editing import as_text, changes, from_fields, in_fields
+from worker.replay.editing import as_text, changes, draft, from_fields, in_fields
+from worker.replay.messages import NotReplayable, content_of
 
 
 @pytest.fixture
@@ -24,6 +31,21 @@ def broker() -> Broker:
 
     dramatiq.actor(broker=broker, actor_name="job")(job)
     return broker
+
+
+def test_a_job_whose_key_is_lost_is_sent_with_arguments_that_somebody_says() -> None:
+    sealed = as_kept(*Keys.from_setting(generate()).seal(b"{}"))
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    job = Candidate(UUID(int=1), "m", "job", "llm", None, "unknown", [], {}, None, at, None, sealed)
+    begun = draft(job, None, keys=None, renamed={})
+    assert (begun.known, begun.actor_name, begun.was) == (False, "job", Arguments([], {}))
+    content = content_of(job, keys=None, edit=Arguments([1], {"needed": 2}))
+    assert (content.queue_name, content.args, content.kwargs) == ("llm", (1,), {"needed": 2})
+    with pytest.raises(NotReplayable, match="its original cannot be read: FAILED_JOB_KEYS is not set"):
+        content_of(job, keys=None)
+    # What was asked to be forgotten does not come back.
+    with pytest.raises(NotReplayable, match="its arguments were forgotten"):
+        draft(replace(job, forgotten_at=at), None, keys=None, renamed={})
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, True), (1, 1.0), ({"a": [0]}, {"a": [False]})])

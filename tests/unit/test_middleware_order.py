@@ -11,6 +11,7 @@ from middleware.dead_letters import DeadLetters
 from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
+from middleware.log_context import LogContext
 from middleware.replays import ReplayOutcomes
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import SafeGroupCallbacks
@@ -20,11 +21,16 @@ from middleware.statement_deadline import StatementDeadline
 from middleware.supervision import Supervision
 from middleware.tenant_context import TenantContext
 from middleware.time_limit import TimeLimit
+from middleware.tracing import Tracing
 from worker.broker import broker
+from worker.logs.setup import Logs
 from worker.replay.replayer import Replayer
 
 ORDER = [
-    TenantContext,  # first: all others work inside the binding, also in after hooks
+    LogContext,  # before all: it surrounds what others put around a thread's work
+    Logs,
+    Tracing,  # around whatever sends, skips or fails: the last to see how a message ended
+    TenantContext,  # all others work inside the binding, also in after hooks
     DeadLetters,  # sees what a retry changes only after it has noted how things were
     ReplayOutcomes,  # closes what has succeeded, as DeadLetters records what has failed: inside the tenant's binding
     CrashGuard,  # what is not run has not started
@@ -50,6 +56,7 @@ def test_relative_order() -> None:
     kinds = [type(m) for m in broker.middleware]
     places = [kinds.index(kind) for kind in ORDER]
     assert places == sorted(places)
+    assert kinds[0] is LogContext
     assert kinds[-1] is TimeLimit
 
 

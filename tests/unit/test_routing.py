@@ -77,7 +77,8 @@ class TestAttributionQueueDeclared:
         assert done.stdout.strip() == (
             "['attribution', 'housekeeping', 'llm', 'maintenance'] ['worker.attribution.follow_run', "
             "'worker.attribution.recompute_day', 'worker.attribution.recompute_window', "
-            "'worker.housekeeping.ping', 'worker.housekeeping.sample_queues', 'worker.llm.describe_window', "
+            "'worker.housekeeping.deliver_alert', 'worker.housekeeping.look_for_alerts', 'worker.housekeeping.ping', "
+            "'worker.housekeeping.sample_queues', 'worker.housekeeping.send_heartbeat', 'worker.llm.describe_window', "
             "'worker.llm.explain_window', 'worker.maintenance.adopt_dead_letters', "
             "'worker.maintenance.apply_retention', 'worker.maintenance.verify_window', 'worker.probe']"
         ), done.stderr

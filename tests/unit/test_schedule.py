@@ -351,7 +351,7 @@ def test_told_to_stop_before_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(broker, LosslessBroker)
     left: list[object] = []
     monkeypatch.setattr("worker.scheduler.serving.signal.signal", lambda *_: None)
-    monkeypatch.setattr(serving, "configure", lambda *_: None)
+    monkeypatch.setattr(serving, "configure_process", lambda *_: None)
     monkeypatch.setattr(serving, "_introduce", lambda _: serving._stop(15, None))
     monkeypatch.setattr(serving, "_leave", lambda *said: left.append(said))
     serving.serve(Settings.load({"REDIS_URL": "stub://"}), broker, ())

@@ -38,7 +38,10 @@ def test_when_they_run() -> None:
     # Whichever others this process has imported.
     ours = ("worker.maintenance.", "worker.housekeeping.")
     assert {name: rule for name, rule in rules.items() if name.startswith(ours)} == {
+        # Nobody is to be told anything here.
+        "worker.housekeeping.look_for_alerts": ("off", "skip"),
         "worker.housekeeping.sample_queues": ("* * * * * UTC", "skip"),
+        "worker.housekeeping.send_heartbeat": ("off", "skip"),
         "worker.maintenance.adopt_dead_letters": ("47 1 * * * UTC", "once"),
         "worker.maintenance.apply_retention": ("17 2 * * * UTC", "once"),
     }

@@ -14,15 +14,16 @@ from worker.settings import Settings
 NAME = "postgres.connections"
 
 
-def needed(entries: Iterable[Entry], settings: Settings, urls: int) -> int:
-    """Return how many connections one of each entry opens at most.
+def needed(entries: Iterable[Entry], settings: Settings, urls: int, *, consoles: int = 0) -> int:
+    """Return how many connections one of each entry opens at most, unless its actors are async: those have more pools.
 
     Arguments:
       entries: Those that run dramatiq.
       settings: Of the environment, before what an entry sets itself.
       urls: How many credentials a worker has; each has a pool of its own.
+      consoles: How many entries are the console.
     """
-    total = 0
+    total = consoles * (settings.db_pool_size + settings.db_max_overflow) * urls
     for entry in entries:
         size, overflow = (
             int(entry.environment.get(name.upper(), getattr(settings, name)))
@@ -33,7 +34,7 @@ def needed(entries: Iterable[Entry], settings: Settings, urls: int) -> int:
 
 
 def check_connections(connection: Connection, most: int) -> Iterator[Finding]:
-    """Compare what is there for the user of ``connection`` with ``most``, what workers may take."""
+    """Compare what is there for the user of ``connection`` with ``most``, what all may take."""
     ((available, limit),) = rows(
         connection,
         """
@@ -52,7 +53,7 @@ def judge_connections(most: int, available: int) -> Finding:
     if most > available:
         return warning(
             NAME,
-            f"one of each worker entry opens up to {most} connections, and Postgres has {available} for them",
+            f"one of each entry opens up to {most} connections, and Postgres has {available} for them",
             "Lower DB_POOL_SIZE or DB_MAX_OVERFLOW, raise max_connections, or put PgBouncer between.",
         )
-    return ok(NAME, f"up to {most} of {available} connections for one of each worker entry")
+    return ok(NAME, f"up to {most} of {available} connections for one of each entry")

@@ -82,11 +82,12 @@ class Databases:
             findings += run("clock", lambda: check_clock("Postgres", lambda: _time(connection)))
         return findings
 
-    def shared_task(self, entries: Collection[Entry]) -> Iterator[Task]:
+    def shared_task(self, entries: Collection[Entry], *, consoles: int = 0) -> Iterator[Task]:
         """Give a task for the database itself, if a server answered; after :meth:`credential_tasks`.
 
         Arguments:
           entries: Of the Procfile, that run dramatiq.
+          consoles: How many of its entries are the console.
         """
         connections = dict(self._connections)
         if not connections:
@@ -104,7 +105,7 @@ class Databases:
                 urls = len({self._settings.database_url, self._settings.operator_url})
                 findings += run(
                     "postgres.connections",
-                    lambda: check_connections(first, needed(entries, self._settings, urls)),
+                    lambda: check_connections(first, needed(entries, self._settings, urls, consoles=consoles)),
                 )
             return findings
 

@@ -10,12 +10,16 @@ from urllib.parse import unquote, urlsplit
 import dramatiq
 
 from db.errors import ConfigurationError
+from middleware import sentry
 from middleware.dramatiq_internals import check_version
+from worker.check.alerts import judge_alerts
 from worker.check.databases import Databases
 from worker.check.findings import Finding, error, ok
 from worker.check.guard import Guard, run_together
 from worker.check.language_model import is_installed, judge_language_model
+from worker.check.observers import judge_sentry, judge_traces
 from worker.check.processes import Processes
+from worker.check.procfile import consoles
 from worker.check.redis_database import RedisDatabase
 from worker.hidden_packages import explain, hidden_by
 from worker.queues import Queue
@@ -50,7 +54,11 @@ def check_deployment(
     ]
     if settings is None:
         return findings
+    findings += guard.run("alerts", lambda: judge_alerts(settings, processes.commands))
     findings += guard.run("llm", lambda: judge_language_model(settings, processes.entries, installed=is_installed()))
+    of_entries = [{**environ, **entry.environment} for entry in processes.entries] or [dict(environ)]
+    findings += guard.run("traces", lambda: judge_traces(of_entries))
+    findings += guard.run("sentry", lambda: judge_sentry(of_entries, installed=sentry.is_installed()))
     databases, redis = Databases(settings, guard), RedisDatabase(settings, guard)
     declared = {*(queue.value for queue in Queue), *settings.extra_queues}
     try:
@@ -59,7 +67,8 @@ def check_deployment(
         )
         # Importing has told which queues the application itself declares.
         declared |= processes.declared
-        findings += run_together([*databases.shared_task(processes.entries), *redis.queues_task(declared)])
+        shared = databases.shared_task(processes.entries, consoles=len(consoles(processes.commands)))
+        findings += run_together([*shared, *redis.queues_task(declared)])
     finally:
         databases.close()
     return findings

@@ -36,7 +36,8 @@ class Processes:
         self._guard = guard
         #: Those that run dramatiq; known after :meth:`check`.
         self.entries = list[Entry]()
-        self._commands: Mapping[str, str] = {}
+        #: Of the Procfile, by name; known after :meth:`check`.
+        self.commands: Mapping[str, str] = {}
         #: The queues that importing their modules declares; known after :meth:`import_task` was run.
         self.declared: set[str] = set()
 
@@ -49,7 +50,7 @@ class Processes:
         path = self._path or self._folder / "Procfile"
         if self._path is None and not path.exists():
             return
-        self._commands = commands = read_procfile(path)
+        self.commands = commands = read_procfile(path)
         self.entries, wrong = procfile.read_entries(commands, self._environ)
         if self._environ.get("DYNO"):
             stop_timeout = HEROKU_STOP_TIMEOUT
@@ -93,7 +94,7 @@ class Processes:
                 "Mend the module, or its name in the Procfile.",
             )
         yield procfile.judge_queues(self.entries, found.queues, found.declared)
-        schedule = procfile.judge_schedule(self._commands, found.scheduled, settings.schedule_off)
+        schedule = procfile.judge_schedule(self.commands, found.scheduled, {*settings.schedule_off, *settings.idle})
         if schedule is not None:
             yield schedule
         if not found.errors:

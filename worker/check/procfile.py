@@ -106,6 +106,11 @@ def judge_stop_timeouts(entries: Iterable[Entry], stop_timeout: float, stop_with
             )
 
 
+def consoles(commands: Mapping[str, str]) -> list[str]:
+    """Return the entries that serve the console."""
+    return [name for name, command in commands.items() if re.search(r"\bworker console\b(?! token)", command)]
+
+
 def judge_console(commands: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[Finding]:
     """Judge whether the console will start where the host gives it a port to be open on.
 
@@ -113,7 +118,7 @@ def judge_console(commands: Mapping[str, str], environ: Mapping[str, str]) -> It
       commands: Of the Procfile, by name.
       environ: The settings.
     """
-    serving = [name for name, command in commands.items() if re.search(r"\bworker console\b(?! token)", command)]
+    serving = consoles(commands)
     if serving and not environ.get("CONSOLE_TOKENS"):
         yield warning(
             "procfile.console",

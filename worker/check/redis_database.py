@@ -48,7 +48,10 @@ class RedisDatabase:
             yield self._task("queues", check)
 
     def _task(self, name: str, check: Callable[[redis.Redis], Iterable[Finding]]) -> Task:
-        advice = "See that the server runs, and that REDIS_URL is right: its host, port, user and password."
+        advice = (
+            "See that the server runs, and that REDIS_URL is right: its host, port, user and password, and rediss:// "
+            "where it speaks TLS."
+        )
 
         def run() -> list[Finding]:
             def connected() -> Iterator[Finding]:

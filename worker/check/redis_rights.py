@@ -24,6 +24,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "hsetnx": (KEY, "f", "1"),
     "hincrby": (KEY, "n", "1"),
     "hget": (KEY, "f"),
+    "hmget": (KEY, "f"),
     "hexists": (KEY, "f"),
     "hlen": (KEY,),
     "hstrlen": (KEY, "f"),

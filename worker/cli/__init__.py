@@ -5,10 +5,12 @@ from __future__ import annotations
 import typer
 
 from worker.cli import (
+    alerts,
     attribution,
     check,
     console,
     demo,
+    dramatiq,
     events,
     failed,
     migrate,
@@ -37,9 +39,11 @@ app.add_typer(workers.app, name="workers", help="Who works, and on what.")
 app.add_typer(replays.app, name="replays", help="What is sent again: how far it is; pause it, resume it, cancel it.")
 app.add_typer(schedule.app, name="schedule", help="What is sent by the clock, when it was and will be; send it now.")
 app.command("scheduler")(scheduler.scheduler)
+app.add_typer(alerts.app, name="alerts", help="Whether alerts arrive; what they are signed with.")
 app.add_typer(attribution.app, name="attribution", help="Days that were recomputed for all tenants.")
 app.add_typer(console.app, name="console", help="Serve the operations console; make tokens for it.")
 app.command("spool")(spool.show)
 app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)
 app.command("demo")(demo.demo)
+app.command("dramatiq", context_settings=dramatiq.PASSED_ON)(dramatiq.dramatiq)

@@ -10,6 +10,7 @@ import uvicorn
 from db.errors import ConfigurationError
 from worker.console.app import make_app
 from worker.console.deployment import Deployment
+from worker.logs.setup import configure_process
 from worker.settings import Settings
 
 #: Where it listens if nobody says.
@@ -28,6 +29,7 @@ def serve(settings: Settings, *, host: str | None = None, port: int | None = Non
       ConfigurationError: When it would be open to others without tokens.
     """
     host, port = where(settings, host, port)
+    configure_process(settings)
     deployment = Deployment(settings)
     # Importing takes a second or two; whoever looks at a page need not wait for it.
     threading.Thread(target=deployment.load, name="import", daemon=True).start()
@@ -39,7 +41,8 @@ def serve(settings: Settings, *, host: str | None = None, port: int | None = Non
         forwarded_allow_ips="*" if settings.port is not None else None,
         access_log=False,
         server_header=False,
-        log_level=settings.log_level.lower() if settings.log_level not in {"TRACE"} else "trace",
+        # Its lines go where all others do.
+        log_config=None,
         # Longer than a live page waits between two looks, and than a router keeps a connection that it may use again.
         timeout_keep_alive=95,
         timeout_graceful_shutdown=5,

@@ -83,7 +83,14 @@ def run_demo(console: Console, folder: Path | None = None, *, keep: bool = False
         session.configure(environment["DATABASE_URL"], operator_database_url=environment["OPERATOR_DATABASE_URL"])
         names = ["attribution", "llm", "maintenance", "housekeeping", "web"]
         # No tokens, so it is for this machine alone; and no port that the host gives it.
-        local = {**environment, "CONSOLE_TOKENS": "", "PORT": "", "CONSOLE_PREFIX": "", "CONSOLE_HTTPS": "no"}
+        local = {
+            **environment,
+            "LOG_FORMAT": "text",
+            "CONSOLE_TOKENS": "",
+            "PORT": "",
+            "CONSOLE_PREFIX": "",
+            "CONSOLE_HTTPS": "no",
+        }
         port = free_port()
         with Workers(names, local, folder / "logs", {"web": f"--port {port}"}) as workers:
             console.print("The four workers of the Procfile have started, and the console.")

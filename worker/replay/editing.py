@@ -22,7 +22,7 @@ from db.sealing import Keys
 from db.session import tenant_of
 from middleware.redaction import Redactor
 from middleware.signatures import parameters_of, positional_names
-from worker.replay.messages import content_of
+from worker.replay.messages import ArgumentsUnknown, content_of
 from worker.replay.today import Today
 
 
@@ -34,7 +34,8 @@ class Draft:
       job: Which.
       actor: The actor that is to run it, where an operator says another than its own.
       actor_name: The one that runs it.
-      was: What it was called with, as it is.
+      was: What it was called with, as it is; nothing where that is not known.
+      known: Whether it is.
       keys: Of ``FAILED_JOB_KEYS``.
       renamed: Today's names of actors that had others.
     """
@@ -43,6 +44,7 @@ class Draft:
     actor: str | None
     actor_name: str
     was: Arguments
+    known: bool
     keys: Keys | None
     renamed: Mapping[str, str]
 
@@ -63,9 +65,14 @@ def draft(job: Candidate, actor: str | None, *, keys: Keys | None, renamed: Mapp
     Raises:
       NotReplayable: When it cannot be sent again, however it is changed.
     """
-    content = content_of(job, keys=keys, actor=actor, renamed=renamed)
+    known = True
+    try:
+        content = content_of(job, keys=keys, actor=actor, renamed=renamed)
+    except ArgumentsUnknown:
+        known = False
+        content = content_of(job, keys=keys, actor=actor, edit=Arguments([], {}), renamed=renamed)
     was = Arguments(list(content.args), dict(content.kwargs))
-    return Draft(job, actor, content.actor_name, was, keys, renamed)
+    return Draft(job, actor, content.actor_name, was, known, keys, renamed)
 
 
 def editable(session: Session, failed_job_id: UUID) -> Candidate:

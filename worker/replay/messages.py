@@ -34,6 +34,10 @@ class NotReplayable(DramaturgError):
     """Raised when a failed job cannot be sent again; the message says why, in words for a person."""
 
 
+class ArgumentsUnknown(NotReplayable):
+    """Raised when it is not known what a job was called with; with other arguments it can be sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What a replay's message is to say, before it has an id in Redis."""
@@ -83,14 +87,20 @@ def content_of(
       job: Which.
       keys: Of ``FAILED_JOB_KEYS``.
       actor: The actor that is to run it, where it is another than then.
-      edit: Arguments instead of its own.
+      edit: Arguments instead of its own, which then need not be known.
       renamed: Today's names of actors that had others, the Celery system's for example.
       by_operator: Whether it is an operator who chose ``actor``, and not somebody who is bound to a tenant.
 
     Raises:
+      ArgumentsUnknown: When it can be sent with other arguments alone.
       NotReplayable: When it cannot be sent again.
     """
-    content = _from_original(job, keys) if job.original is not None else _from_row(job)
+    try:
+        content = _from_original(job, keys) if job.original is not None else _from_row(job, edited=edit is not None)
+    except ArgumentsUnknown:
+        if edit is None:
+            raise
+        content = _from_row(job, edited=True)
     was = clean(content.actor_name)[:255]
     if actor is None and was != job.task_name:
         # Tenants write both: what runs is what people see, or what an operator says.
@@ -124,7 +134,7 @@ def _from_original(job: Candidate, keys: Keys | None) -> Content:
     try:
         raw = opened(job.original, keys)
     except (KeyMissing, SealBroken) as e:
-        raise NotReplayable(f"its original cannot be read: {e}") from e
+        raise ArgumentsUnknown(f"its original cannot be read: {e}") from e
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
@@ -146,22 +156,28 @@ def _from_original(job: Candidate, keys: Keys | None) -> Content:
     )
 
 
-def _from_row(job: Candidate) -> Content:
+def _from_row(job: Candidate, *, edited: bool) -> Content:
     """Return what can be told from a row of which no original is kept: the Celery system's."""
     if job.forgotten_at is not None:
         raise NotReplayable("its arguments were forgotten")
+    args, kwargs = ([], {}) if edited else _arguments(job)
+    return Content(job.task_name, q_name(job.queue or ""), tuple(args), kwargs, {}, job.task_id, job.task_name)
+
+
+def _arguments(job: Candidate) -> tuple[list[Any], dict[str, Any]]:
+    """Return a row's arguments, where they are those that it was called with, and not what was left for the eye."""
     try:
         whole = _is_whole(job.task_args) and _is_whole(job.task_kwargs)
     except RecursionError:
-        raise NotReplayable("no original is kept, and its arguments are nested too deep") from None
+        raise ArgumentsUnknown("no original is kept, and its arguments are nested too deep") from None
     if not whole:
-        raise NotReplayable("no original is kept, and its arguments were redacted or cut")
+        raise ArgumentsUnknown("no original is kept, and its arguments were redacted or cut")
     if job.task_args is None and job.task_kwargs is None:
-        raise NotReplayable("neither an original nor arguments are kept")
+        raise ArgumentsUnknown("neither an original nor arguments are kept")
     args, kwargs = job.task_args or [], job.task_kwargs or {}
     if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise NotReplayable("its arguments are no list and no object")
-    return Content(job.task_name, q_name(job.queue or ""), tuple(args), kwargs, {}, job.task_id, job.task_name)
+        raise ArgumentsUnknown("its arguments are no list and no object")
+    return args, kwargs
 
 
 def _is_whole(value: Any) -> bool:

@@ -63,7 +63,7 @@ def jobs_of(broker: Broker, settings: Settings) -> tuple[Job, ...]:
             name,
             schedule,
             Cron(settings.schedules.get(name, schedule.expression), schedule.timezone),
-            on=name not in settings.schedule_off,
+            on=name not in {*settings.schedule_off, *settings.idle},
         )
         for name, schedule in schedules.items()
     )

@@ -19,8 +19,8 @@ from loguru import logger
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.process_facts import process_name
-from middleware.redaction import Redactor
-from worker.logs import configure
+from middleware.tracing import Tracing
+from worker.logs.setup import configure_process
 from worker.redis_client import make_redis
 from worker.scheduler.jobs import Job
 from worker.scheduler.process import Scheduler
@@ -44,11 +44,15 @@ def serve(settings: Settings, broker: LosslessBroker, jobs: Sequence[Job]) -> No
       broker: Which knows every actor.
       jobs: All of them.
     """
-    configure(settings.log_level, Redactor(settings.redact_keys))
+    configure_process(settings)
     scheduler_id, name = str(uuid4()), process_name(settings.worker_name)
     facts = {"name": name, "host": socket.gethostname(), "pid": os.getpid()}
     state = State(broker.run, scheduler_id)
     scheduler = Scheduler(broker, jobs, state, facts, _wait)
+    tracing = next((one for one in broker.middleware if isinstance(one, Tracing)), None)
+    if tracing is not None:
+        # What it sends begins a trace.
+        tracing.start()
     with suppress(_ToldToStop):
         for number in _STOP_SIGNALS:
             signal.signal(number, _stop)
@@ -57,6 +61,8 @@ def serve(settings: Settings, broker: LosslessBroker, jobs: Sequence[Job]) -> No
     # Nothing is logged any more: that may be what was interrupted, and holds a lock.
     goodbye = threading.Thread(target=_leave, args=(scheduler, settings, scheduler_id), daemon=True)
     goodbye.start()
+    if tracing is not None:
+        tracing.flush()
     goodbye.join(_LEAVE_WITHIN)
 
 

@@ -79,7 +79,7 @@ def edit(
         check_actor(broker, actor)
         job = _find(ident)
         draft = _draft(job, settings, actor)
-        change = Edit(draft.was, asked.changed(draft.was, broker, draft.actor_name))
+        change = Edit(draft.was, asked.changed(draft, broker))
         changed = editing.changes(change, broker, draft.actor_name, Redactor(settings.redact_keys))
         if not changed:
             fail("nothing was changed: the arguments are as they were")
@@ -130,14 +130,17 @@ class _Asked:
             raise ValueError(f"--set must be NAME=JSON, not {name!r}")
         return name.strip(), editing.parsed(f"--set {name.strip()}", said, object)
 
-    def changed(self, was: Arguments, broker: Broker, actor_name: str) -> Arguments:
+    def changed(self, draft: editing.Draft, broker: Broker) -> Arguments:
         """Return the arguments as they are to be."""
+        was = draft.was
         if self._editor:
             return _edited(was)
+        if not draft.known and self._kwargs is None and self._args is None:
+            raise ValueError("what it was called with is not known: say all of it, with --kwargs JSON or --args JSON")
         given = Arguments(
             was.args if self._args is None else self._args, was.kwargs if self._kwargs is None else self._kwargs
         )
-        return editing.with_values(given, self._values, broker, actor_name)
+        return editing.with_values(given, self._values, broker, draft.actor_name)
 
 
 def _edited(was: Arguments) -> Arguments:

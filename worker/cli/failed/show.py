@@ -141,7 +141,8 @@ def _show_facts(incident: Incident, now: datetime) -> None:
         fact("group", words.of_group(group, now))
     if group is not None and group.regressed_at is not None:
         fact("", Text(f"REGRESSED {ago(group.regressed_at, now)}: it had been resolved", "bold red"))
-    fact("work", f"correlation id {job.correlation_id}, message {job.task_id}")
+    of_more = "" if job.correlation_id is None else f"correlation id {job.correlation_id}, "
+    fact("work", f"{of_more}message {job.task_id}")
     if incident.waiting is not None:
         fact("replay", Text(words.waiting(incident.waiting, now), "cyan"))
     if incident.replays:

@@ -191,6 +191,7 @@ def _page(request: Request, work: Work, draft: Draft, said: dict[str, str], look
         job=draft.job,
         keep="" if (listed := from_list(request)) is None else f"?{urlencode({'from': listed})}",
         actor_name=draft.actor_name,
+        known=draft.known,
         fields=[(field, said.get(field.key, field.value or "") if said else field.value or "") for field in fields],
         any_name=editing.takes_any_name(broker, draft.actor_name),
         typed=said,
