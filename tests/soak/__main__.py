@@ -10,12 +10,14 @@ connections, threads, files, rows or keys grew. Needs Linux, and the embedded se
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +272,9 @@ class _Soak:
         said: Counter[str] = Counter()
         for path in self.world.folder.glob("*.log"):
             for line in _LINE.findall(path.read_text("utf-8", "replace")):
+                with suppress(ValueError):
+                    told = json.loads(line)
+                    line = f"{told['level']} {told['logger']}: {told['message']}"
                 said[re.sub(r"[0-9a-f-]{36}|\d+", "*", line)[:140]] += 1
         for line, count in said.most_common(TOLD):
             console.print(f"{count:>6} x {line}", markup=False, highlight=False)
