@@ -59,6 +59,8 @@ class Delivery(MessageProxy):
       succeeded: Whether it ran and succeeded, so that its end is for good: not a retry, nor a move of what is due.
       interrupted: Whether a shutdown interrupted it.
       give_back: Whether it goes back to its queue as it was, instead of ending, because of that.
+      began: When it began to run, if it has: in seconds since 1970, and on :func:`time.perf_counter`'s clock.
+      took: For how many seconds it ran.
     """
 
     def __init__(self, message: Message[Any], redis_id: str, raw: bytes) -> None:
@@ -81,6 +83,8 @@ class Delivery(MessageProxy):
         self.succeeded = False
         self.interrupted = False
         self.give_back = False
+        self.began: tuple[float, float] | None = None
+        self.took: float | None = None
 
     @property
     def held_as(self) -> tuple[str, int]:

@@ -49,6 +49,8 @@ class Heartbeat:
       on_missing: Told when Redis had not been told of a start.
       on_spool: Told with each of them how many failures wait in the spool.
       on_suspects: Told with each of them which queues have messages that were running when a worker was lost.
+      on_given_back: Told of each queue of a process that was lost, how many messages went back, and how many of these
+        were running.
 
     Attributes:
       epoch: Which lease this is, as Redis numbers them: another once this process was given up. What it fetched
@@ -69,6 +71,7 @@ class Heartbeat:
         on_missing: Callable[[], object] = lambda: None,
         on_spool: Callable[[int], object] = lambda _: None,
         on_suspects: Callable[[set[str]], object] = lambda _: None,
+        on_given_back: Callable[[str, int, int], object] = lambda _queue, _count, _running: None,
     ) -> None:
         self._run = run
         self._facts = facts
@@ -78,6 +81,7 @@ class Heartbeat:
         self._left = False
         self._on_spool = on_spool
         self._on_suspects = on_suspects
+        self._on_given_back = on_given_back
         self._beating = threading.Lock()
         self._beaten_at = float("-inf")
         self.epoch = 0
@@ -142,6 +146,7 @@ class Heartbeat:
         self._on_spool(spooled)
         self._on_suspects({queue.decode() for queue in suspected})
         for gone, queue, count, suspects in zip(*(given_back[n::4] for n in range(4)), strict=True):
+            self._on_given_back(queue.decode(), count, suspects)
             logger.warning(
                 "worker {} is gone: {} messages are back in queue {}, of which {} were running",
                 _name(gone),

@@ -35,6 +35,7 @@ from middleware.errors import EnqueuedInPart
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
 from middleware.hooks import Hooks
+from middleware.job_metrics import JobMetrics, note_sent_now
 from middleware.keeper import kept, why_not_kept
 from middleware.log_context import lines_of
 from middleware.lossless_consumer import LosslessConsumer
@@ -126,6 +127,7 @@ class LosslessBroker(RedisBroker):
       max_starts: Starts of a message that end with the loss of its worker, after which it is not started again.
       worker_name: Names this process to whoever finds it gone.
       keeper: Whether a process that ``dramatiq`` starts gets a parent that says how it ends: :mod:`middleware.keeper`.
+      metrics: Counts what becomes of messages; by default nobody does.
 
     Attributes:
       spool: Those failures.
@@ -147,6 +149,7 @@ class LosslessBroker(RedisBroker):
         max_starts: int = MAX_STARTS,
         worker_name: str | None = None,
         keeper: bool = True,
+        metrics: JobMetrics | None = None,
     ) -> None:
         self._hooks = Hooks()
         super().__init__(client=client, middleware=middleware, namespace=namespace)
@@ -159,6 +162,9 @@ class LosslessBroker(RedisBroker):
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
         self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
         self.tally = Tally()
+        self.metrics = metrics
+        if metrics is not None:
+            metrics.actors = self.actors
         self._threads: int | None = None
         self._run_in_time = Scripts(lease_client or client, namespace)
         self._heartbeat = Heartbeat(
@@ -173,6 +179,7 @@ class LosslessBroker(RedisBroker):
             on_missing=self._marks.close,
             on_spool=self.spool.holds,
             on_suspects=self._suspect,
+            on_given_back=self._given_back,
         )
         self.max_starts = max_starts
         self.suspected: set[str] = set()
@@ -182,6 +189,10 @@ class LosslessBroker(RedisBroker):
 
     def _suspect(self, queues: set[str]) -> None:
         self.suspected = queues
+
+    def _given_back(self, queue: str, count: int, running: int) -> None:
+        if self.metrics is not None:
+            self.metrics.redelivered(queue, count, running)
 
     def _busy(self) -> bool:
         # Delayed messages only move, which harms nobody.
@@ -268,6 +279,8 @@ class LosslessBroker(RedisBroker):
         # A delayed message that is due: it moves when its delivery ends, which is next.
         moves = is_consumer_thread() and old_id in self._local.due
         message = _to_enqueue(message, delay)
+        if self._local.collecting is not None and delay is None and not moves:
+            note_sent_now(message.options)
         try:
             self.emit_before("enqueue", message, delay)
         except MiddlewareError as e:
@@ -351,6 +364,7 @@ class LosslessBroker(RedisBroker):
             if signal == "process_message" and isinstance(args[0], Delivery):
                 args[0].unsettled = True
                 self._call_before(signal, args[0])
+                args[0].began = time.time(), time.perf_counter()
             else:
                 if signal == "worker_boot":
                     self._threads = args[0].worker_threads
@@ -441,6 +455,8 @@ class LosslessBroker(RedisBroker):
             logger.warning("how this process ends will be seen by nobody of ours: {}", why_not)
 
     def _after_process(self, message: Delivery, **kwargs: Any) -> None:
+        if message.began is not None and message.took is None:
+            message.took = time.perf_counter() - message.began[1]
         # Retries, callbacks, pipelines and groups enqueue here.
         with self.collecting() as collected:
             interrupt = self._call_all("after_process_message", message, **kwargs)

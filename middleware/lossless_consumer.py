@@ -20,9 +20,11 @@ from middleware.crash_evidence import worker_lost
 from middleware.deliveries import Delivery, GroupChild, Rejected, condemn, deliver
 from middleware.errors import SpoolFull
 from middleware.holdings import Holdings
+from middleware.job_metrics import note_due
 from middleware.log_context import lines_of
 from middleware.lua_scripts import Argument
 from middleware.message_checks import UNIQUE
+from middleware.metric_families import GIVEN_BACK
 from middleware.tally import FAILED, RETRIED, SUCCEEDED, UNCOUNTED
 
 if TYPE_CHECKING:
@@ -221,6 +223,7 @@ class LosslessConsumer(Consumer):
         self._holdings.add(delivery.held_as)
         if self._delayed and "eta" in delivery.options:
             # It is due by the server's clock; Dramatiq would ask ours.
+            note_due(delivery.options, delivery.options["eta"])
             delivery.options["eta"] = min(delivery.options["eta"], current_millis())
             self._broker.expect_due(delivery.redis_id)
         return delivery
@@ -325,12 +328,19 @@ class LosslessConsumer(Consumer):
         if UNCOUNTED in message.options:
             return
         if message.failed:
-            self._broker.tally.count(FAILED, q_name(self._queue_name))
+            self._count_as(FAILED, message)
         elif message.succeeded:
-            self._broker.tally.count(SUCCEEDED, self._queue_name)
+            self._count_as(SUCCEEDED, message)
         elif not self._delayed:
             # What leaves a delay queue only moves.
-            self._broker.tally.count(RETRIED, self._queue_name)
+            self._count_as(RETRIED, message)
+
+    def _count_as(self, outcome: str, message: Delivery) -> None:
+        queue, broker = q_name(self._queue_name), self._broker
+        if outcome != GIVEN_BACK:
+            broker.tally.count(outcome, queue)
+        if broker.metrics is not None:
+            broker.metrics.ended(message, outcome, queue)
 
     def _no_longer_held(self, messages: Iterable[Delivery]) -> None:
         for message in messages:
@@ -344,6 +354,8 @@ class LosslessConsumer(Consumer):
     def _give_back_interrupted(self, message: Delivery) -> None:
         # A process that stops does not wait for Redis: closing the broker tries again, and its lease ends.
         self._no_longer_held([message])
+        if message.began is not None and UNCOUNTED not in message.options:
+            self._count_as(GIVEN_BACK, message)
         try:
             self._give_back([message.redis_id])
         except ConnectionClosed as e:

@@ -30,11 +30,13 @@ from middleware.errors import LeaseUnsure
 from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
 from middleware.graceful_shutdown import GracefulShutdown
+from middleware.job_metrics import JobMetrics
 from middleware.known_queues import KnownQueues
 from middleware.log_context import LogContext
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.memory_broker import MemoryBroker
+from middleware.metrics import Metrics
 from middleware.option_checks import OptionChecks
 from middleware.process_facts import process_name
 from middleware.redaction import Redactor
@@ -99,6 +101,7 @@ def make_middleware(
         MissingKey(has_key=settings.llm_api_key is not None),
         OptionChecks(),
         Schedules(),
+        Metrics(but=[probe.ACTOR]),
         TenantContext(),
         UniqueJobs(),
         DeadLetters(
@@ -177,6 +180,7 @@ def make_broker(
             max_starts=settings.max_starts,
             worker_name=settings.worker_name,
             keeper=settings.keeper,
+            metrics=JobMetrics(classifier) if settings.metrics else None,
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)

@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     keeper: bool = Field(
         True, description="a small parent for each worker process, which says how that one ended; on Linux only"
     )
+    metrics: bool = Field(
+        True, description="count jobs for Prometheus, which asks the console for `/metrics`, or `worker metrics`"
+    )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     failed_job_keys: str | None = Field(
         None,

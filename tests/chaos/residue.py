@@ -11,8 +11,8 @@ from collections import Counter
 import redis
 
 #: Groups are remembered for 30 days, and that a replay was sent; how many messages ended, for three hours; and what
-#: processes say of themselves, and is kept of those that have left.
-RESTS = ("group.", "replay.", "ended.", "alive", "leases", "departed", "facts", "queues.", "grace")
+#: processes say of themselves, have counted, and is kept of those that have left.
+RESTS = ("group.", "replay.", "ended.", "metrics.", "alive", "leases", "departed", "facts", "queues.", "grace")
 
 #: Seconds for which messages may go on beyond the time that was given, and between two that end after it.
 GRACE = 60.0

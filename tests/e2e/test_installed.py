@@ -77,7 +77,7 @@ def test_the_wheel_carries_what_it_needs_and_no_name_of_everybodys(installed: Pa
         "middleware",
         "worker",
     }
-    console = ("worker/console/templates/base.html", "worker/console/static/console.css")
+    console = ("worker/console/templates/base.html", "worker/console/static/console.css", "worker/metrics/alerts.yml")
     for path in ("db/migrations/env.py", "worker/Procfile", "worker/py.typed", "worker/demo/acme.csv", *console):
         assert (installed / path).is_file(), path
 

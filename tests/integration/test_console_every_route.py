@@ -61,7 +61,7 @@ class Route:
     @property
     def is_for_programs(self) -> bool:
         """Whether it is of the API."""
-        return self.path.startswith("/api/")
+        return self.path.startswith("/api/") or self.path == "/metrics"
 
 
 def routes_of(app: FastAPI) -> list[Route]:

@@ -21,8 +21,9 @@ from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
 from tests.integration.nothing_lost import QUEUE, TENANT, ours
 from tests.servers import running_redis
+from tests.waiting import eventually
 from worker.cli.schedule import _lines
-from worker.live import scheduler_state
+from worker.live import counted, scheduler_state
 from worker.scheduler import Schedule
 from worker.scheduler.cron import Cron
 from worker.scheduler.jobs import Job
@@ -95,6 +96,31 @@ def deck(redis_url: str) -> Iterator[Deck]:
 
 def scheduled(messages: list[dict[str, Any]]) -> list[datetime]:
     return [datetime.fromisoformat(message["options"]["scheduled_for"]) for message in messages]
+
+
+def test_how_ticks_went_is_counted(deck: Deck) -> None:
+    jobs = [
+        deck.job(deck.hourly(), missed="skip"),
+        deck.job(deck.hourly()),
+        deck.job("* * * * * *"),
+        deck.job(on=False),
+    ]
+    for job in jobs[:2]:
+        deck.set_handled(job, deck.now() - timedelta(days=10))
+    scheduler = deck.scheduler(*jobs)
+    names = [job.name for job in jobs]
+
+    def counts() -> dict[tuple[int, str], int]:
+        return {(names.index(a), outcome): n for (a, outcome), (n,) in counted(deck.client)["scheduled"].items()}
+
+    eventually(lambda: scheduler.turn() and counts()[2, "on_time"], seconds=30)
+    found = counts()
+    # What there may be is there from the beginning, so that Prometheus sees the first of it, too.
+    assert found.pop((2, "on_time")) >= 1
+    assert {key: n for key, n in found.items() if n} == {(0, "let_be"): 1, (1, "missed"): 1}
+    assert set(found) == {(n, o) for n in range(3) for o in ("on_time", "missed", "let_be")} - {(2, "on_time")}
+    (late,) = counted(deck.client)["schedule_lateness_seconds"].values()
+    assert sum(late[:-1]) == sum(found.values()) + counts()[2, "on_time"]
 
 
 class TestOneTick:

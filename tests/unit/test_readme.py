@@ -151,7 +151,7 @@ def test_every_shell_command_is_one_of_ours() -> None:
     words = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("worker ")}
     assert words == {
         "tenants", "events", "migrate", "check", "spool", "queues", "workers", "failed", "replays", "console",
-        "schedule", "scheduler", "attribution", "alerts",
+        "schedule", "scheduler", "attribution", "alerts", "metrics",
     }  # fmt: skip
 
 

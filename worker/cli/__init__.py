@@ -13,6 +13,7 @@ from worker.cli import (
     dramatiq,
     events,
     failed,
+    metrics,
     migrate,
     offboard,
     queues,
@@ -43,6 +44,7 @@ app.add_typer(alerts.app, name="alerts", help="Whether alerts arrive; what they 
 app.add_typer(attribution.app, name="attribution", help="Days that were recomputed for all tenants.")
 app.add_typer(console.app, name="console", help="Serve the operations console; make tokens for it.")
 app.command("spool")(spool.show)
+app.command("metrics")(metrics.metrics)
 app.command("check")(check.check)
 app.command("migrate")(migrate.migrate)
 app.command("demo")(demo.demo)

@@ -17,7 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from worker.console import api, health, pages, problems
+from worker.console import api, health, metrics, pages, problems
 from worker.console.access import Doorkeeper
 from worker.console.asgi import LOOPBACK, AnswerHeaders, HttpsOnly, KnownHosts, NoProxies, Prefix, SmallBodies
 from worker.console.attempts import Attempts
@@ -26,6 +26,7 @@ from worker.console.rendering import FOLDER
 from worker.console.sessions import SessionCookies
 from worker.console.shared import Shared
 from worker.console_tokens import read_tokens
+from worker.metrics.exposition import make_exposition
 from worker.redis_client import make_redis
 from worker.settings import Settings
 
@@ -67,6 +68,7 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
     app.state.shared = Shared(SHARED_FOR)
     app.state.deployment = deployment or Deployment(settings)
     app.state.health = health.Health(settings, client)
+    app.state.metrics = make_exposition(settings, client)
     problems.install(app)
     app.mount("/static", _Files(directory=FOLDER / "static"), name="static")
     router = APIRouter()
@@ -74,6 +76,7 @@ def make_app(settings: Settings, deployment: Deployment | None = None) -> FastAP
         router.include_router(module.router)
     app.include_router(router, include_in_schema=False)
     app.include_router(health.router, include_in_schema=False)
+    app.include_router(metrics.router, include_in_schema=False)
     for resource in api.ALL:
         app.include_router(resource.router)
 

@@ -140,7 +140,7 @@ def _of_field(error: Any) -> str:
 def is_for_programs(request: Request) -> bool:
     """Tell whether it is a program that asks."""
     path = str(request.scope["path"]).removeprefix(request.scope.get("root_path", ""))
-    return path.startswith(("/api/", "/health/"))
+    return path.startswith(("/api/", "/health/")) or path == "/metrics"
 
 
 def install(app: FastAPI) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from ipaddress import ip_address
 
 import uvicorn
 
@@ -11,6 +10,7 @@ from db.errors import ConfigurationError
 from worker.console.app import make_app
 from worker.console.deployment import Deployment
 from worker.logs.setup import configure_process
+from worker.loopback import is_loopback
 from worker.settings import Settings
 
 #: Where it listens if nobody says.
@@ -61,17 +61,10 @@ def where(settings: Settings, host: str | None, port: int | None) -> tuple[str, 
                 "CONSOLE_TOKENS: required where PORT is set, because the host's router sends anybody here; "
                 "worker console token makes one"
             )
-        if host is not None and not _is_loopback(host):
+        if host is not None and not is_loopback(host):
             raise ConfigurationError(
                 f"CONSOLE_TOKENS: required to listen on {host!r}: without tokens the console is for this machine alone"
             )
     if host is None:
         host = "0.0.0.0" if settings.port is not None else "127.0.0.1"  # noqa: S104 - there are tokens
     return host, port or settings.port or PORT
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

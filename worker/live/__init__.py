@@ -6,6 +6,7 @@ namespace, and raise :class:`dramatiq.errors.ConnectionClosed` for any error of 
 this is an operator's to see.
 """
 
+from worker.live.counted import counted
 from worker.live.samples import DepthSamples, depth_samples
 from worker.live.scheduler import SchedulerState, scheduler_state
 from worker.live.spool import SpooledGroup, SpoolState, spool_groups, spool_state
@@ -20,6 +21,7 @@ __all__ = [
     "SpooledGroup",
     "Throughput",
     "WorkerState",
+    "counted",
     "depth_samples",
     "list_workers",
     "scheduler_state",

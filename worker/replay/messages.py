@@ -16,13 +16,17 @@ from db.replays.claims import Candidate
 from db.replays.edits import Arguments
 from db.sealing import Keys
 from middleware.attempts import OPTION as ATTEMPTS
+from middleware.job_metrics import DUE
 from middleware.message_checks import UNIQUE
 from middleware.redaction import REDACTED
 from middleware.replays import OPTION as REPLAY
 from middleware.text import clean
 
 #: Options that tell of the executions before.
-_OF_BEFORE: Final = ("retries", "traceback", "requeue_timestamp", "eta", "redis_message_id", ATTEMPTS, REPLAY, UNIQUE)
+_OF_BEFORE: Final = (
+    *("retries", "traceback", "requeue_timestamp", "eta", "redis_message_id"),
+    *(ATTEMPTS, DUE, REPLAY, UNIQUE),
+)
 
 
 #: What says that something was taken out of arguments, here or by others; and that a text goes on.

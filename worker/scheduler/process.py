@@ -15,7 +15,10 @@ from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from middleware.deliveries import Entry
+from middleware.job_metrics import Counts
 from middleware.lossless_broker import LosslessBroker
+from middleware.metric_families import LATENESS, LET_BE, MISSED, ON_TIME, SCHEDULED
+from middleware.metrics import Teller
 from worker.scheduler.jobs import Job
 from worker.scheduler.plan import Due, due
 from worker.scheduler.state import Looked, State
@@ -54,6 +57,9 @@ class Scheduler:
         self._facts = dict(facts, jobs=sum(job.on for job in jobs), since=None, next=None, next_job=None, left=False)
         self._wait = wait
         self._clock = clock
+        self._counts = Counts() if broker.metrics is None else broker.metrics
+        # Where nothing is to be told there is nobody to tell it.
+        self._teller = None if broker.metrics is None else Teller(self._counts, broker.run)
         self._away: float | None = None
         self._alarmed: dict[str, float] = {}
 
@@ -80,8 +86,11 @@ class Scheduler:
         looked = self._state.look(self._facts, self._jobs, first=first)
         if first:
             self._facts["since"] = looked.now.timestamp()
+            self._introduce()
         done = [self._handle(job, looked) for job in self._jobs if job.on]
         following = self._note_next(looked)
+        if self._teller is not None:
+            self._teller.tell()
         if first or any(done):
             # What comes next is told at once.
             return 0.0
@@ -130,6 +139,8 @@ class Scheduler:
             # Another scheduler was faster.
             return
         late = found.late.total_seconds()
+        self._counts.add(SCHEDULED, job.name, LET_BE if not found.send else MISSED if found.missed else ON_TIME)
+        self._counts.observe(LATENESS, late)
         if not found.send:
             logger.warning("{} was missed at {}, {:.0f} s ago, and is let be", job.name, _said(found.tick), late)
         elif found.missed:
@@ -139,6 +150,13 @@ class Scheduler:
             )
         else:
             logger.info("{} is sent for {}: {}", job.name, _said(found.tick), known["message_id"])
+
+    def _introduce(self) -> None:
+        """Count no tick of each job yet: of a series that begins with 1 Prometheus sees no increase."""
+        for job in self._jobs:
+            if job.on:
+                for outcome in (ON_TIME, MISSED, LET_BE):
+                    self._counts.add(SCHEDULED, job.name, outcome, n=0)
 
     def _note_next(self, looked: Looked) -> datetime | None:
         """Keep which tick comes next, to be told with the next sign of life."""
