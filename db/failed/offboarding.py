@@ -31,6 +31,7 @@ class Offboarded:
       messages: That waited in Redis, by what the callable calls them: queues, for example.
       rows: Failed jobs, by status.
       originals, deliveries, groups, events, rules, once_keys, replays, replay_items: Of the tables beside them.
+      outbox: Messages that were sent inside a transaction and had not reached Redis.
       answers: Of a language model.
       attribution: What its channels earned by day, its own runs, and its parts in the runs for all.
       spending: Months in which something was spent on it, what is reserved for calls under way, and the budget.
@@ -48,6 +49,7 @@ class Offboarded:
     once_keys: int = 0
     replays: int = 0
     replay_items: int = 0
+    outbox: int = 0
     answers: int = 0
     spending: int = 0
     attribution: int = 0
@@ -67,6 +69,7 @@ class Offboarded:
             "once_keys": self.once_keys,
             "replays": self.replays,
             "replay_items": self.replay_items,
+            "outbox": self.outbox,
             "answers": self.answers,
             "spending": self.spending,
             "attribution": self.attribution,
@@ -146,6 +149,7 @@ _BESIDE: Final = (
     ("worker_once beside", "key", "once_keys"),
     ("worker_replay_items beside", "id", "replay_items"),
     ("worker_replays beside", "id", "replays"),
+    ("worker_outbox beside", "id", "outbox"),
     ("worker_llm_answers beside", "answered_at", "answers"),
 )
 _OF_TENANT: Final = "tenant_id = CAST(:of_tenant AS uuid)"

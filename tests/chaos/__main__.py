@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import redis
 from loguru import logger
 from rich.console import Console
 from rich.table import Table
@@ -25,10 +26,11 @@ from tests.chaos.entries import entries
 from tests.chaos.faults import Faults
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.plan import PlannedFault
-from tests.chaos.residue import GRACE, kept, settle
+from tests.chaos.residue import GRACE, kept, residue, settle
 from tests.chaos.world import World, running_world
 from tests.servers import temporary_folder
 from tests.supervisor import Supervisor, supervised
+from worker.queue_admin import share
 
 COLUMNS = ("accepted", "unsure", "succeeded", "row", "lost", "stuck", "both", "two rows", "early", "crossed")
 #: Violations told with their history.
@@ -81,6 +83,10 @@ def _run(arguments: argparse.Namespace, world: World, supervisor: Supervisor) ->
     from tests.chaos.producer import Producer
 
     producer, faults = Producer(world, broker), Faults(world, supervisor)
+    if not arguments.stock:
+        queue, tenant, limit = plan.LIMITED
+        with world.redis() as client:
+            share(client, queue, tenant, limit=limit, by="the ledger")
     planned = list(plan.messages(arguments.seed, arguments.messages, arguments.seconds))
     if not arguments.no_faults:
         planned += plan.faults(arguments.seed, arguments.seconds, arguments.every)  # type: ignore[arg-type]
@@ -95,13 +101,25 @@ def _run(arguments: argparse.Namespace, world: World, supervisor: Supervisor) ->
     finally:
         faults.finish()
     with world.redis() as client:
-        left = settle(client, start + arguments.seconds + GRACE)
+        left = settle(lambda: _left(world, client), start + arguments.seconds + GRACE)
         in_redis = kept(client)
     return (
         faults,
-        Ledger(producer.accounts, world.book.read(), world.rows(), in_redis, faults.done, supervisor.ended),
+        Ledger(
+            producer.accounts,
+            world.book.read(),
+            world.rows(),
+            in_redis,
+            faults.done,
+            supervisor.ended,
+            world.committed(),
+        ),
         left,
     )
+
+
+def _left(world: World, client: redis.Redis) -> Counter[str]:
+    return residue(client) + Counter({"worker_outbox": world.waiting()})
 
 
 def _show(

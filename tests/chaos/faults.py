@@ -28,6 +28,7 @@ STOCK_MARKERS = {
     "finish": b"\r\nack\r\n",
     "enqueue": b"\r\nenqueue\r\n",
     "beat": b"\r\nfetch\r\n",
+    "relay": b"\r\nenqueue\r\n",
 }
 
 

@@ -7,12 +7,17 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import redis
 
-#: Groups are remembered for 30 days, and that a replay was sent; how many messages ended, for three hours; and what
-#: processes say of themselves, have counted, and is kept of those that have left.
-RESTS = ("group.", "replay.", "ended.", "metrics.", "alive", "leases", "departed", "facts", "queues.", "grace")
+#: Groups are remembered for 30 days, and that a replay was sent; how many messages ended, for three hours; what
+#: processes say of themselves, have counted, and is kept of those that have left; what share tenants have; and whose
+#: turn it is to relay, for a second.
+RESTS = (
+    *("group.", "replay.", "ended.", "metrics.", "alive", "leases", "departed", "facts", "queues.", "grace"),
+    *("shares.", "limits.", "weights.", "recounted.", "relay"),
+)
 
 #: Seconds for which messages may go on beyond the time that was given, and between two that end after it.
 GRACE = 60.0
@@ -75,15 +80,15 @@ def residue(client: redis.Redis, rests: tuple[str, ...] = RESTS) -> Counter[str]
     return +left
 
 
-def settle(client: redis.Redis, until: float, rests: tuple[str, ...] = RESTS) -> Counter[str]:
-    """Wait until nothing is left in Redis, or until it does not get less any more, and return what is left.
+def settle(look: Callable[[], Counter[str]], until: float) -> Counter[str]:
+    """Wait until nothing is left, or until it does not get less any more, and return what is left.
 
     Arguments:
+      look: Tells what is left: see :func:`residue`.
       until: On the monotonic clock; :data:`GRACE` after it got less the last time, where that is later.
-      rests: As for :func:`residue`.
     """
     least = sys.maxsize
-    while (left := residue(client, rests)) and time.monotonic() < until:
+    while (left := look()) and time.monotonic() < until:
         if left.total() < least:
             # A queue that got more than it can do is not stuck.
             least, until = left.total(), max(until, time.monotonic() + GRACE)

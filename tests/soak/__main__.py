@@ -118,7 +118,7 @@ class _Soak:
         commands, environment = self.world.entries(), self.world.environment()
         with supervised(environment, self.world.folder, commands) as supervisor:
             self.load.recompute_all()
-            if left := settle(self.client, time.monotonic() + 60, KEPT):
+            if left := settle(self._left, time.monotonic() + 60):
                 self.problems.append(f"the first recomputes do not end: {dict(left)}")
             with Sampler(self.world, supervisor, self.arguments.every) as sampler:
                 self._soak(supervisor, sampler)
@@ -180,10 +180,12 @@ class _Soak:
         for name in ("scheduler", "scheduler 2"):
             supervisor.switch_off(name)
         adopt_dead_letters.send()
-        settle(self.client, time.monotonic() + GRACE, KEPT)
+        settle(self._left, time.monotonic() + GRACE)
         self.people.leave()
         self.problems += [f"replay {what}" for what in wait_for_replays(self.world, GRACE)]
-        settle(self.client, time.monotonic() + 30, KEPT)
+        return settle(self._left, time.monotonic() + 30)
+
+    def _left(self) -> Counter[str]:
         return residue(self.client, KEPT)
 
     def _judge(
