@@ -147,6 +147,7 @@ def _described(counts: Offboarded) -> str:
         counted(counts.replay_items, "replayed job"),
         *([counted(counts.outbox, "message") + " of the outbox"] if counts.outbox else []),
         counted(counts.answers, "answer") + " of a language model",
+        counted(counts.attribution, "row") + " of channel totals and runs",
     ]
     return listed(parts)
 
@@ -164,4 +165,5 @@ def _total(counts: Offboarded) -> int:
         + counts.outbox
         + counts.answers
         + counts.spending
+        + counts.attribution
     )
