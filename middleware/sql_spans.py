@@ -32,8 +32,7 @@ _PARTS = re.compile(
     r"""(?P<kept>"(?:[^"]|"")*(?:"|\Z))"""
     # Comments, in which anything may stand.
     r"|(?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))"
-    # Strings; of one in which it depends on the server's settings whether a quote ends it, and of an unfinished one, all
-    # that follows.
+    # Strings; with all that follows, where it depends on the server's settings whether a quote ends one, or none does.
     r"|\b[eE]'(?:[^'\\]|''|\\.)*(?:'|\Z)|'(?:[^'\\]|''|\\(?!'))*'(?!')|'.*"
     r"|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|\Z)"
     r"|(?<![\w$.:%])-?(?:0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\b",
