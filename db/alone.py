@@ -14,6 +14,7 @@ from db.session import operator_transaction
 def alone(name: str) -> Iterator[bool]:
     """Tell whether no other process does what ``name`` says, and keep all others from it as long as the block lasts.
 
+    What is sent in the block leaves at its end, as from any transaction.
     It never waits: who comes second is told so. It ends with the process, whatever that dies of, and with the
     connection, so what is done must bear that another begins it meanwhile.
 

@@ -599,3 +599,23 @@ class LlmReservation(Base):
     month: Mapped[date]
     microcents: Mapped[int] = mapped_column(BigInteger)
     reserved_until: Mapped[datetime]
+
+
+class OutboxMessage(Base):
+    """A message that was sent inside a transaction, from its commit until Redis is known to have it."""
+
+    __tablename__ = "worker_outbox"
+    __table_args__ = _OURS
+
+    #: In the order of sending, within a transaction.
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    #: The message's.
+    tenant_id: Mapped[UUID | None]
+    queue: Mapped[str] = mapped_column(String(110))
+    #: Under which Redis is to have it.
+    redis_id: Mapped[str] = mapped_column(String(100))
+    message_id: Mapped[str] = mapped_column(String(155))
+    actor: Mapped[str] = mapped_column(String(255))
+    #: Encoded, and sealed as originals are.
+    message: Mapped[bytes]
+    written_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))

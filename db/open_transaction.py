@@ -8,6 +8,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from db.outgoing import Courier, Outgoing
+
 
 class OpenTransaction:
     """One transaction, from entering its block to leaving it. Making one makes it the innermost of this context.
@@ -18,9 +20,11 @@ class OpenTransaction:
       outer: The open transaction around it, if any.
       rolled_back: Whether the block was left without a commit that is known to have succeeded.
       recorded: The keys that were recorded in it; see :mod:`db.once`.
+      outgoing: What leaves with it.
+      leaving: Whether the end of the block has been reached.
     """
 
-    __slots__ = ("outer", "recorded", "rolled_back", "session", "tenant_id")
+    __slots__ = ("leaving", "outer", "outgoing", "recorded", "rolled_back", "session", "tenant_id")
 
     def __init__(self, session: Session | AsyncSession, tenant_id: UUID | None) -> None:
         self.session: Session | AsyncSession | None = session
@@ -28,11 +32,25 @@ class OpenTransaction:
         self.outer = innermost()
         self.rolled_back = False
         self.recorded: set[str] = set()
+        self.outgoing = Outgoing(tenant_id)
+        self.leaving = False
         _innermost.set(self)
+
+    def take_along(self, courier: Courier, thing: object) -> bool:
+        """Let ``thing`` leave with it; tell whether it does, which it does not once it is being committed."""
+        session = self.session
+        if session is None:
+            return False
+        sync = session.sync_session if isinstance(session, AsyncSession) else session
+        if not sync.in_transaction():
+            # The block has ended one before. Without another there is nothing that could be rolled back.
+            sync.begin()
+        return self.outgoing.add(courier, thing)
 
     def leave(self) -> None:
         """Note that the block is left, be it in another context than it was entered in, as generators may."""
         self.session = None
+        self.outgoing.close()
         # No token: it could be used in the context of entering only. Where the variable stays, it is skipped.
         if _innermost.get() is self:
             _innermost.set(self.outer)
@@ -47,3 +65,8 @@ def innermost() -> OpenTransaction | None:
     while found is not None and found.session is None:
         found = found.outer
     return found
+
+
+def forget() -> None:
+    """Be in no transaction, whatever was left open in this context: for a thread that begins something new."""
+    _innermost.set(None)

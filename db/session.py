@@ -25,12 +25,13 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from db import deadline, times
 from db.errors import ConfigurationError, TenantRequired
 from db.open_transaction import OpenTransaction
+from db.outgoing import Outgoing
 from db.statement_watchdog import StatementWatchdog
 from db.tenancy import current_correlation_id, current_tenancy, current_tenant
 
@@ -38,6 +39,8 @@ Scope = Literal["worker", "operator"]
 
 _SCOPE_OPTION = "dramaturg_scope"
 _LOCK_TIMEOUT_OPTION = "dramaturg_lock_timeout"
+#: Among what SQLAlchemy keeps with a connection: what leaves with the transaction on it.
+_OUTGOING = "dramaturg_outgoing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +225,11 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
 def _listen(engine: Engine) -> None:
     event.listen(engine, "connect", _connected)
     event.listen(engine, "begin", _begin)
-    event.listen(engine, "commit", _end)
+    event.listen(engine, "commit", _commit)
     event.listen(engine, "rollback", _end)
+    event.listen(engine, "savepoint", _savepoint)
+    event.listen(engine, "rollback_savepoint", _roll_back_to)
+    event.listen(engine, "release_savepoint", _release)
 
 
 def _url(config: Config, scope: Scope) -> str:
@@ -315,6 +321,34 @@ def _begin(connection: Connection) -> None:
         _watchdog.watch(_driver_connection(connection), due, job)
 
 
+def _commit(connection: Connection) -> None:
+    # Here and not in the session's events: whatever is sent while objects are flushed has been handed in by now.
+    if not connection.invalidated and not connection.closed:
+        outgoing: Outgoing | None = connection.info.pop(_OUTGOING, None)
+        if outgoing is not None:
+            outgoing.write(connection)
+    _end(connection)
+
+
+def _savepoint(connection: Connection, _name: str | None) -> None:
+    outgoing: Outgoing | None = connection.info.get(_OUTGOING)
+    if outgoing is not None:
+        outgoing.savepoint()
+
+
+def _roll_back_to(connection: Connection, name: str, _context: None) -> None:
+    if not connection.invalidated and not connection.closed:
+        outgoing: Outgoing | None = connection.info.get(_OUTGOING)
+        if outgoing is not None:
+            outgoing.roll_back_to(name)
+
+
+def _release(connection: Connection, name: str, _context: None) -> None:
+    outgoing: Outgoing | None = connection.info.get(_OUTGOING)
+    if outgoing is not None:
+        outgoing.end(name)
+
+
 def _end(connection: Connection) -> None:
     if not connection.invalidated and not connection.closed:
         _watchdog.unwatch(_driver_connection(connection))
@@ -322,6 +356,61 @@ def _end(connection: Connection) -> None:
 
 def _driver_connection(connection: Connection) -> Any:
     return connection.connection.driver_connection
+
+
+class _Session(Session):
+    """A session that knows what leaves with its transaction."""
+
+    opened: OpenTransaction
+
+
+@event.listens_for(_Session, "after_begin")
+def _after_begin(session: _Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if not transaction.nested:
+        session.opened.outgoing.begin()
+        connection.info[_OUTGOING] = session.opened.outgoing
+
+
+# A session makes a savepoint only with the first statement after begin_nested(), which may be long after it.
+@event.listens_for(_Session, "after_transaction_create")
+def _after_transaction_create(session: _Session, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.opened.outgoing.mark(transaction)
+
+
+@event.listens_for(_Session, "after_transaction_end")
+def _after_transaction_end(session: _Session, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.opened.outgoing.end(transaction)
+
+
+@event.listens_for(_Session, "before_commit")
+def _before_commit(session: _Session) -> None:
+    if session.opened.outgoing:
+        # There must be a transaction to commit, also where the block has committed one before and done nothing since.
+        session.connection()
+
+
+@event.listens_for(_Session, "after_commit")
+def _after_commit(session: _Session) -> None:
+    if session.in_nested_transaction():
+        return
+    opened = session.opened
+    opened.outgoing.commit()
+    # In the middle of a block, whose end takes further what its own commit has.
+    if not opened.leaving and opened.outgoing.is_committed:
+        if isinstance(opened.session, Session):
+            opened.outgoing.deliver()
+        else:
+            opened.outgoing.leave()
+
+
+@event.listens_for(_Session, "after_soft_rollback")
+def _after_soft_rollback(session: _Session, previous: SessionTransaction) -> None:
+    if previous.nested:
+        session.opened.outgoing.roll_back_to(previous)
+    else:
+        session.opened.outgoing.roll_back()
 
 
 class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[AsyncSession]):
@@ -347,13 +436,15 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         return self._session
 
     def _open(self) -> Session:
-        session = Session(_bind(self._scope), expire_on_commit=False)
+        session = _Session(_bind(self._scope), expire_on_commit=False)
+        session.opened = opened = OpenTransaction(session, _tenant_id(self._scope))
         try:
             session.connection(execution_options=self._options)
-            self._opened = OpenTransaction(session, _tenant_id(self._scope))
         except BaseException:
+            opened.leave()
             session.close()
             raise
+        self._opened = opened
         return session
 
     def __exit__(
@@ -362,16 +453,19 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         session, self._session = self._session, None
         opened, committed = self._opened, False
         assert session is not None and opened is not None, "left without having been entered"  # noqa: S101, PT018
+        opened.leaving = True
         try:
-            opened.leave()
             if kind is None:
                 session.commit()
                 committed = True
         finally:
+            opened.leave()
             # First: from then on another may record what this one had.
             opened.rolled_back = not committed
             # Rolls back what was not committed, whatever interrupted it.
             session.close()
+        if opened.outgoing.is_committed:
+            opened.outgoing.deliver()
 
     async def __aenter__(self) -> AsyncSession:
         self._check()
@@ -384,13 +478,16 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         return self._async_session
 
     async def _open_async(self) -> AsyncSession:
-        session = AsyncSession(_async_bind(self._scope), expire_on_commit=False)
+        session = AsyncSession(_async_bind(self._scope), expire_on_commit=False, sync_session_class=_Session)
+        assert isinstance(session.sync_session, _Session)  # noqa: S101 - as it was just told
+        session.sync_session.opened = opened = OpenTransaction(session, _tenant_id(self._scope))
         try:
             await session.connection(execution_options=self._options)
-            self._opened = OpenTransaction(session, _tenant_id(self._scope))
         except BaseException:
+            opened.leave()
             await session.close()
             raise
+        self._opened = opened
         return session
 
     async def __aexit__(
@@ -399,15 +496,19 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         session, self._async_session = self._async_session, None
         opened, committed = self._opened, False
         assert session is not None and opened is not None, "left without having been entered"  # noqa: S101, PT018
+        opened.leaving = True
         try:
-            opened.leave()
             if kind is None:
                 await session.commit()
                 committed = True
         finally:
+            opened.leave()
             # First: from then on another may record what this one had.
             opened.rolled_back = not committed
             await session.close()
+        if opened.outgoing.is_committed:
+            # It waits for a server, which this event loop must not.
+            await asyncio.to_thread(opened.outgoing.deliver)
 
     def _check(self) -> None:
         if _state.closed:

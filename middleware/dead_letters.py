@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from dramatiq import Broker, MessageProxy
+from dramatiq import Broker, Message, MessageProxy
 from dramatiq.common import q_name
 from dramatiq.middleware import Middleware
 from loguru import logger
@@ -248,7 +248,7 @@ def _or(default: T, fn: Callable[..., T], *args: Any) -> T:
         return default
 
 
-def task_id_of(message: MessageProxy) -> str:
+def task_id_of(message: MessageProxy | Message[Any]) -> str:
     """Return the message id, or where that is not a string of 1 to 155 characters a digest that stands for it."""
     if isinstance(message.message_id, str) and 1 <= len(message.message_id) <= 155:
         text = clean(message.message_id)

@@ -41,7 +41,9 @@ from middleware.log_context import lines_of
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
+from middleware.outbox import Outbox
 from middleware.process_facts import process_facts
+from middleware.redis_ids import redis_id_of
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
@@ -54,6 +56,9 @@ LEASE, GRACE, BEAT = 8_000, 5_000, 2.0
 
 #: Starts that end with the loss of the worker, after which a message is not started again.
 MAX_STARTS = 3
+
+#: Seconds for which the last process of a queue puts together, when it ends, what waits there.
+MERGE_FOR = 3.0
 
 #: Messages, and bytes of them, that are enqueued in one step: others wait meanwhile, some milliseconds at most.
 AT_ONCE, BYTES_AT_ONCE = 1_000, 4 * 2**20
@@ -93,7 +98,10 @@ def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
 
 
 def _entry_of(message: Message[Any]) -> Entry:
-    return message.queue_name, message.options["redis_message_id"], encode(message)
+    # Only now, after the hooks, is it known whose it is. The options are this copy's own.
+    redis_id = redis_id_of(message.options["redis_message_id"], message.options)
+    message.options["redis_message_id"] = redis_id
+    return message.queue_name, redis_id, encode(message)
 
 
 def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
@@ -126,10 +134,14 @@ class LosslessBroker(RedisBroker):
       spool_limit: Failures that may wait in Redis while Postgres is away, before workers wait.
       max_starts: Starts of a message that end with the loss of its worker, after which it is not started again.
       worker_name: Names this process to whoever finds it gone.
+      fair: Whether the tenants of a queue take turns where more waits than is wanted, and are held to their limits;
+        :mod:`worker.queue_admin.shares` sets those. What waits in lanes is fetched in any case.
       keeper: Whether a process that ``dramatiq`` starts gets a parent that says how it ends: :mod:`middleware.keeper`.
       metrics: Counts what becomes of messages; by default nobody does.
+      outbox: Takes along with its transaction what is sent inside one; without it that is sent at once.
 
     Attributes:
+      outbox: As given.
       spool: Those failures.
       tally: How many messages ended here since the last sign of life.
       suspected: Queues that have messages which were running when a worker was lost.
@@ -148,15 +160,19 @@ class LosslessBroker(RedisBroker):
         spool_limit: int = SPOOL_LIMIT,
         max_starts: int = MAX_STARTS,
         worker_name: str | None = None,
+        fair: bool = True,
         keeper: bool = True,
         metrics: JobMetrics | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._hooks = Hooks()
         super().__init__(client=client, middleware=middleware, namespace=namespace)
         self.waiting_client = waiting_client
         self._lease_client = lease_client
         self._stopping = False
+        self.fair = fair
         self._keeper = keeper
+        self.outbox = outbox
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
@@ -237,7 +253,7 @@ class LosslessBroker(RedisBroker):
         """
         while True:
             epoch = self._heartbeat.epoch
-            found: list[Any] | None = self._run_once(script, queue_name, self.broker_id, epoch, count)
+            found: list[Any] | None = self._run_once(script, queue_name, self.broker_id, epoch, count, int(self.fair))
             if found is not None:
                 return epoch, found
             # This process was given up, and nothing may be taken before it has a new lease.
@@ -269,7 +285,8 @@ class LosslessBroker(RedisBroker):
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Enqueue ``message``; as :meth:`RedisBroker.enqueue`, but what a job that has just run enqueues is kept until
-        its message ends, and then takes its place in the same step.
+        its message ends, and then takes its place in the same step; and what is sent inside a transaction leaves with
+        that, unless its option ``now`` is true.
 
         Raises:
           ConnectionFailed: When Redis did not say that it has it. It may have: sending again can run it twice.
@@ -288,12 +305,14 @@ class LosslessBroker(RedisBroker):
                 raise
             self._local.due[str(old_id)] = e
             return message
+        # It is about sending, and not the receiver's business.
+        now = message.options.pop("now", None)
         entry = _entry_of(message)
         if moves:
             self._local.due[str(old_id)] = entry
         elif self._local.collecting is not None:
             self._local.collecting.append((message.message_id, entry))
-        else:
+        elif now or self.outbox is None or not self.outbox.take(message, *entry):
             try:
                 message = self._put([message], [entry])[0]
             except ConnectionClosed as e:
@@ -319,7 +338,7 @@ class LosslessBroker(RedisBroker):
         return [unique.settled(message, *answer) for message, answer in zip(messages, answers, strict=True)]
 
     def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
-        """Enqueue messages in their order, :data:`AT_ONCE` in each round trip.
+        """Enqueue messages in their order, :data:`AT_ONCE` in each round trip; inside a transaction, with that.
 
         Arguments:
           messages: Of any actors and queues, as ``actor.message(...)`` makes them.
@@ -335,11 +354,19 @@ class LosslessBroker(RedisBroker):
         prepared = [_to_enqueue(message, delay) for message in messages]
         for message in prepared:
             self.emit_before("enqueue", message, delay)
+        now = [message.options.pop("now", None) for message in prepared]
         entries = [_entry_of(message) for message in prepared]
         if self._local.collecting is not None:
             self._local.collecting += [(m.message_id, entry) for m, entry in zip(prepared, entries, strict=True)]
         else:
-            prepared = self._put_all(prepared, entries)
+            left = [
+                n
+                for n, entry in enumerate(entries)
+                if now[n] or self.outbox is None or not self.outbox.take(prepared[n], *entry)
+            ]
+            done = self._put_all([prepared[n] for n in left], [entries[n] for n in left])
+            for n, message in zip(left, done, strict=True):
+                prepared[n] = message
         for message in prepared:
             if outcome(message).sent:
                 self.emit_after("enqueue", message, delay)
@@ -565,12 +592,28 @@ class LosslessBroker(RedisBroker):
 
     def close(self) -> None:
         """Give back at once whatever this process still holds."""
-        self._heartbeat.stop()
+        if self.outbox is not None:
+            self.outbox.relay.close()
+        if self._heartbeat.stop():
+            self._merge_lanes()
         self._marks.close()
         self.waiting_client.close()
         if self._lease_client is not None:
             self._lease_client.close()
         super().close()
+
+    def _merge_lanes(self) -> None:
+        """Put what waits in lanes back into its queues' own lists where this was the last process that consumes them.
+
+        Workers of a release that knows no lanes may come next.
+        """
+        end = time.monotonic() + MERGE_FOR
+        try:
+            for queue_name in self._holdings:
+                while time.monotonic() < end and self._run_in_time("merge_lanes", queue_name, AT_ONCE, 1)[0]:
+                    pass
+        except ConnectionClosed as e:
+            logger.warning("what waits in tenants' lanes stays there: {}", e)
 
     def do_qsize(self, queue_name: str) -> int:
         """Return how many messages a queue and its delay queue hold, those that run included.

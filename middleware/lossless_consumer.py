@@ -6,6 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -25,6 +26,7 @@ from middleware.log_context import lines_of
 from middleware.lua_scripts import Argument
 from middleware.message_checks import UNIQUE
 from middleware.metric_families import GIVEN_BACK
+from middleware.redis_ids import redis_id_of
 from middleware.tally import FAILED, RETRIED, SUCCEEDED, UNCOUNTED
 
 if TYPE_CHECKING:
@@ -43,7 +45,9 @@ GATHER = 0.02
 #: What the script answers when a message has ended that names a group which was never begun, or is forgotten.
 GROUP_UNKNOWN = 2
 #: What the script answers that fetched nothing because the queue is paused; seconds between two looks whether it is.
-PAUSED, LOOK_EVERY = [0], 1.0
+PAUSED, LOOK_EVERY = [-1], 1.0
+#: Seconds for which a consumer sorts, where much waits that was not sorted by tenant, before it sees to anything else.
+SORT_FOR = 0.05
 
 
 def _text(redis_id: bytes) -> str:
@@ -105,6 +109,7 @@ class LosslessConsumer(Consumer):
         self._alone_since = float("-inf")
         self._idle = False
         self._paused = False
+        self._unsorted = False
         self._next_due: float | None = None
         if self._delayed:
             # Dramatiq drops what it kept in memory for the consumer before this one.
@@ -195,8 +200,12 @@ class LosslessConsumer(Consumer):
 
     def _next(self) -> MessageProxy | None:
         if not self._cache:
+            if self._unsorted:
+                self._sort()
             self._holdings.wait_below(self._prefetch // 2 + 1, GATHER)
-            if not self._holdings.wait_below(self._prefetch, self._timeout):
+            if not self._holdings.wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
+                # Much may have come meanwhile. Whose is last there should not wait for it to be sorted.
+                self._unsorted = self._broker.fair and not self._delayed
                 return None
             if not self._delayed and not self._broker.solitude.wait_until_free(self._timeout):
                 return None
@@ -234,7 +243,7 @@ class LosslessConsumer(Consumer):
         Raises:
           ConnectionClosed: When Redis did not say so. If it did not move, the next consumer finds it.
         """
-        queue_name, new_id = dq_name(self._queue_name), str(uuid4())
+        queue_name, new_id = dq_name(self._queue_name), redis_id_of(str(uuid4()), delivery.options)
         delayed = delivery.copy(queue_name=queue_name, options={"redis_message_id": new_id})
         delivery.follow_ups, delivery.continues = [(queue_name, new_id, delayed.encode())], 1
         self._finish(delivery)
@@ -254,6 +263,15 @@ class LosslessConsumer(Consumer):
             return came or self._delayed
         return True
 
+    def _sort(self) -> None:
+        """Sort what waits by tenant, for a moment."""
+        end = time.monotonic() + SORT_FOR
+        while self._unsorted and time.monotonic() < end:
+            # Whatever is wrong, a fetch will tell.
+            self._unsorted = False
+            with suppress(ConnectionClosed):
+                self._unsorted = self._broker.run("sort", self._queue_name) > 0
+
     def _fetch(self) -> None:
         count = self._prefetch - len(self._holdings)
         epoch, found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)
@@ -263,17 +281,18 @@ class LosslessConsumer(Consumer):
             found = [part for pair in zip(found[::2], found[1::2], strict=True) for part in (*pair, 0)]
         else:
             found = self._unless_paused(found)
+            self._unsorted = found.pop(0) > 0
         for redis_id, raw, begun_before in zip(found[::3], found[1::3], found[2::3], strict=True):
             self._cache.append((redis_id, raw, begun_before, epoch))
         # Fewer than asked for: there are no more.
-        self._idle = len(self._cache) < count
+        self._idle = len(self._cache) < count and not self._unsorted
 
     def _unless_paused(self, found: list[Any]) -> list[Any]:
         paused = found == PAUSED
         if paused != self._paused:
             self._paused = paused
             logger.warning("queue {} is {}", self._queue_name, "paused" if paused else "resumed")
-        return [] if paused else found
+        return [0] if paused else found
 
     def ack(self, message: MessageProxy) -> None:
         """End a message, with its follow-ups enqueued in the same step.

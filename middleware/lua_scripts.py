@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,19 @@ import redis
 from dramatiq.errors import ConnectionClosed
 
 Argument = str | bytes | int
+
+_FOLDER = Path(__file__).parent / "lua"
+
+
+@cache
+def texts() -> dict[str, str]:
+    """Return the scripts of ``middleware/lua`` by name, with ``shared/NAME.lua`` where one says ``-- include NAME``."""
+    shared = {path.stem: path.read_text("utf-8") for path in (_FOLDER / "shared").glob("*.lua")}
+
+    def include(text: str) -> str:
+        return re.sub(r"^ *-- include (\w+)$", lambda match: shared[match[1]], text, flags=re.MULTILINE)
+
+    return {path.stem: include(path.read_text("utf-8")) for path in sorted(_FOLDER.glob("*.lua"))}
 
 
 class Scripts:
@@ -23,8 +38,7 @@ class Scripts:
     def __init__(self, client: redis.Redis, namespace: str) -> None:
         self._namespace = namespace
         self._scripts: dict[str, Callable[..., Any]] = {
-            path.stem: client.register_script(path.read_text("utf-8"))
-            for path in sorted((Path(__file__).parent / "lua").glob("*.lua"))
+            name: client.register_script(text) for name, text in texts().items()
         }
 
     def __call__(self, name: str, *arguments: Argument) -> Any:

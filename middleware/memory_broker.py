@@ -1,16 +1,23 @@
-"""A StubBroker that keeps unique jobs apart, so that tests see what becomes of a second."""
+"""A StubBroker that keeps unique jobs apart, and sends with transactions, so that tests see what production does."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from dramatiq import Message
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.common import current_millis, dq_name
+from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import MiddlewareError
+from sqlalchemy import Connection
 
+from db.open_transaction import innermost
 from middleware import unique
 from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
 from middleware.message_checks import UNIQUE
@@ -28,7 +35,7 @@ class _Lock:
 
 
 class _Settled(MiddlewareError):
-    """Leads out of ``StubBroker.enqueue`` with a message that is not to be enqueued."""
+    """Leads out of enqueueing with a message that is not to be enqueued."""
 
     def __init__(self, message: Message[Any]) -> None:
         super().__init__()
@@ -36,7 +43,13 @@ class _Settled(MiddlewareError):
 
 
 class MemoryBroker(StubBroker):
-    """Holds the locks that the LosslessBroker has in Redis in memory, by the same rules."""
+    """Holds the locks that the LosslessBroker has in Redis in memory, and what waits for a commit, by the same rules.
+
+    Attributes:
+      takes_all: Whether what is sent inside a transaction leaves with it; that needs no table.
+    """
+
+    takes_all = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._locks: dict[str, _Lock] = {}
@@ -44,23 +57,54 @@ class MemoryBroker(StubBroker):
         super().__init__(*args, **kwargs)
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Enqueue ``message``, as :meth:`StubBroker.enqueue`.
+        """Enqueue ``message``, as :meth:`StubBroker.enqueue`; inside a transaction when that is committed, unless its
+        option ``now`` is true.
 
         Raises:
           NotUnique: When its actor is unique, refuses a second, and there is one already.
+          QueueNotFound: When its queue was not declared.
         """
-        try:
-            return super().enqueue(message, delay=delay)
-        except _Settled as e:
-            if not unique.outcome(e.message).sent:
-                unique.refuse(e.message)
-            return e.message
+        # The caller's options are left alone.
+        message = message.copy()
+        if delay is not None:
+            eta = current_millis() + delay
+            message = message.copy(queue_name=dq_name(message.queue_name), options={"eta": eta})
+        if message.queue_name not in self.queues:
+            raise QueueNotFound(message.queue_name)
+        self.emit_before("enqueue", message, delay)
+        # It is about sending, and not the receiver's business.
+        now = message.options.pop("now", None)
+        opened = innermost() if self.takes_all and not now else None
+        if opened is None or not opened.take_along(self, message):
+            try:
+                self._put(message)
+            except _Settled as e:
+                if not unique.outcome(e.message).sent:
+                    unique.refuse(e.message)
+                return e.message
+        self.emit_after("enqueue", message, delay)
+        return message
+
+    def write(self, connection: Connection, tenant_id: UUID | None, things: Sequence[Message[Any]]) -> None:
+        """Do nothing: they are not in the database."""
+
+    def committed(self, things: Sequence[Message[Any]]) -> None:
+        """Put messages on their queues; of those that are unique, a second is left out, whatever its actor says."""
+        for message in things:
+            with suppress(_Settled):
+                self._put(message)
+
+    def left(self, things: Sequence[Message[Any]]) -> None:
+        """The same: nothing has to be waited for."""
+        self.committed(things)
+
+    def _put(self, message: Message[Any]) -> None:
+        self._take(message)
+        self.queues[message.queue_name].put(message.encode())
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         super().emit_before(signal, *args, **kwargs)
-        if signal == "enqueue":
-            self._take(args[0])
-        elif signal == "process_message":
+        if signal == "process_message":
             self._note(args[0], "running")
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:

@@ -82,6 +82,7 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "eta": (_is_milliseconds, "milliseconds since 1970"),
     "requeue_timestamp": (_is_milliseconds, "milliseconds since 1970"),
     "delay": (_is_milliseconds, "milliseconds"),
+    "now": (lambda v: isinstance(v, bool), "true or false"),
     "notify_shutdown": (lambda v: isinstance(v, bool), "true or false"),
     "pipe_ignore": (lambda v: isinstance(v, bool), "true or false"),
     "on_success": (_is_name, "the name of an actor"),

@@ -18,7 +18,7 @@ from dramatiq import Broker, Message, MessageProxy
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware, MiddlewareError
 
-from db import current_message
+from db import current_message, open_transaction
 from db.current_message import Execution
 from db.errors import InvalidTenant
 from db.tenancy import Tenancy, bind, current_tenancy, parse_uuid
@@ -89,6 +89,8 @@ class TenantContext(Middleware):
         try:
             bind(_arrived(broker, message))
             current_message.bind(Execution(message.message_id))
+            # A job that went before it in this thread may have left one open.
+            open_transaction.forget()
         except BaseException as e:
             # Whatever it was, this message must not run: not without its tenant, still less with another's.
             message.fail()

@@ -38,8 +38,11 @@ from middleware.lua_scripts import Scripts
 from middleware.memory_broker import MemoryBroker
 from middleware.metrics import Metrics
 from middleware.option_checks import OptionChecks
+from middleware.outbox import Outbox
 from middleware.process_facts import process_name
 from middleware.redaction import Redactor
+from middleware.relay import Relay
+from middleware.relay_outbox import RelayOutbox
 from middleware.replays import ReplayOutcomes
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
 from middleware.safe_groups import GroupCounts, SafeGroupCallbacks
@@ -133,6 +136,7 @@ def make_middleware(
             session.operator_transaction,
             lambda broker, name, wait: make_runner(settings, broker, broker.client, name, wait, knows_all=False),
         ),
+        RelayOutbox(),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
         StatementDeadline(time_limit=settings.time_limit),
         Supervision(time_limit=settings.time_limit, overtime=settings.overtime),
@@ -164,9 +168,10 @@ def make_broker(
         # A process that was frozen meanwhile may have lost its messages to another.
         writer = FailureWriter(lambda endings: failed_jobs.end_all(endings, lambda: _check_lease(broker, endings)))
         record = writer.record
-    broker: Broker
+    broker: LosslessBroker | MemoryBroker
     if settings.stub:
         broker = MemoryBroker(middleware=make_middleware(settings, record, queues))
+        broker.takes_all = settings.outbox
     else:
         client, namespace = make_redis(settings), settings.redis_namespace
         broker = LosslessBroker(
@@ -179,13 +184,26 @@ def make_broker(
             spool_limit=settings.spool_limit,
             max_starts=settings.max_starts,
             worker_name=settings.worker_name,
+            fair=settings.fair,
             keeper=settings.keeper,
             metrics=JobMetrics(classifier) if settings.metrics else None,
+            outbox=_make_outbox(settings, Scripts(client, namespace), queues),
         )
     for queue in sorted(queues):
         broker.declare_queue(queue)
     probe.declare(broker, min(queues))
     return broker
+
+
+def _make_outbox(settings: Settings, run: Scripts, queues: set[str]) -> Outbox:
+    relay = Relay(
+        run,
+        keys=settings.keys,
+        knows=lambda queue: queue in queues,
+        record=failed_jobs.end_all,
+        worker_name=settings.worker_name,
+    )
+    return Outbox(relay, keys=settings.keys, takes_all=settings.outbox)
 
 
 def _check_lease(broker: Broker, endings: Iterable[Ending]) -> None:

@@ -113,6 +113,13 @@ class Settings(BaseSettings):
     metrics: bool = Field(
         True, description="count jobs for Prometheus, which asks the console for `/metrics`, or `worker metrics`"
     )
+    fair: bool = Field(
+        True, description="the tenants of a queue take turns, and are held to their limits; see Fair shares"
+    )
+    outbox: bool = Field(
+        True,
+        description="what is sent inside `transaction()` is sent if that commits; `no` sends it at once",
+    )
     redact_keys: Words = Field((), description="further argument names whose values are redacted, separated by commas")
     failed_job_keys: str | None = Field(
         None,

@@ -22,7 +22,10 @@ from middleware.memory_broker import MemoryBroker
 
 
 class TestBroker(MemoryBroker):
-    """A StubBroker with the middleware of production; dead messages are in :attr:`failed_jobs` instead of a table."""
+    """A StubBroker with the middleware of production; dead messages are in :attr:`failed_jobs` instead of a table.
+
+    What is sent inside a ``transaction()`` is enqueued when that is committed, and not if it is rolled back.
+    """
 
     __test__ = False  # pytest takes the name for a test's
 

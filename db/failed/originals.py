@@ -63,8 +63,8 @@ def get_original(session: Session, failed_job_id: UUID, keys: Keys | None) -> by
 
 
 def sealed_with(session: Session) -> dict[str | None, int]:
-    """Return how many originals, and arguments that people edited, each key has sealed, by its id; None for those that
-    are not encrypted.
+    """Return how many originals, arguments that people edited, and messages of the outbox each key has sealed, by its
+    id; None for those that are not encrypted.
 
     A key may go once nothing is sealed with it, here and in the spool (:func:`worker.queue_admin.sealed_in_spool`).
 
@@ -80,7 +80,8 @@ def sealed_with(session: Session) -> dict[str | None, int]:
                 SELECT kept, substring(kept FOR :length) = :mark AS starts FROM (
                     SELECT original AS kept FROM worker_failed_job_originals
                     UNION ALL SELECT edit FROM worker_replay_edits
-                ) both_kinds
+                    UNION ALL SELECT message FROM worker_outbox
+                ) all_kinds
             ) each GROUP BY 1
             """
         ),

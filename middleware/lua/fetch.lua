@@ -1,9 +1,11 @@
 #!lua flags=allow-oom
--- Takes up to `count` messages of a queue into the acks of this broker.
--- KEYS: namespace. ARGV: queue, broker id, its lease, count.
--- Returns nothing if it has another lease by now, or none; {0} if the queue is paused; else id, data, whether it began to
--- run before and was given back (1 or 0), id, ...
+-- Takes up to `count` messages of a queue into the acks of this broker. Where more wait than that, tenants take turns.
+-- KEYS: namespace. ARGV: queue, broker id, its lease, count, 1 if tenants take turns (else 0: what is in lanes from
+-- before comes first).
+-- Returns nothing if it has another lease by now, or none; {-1} if the queue is paused; else how many may be there beside
+-- what waits in lanes, to be sorted; then id, data, whether it began to run before and was given back (1 or 0), id, ...
 local ns, queue, broker, lease, count = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local fair = ARGV[5] == "1"
 -- What is fetched under no lease, or under one that has ended, nobody would give back.
 if redis.call("hget", ns .. ":__dramaturg__.leases", broker) ~= lease then
   return false
@@ -16,7 +18,7 @@ if redis.call("hexists", ns .. ":__dramaturg__.paused", queue) == 1 then
   while true do
     local id = redis.call("lindex", taking, -1)
     if not id then
-      return {0}
+      return {-1}
     end
     if redis.call("hexists", name .. ".msgs", id) == 1 then
       redis.call("lpush", name, id)
@@ -24,7 +26,7 @@ if redis.call("hexists", ns .. ":__dramaturg__.paused", queue) == 1 then
     redis.call("rpop", taking)
   end
 end
-local found = {}
+local found, taken = {0}, 0
 -- A message is in our acks before it leaves a list, so that no error between the two strands it.
 local function take(id)
   local data = redis.call("hget", name .. ".msgs", id)
@@ -33,10 +35,12 @@ local function take(id)
     found[#found + 1] = id
     found[#found + 1] = data
     found[#found + 1] = redis.call("sismember", ns .. ":__dramaturg__.begun_before", queue .. ":" .. id)
+    taken = taken + 1
+    return true
   end
 end
 local function empty(list, enough)
-  while #found < enough do
+  while taken < enough do
     local id = redis.call("lindex", list, 0)
     if not id then
       break
@@ -45,7 +49,108 @@ local function empty(list, enough)
     redis.call("lpop", list)
   end
 end
--- What a blocking move took when it woke this consumer.
-empty(taking, math.huge)
-empty(name, 3 * count)
+local turns, parked, limits = ns .. ":__dramaturg__.turns." .. queue, ns .. ":__dramaturg__.parked." .. queue,
+  ns .. ":__dramaturg__.limits." .. queue
+-- Most often there are neither lanes nor limits, and no more than is wanted: everybody's turn has come.
+if redis.call("exists", turns, parked, limits) == 0 and (not fair or redis.call("llen", name) <= count) then
+  -- What a blocking move took when it woke this consumer.
+  empty(taking, math.huge)
+  empty(name, count)
+  return found
+end
+
+-- include messages
+-- include turns
+-- include sorting
+local weights = of(queue, "weights")
+-- Most often all are alike.
+local alike = redis.call("exists", weights, limits, parked) == 0
+local limited = not alike and fair and are_limits(queue)
+local weighted = not alike and redis.call("exists", weights) == 1
+local passed_over = 0
+local function pass_over(tenant)
+  redis.call("zrem", turns, tenant)
+  passed_over = passed_over + 1
+end
+-- Gives the tenant whose turn it is that one, and as many more as come before the next one's; returns when its next is.
+local function serve(tenant, at, next_at)
+  local lane = lane_of(queue, tenant)
+  local stride, began = weighted and 1 / weight_of(queue, tenant) or 1, at
+  while taken < count and (at == began or at < next_at) do
+    local id = redis.call("lindex", lane, 0)
+    if not id then
+      -- It keeps the turn that it has earned until that comes, in case that it sends more.
+      break
+    end
+    if limited and is_at_limit(queue, tenant) then
+      redis.call("zadd", parked, string.format("%.17g", at), tenant)
+      pass_over(tenant)
+      return math.huge
+    end
+    if take(id) then
+      at = at + stride
+      if limited then
+        redis.call("hincrby", of(queue, "running"), tenant, 1)
+      end
+    end
+    redis.call("lpop", lane)
+  end
+  if at == began then
+    pass_over(tenant)
+    return math.huge
+  end
+  return at
+end
+-- Gives turns to those whose turns are first, as long as theirs come before the next one of any that had one here.
+local function go_round()
+  -- No more than can be given to one command.
+  local wanted, moved, earliest = math.min(count - taken, 500), {}, math.huge
+  local first = redis.call("zrange", turns, 0, wanted, "withscores")
+  for i = 1, #first, 2 do
+    local tenant, at = first[i], tonumber(first[i + 1])
+    if taken >= count or passed_over >= PASSED_OVER or at > earliest then
+      break
+    end
+    -- Who comes after the last of many is not known.
+    local next_at = tonumber(first[i + 3] or (#first <= 2 * wanted and math.huge or at))
+    local later = serve(tenant, at, math.min(next_at, earliest))
+    if later < math.huge then
+      moved[#moved + 1] = string.format("%.17g", later)
+      moved[#moved + 1] = tenant
+      earliest = math.min(earliest, later)
+    end
+  end
+  if #moved > 0 then
+    redis.call("zadd", turns, unpack(moved))
+  end
+  return #first > 0
+end
+
+if fair then
+  -- What it took is sorted, too: it may be of one that is at its limit.
+  sort(queue, taking, ENOUGH)
+  found[1] = sort(queue, name, ENOUGH)
+else
+  empty(taking, math.huge)
+end
+if not alike and not limited then
+  -- Nobody is at a limit any more.
+  for _, tenant in ipairs(redis.call("zrange", parked, 0, PASSED_OVER - 1)) do
+    redis.call("zadd", turns, "nx", "0", tenant)
+    redis.call("zrem", parked, tenant)
+  end
+end
+while taken < count and passed_over < PASSED_OVER and go_round() do
+end
+if passed_over > 0 and redis.call("exists", turns, parked) == 0 then
+  -- There are no lanes in which it could be first.
+  redis.call("del", of(queue, "returned"))
+end
+if not fair then
+  empty(name, count)
+end
+if passed_over >= PASSED_OVER then
+  -- There may be more in lanes.
+  found[1] = math.max(1, found[1])
+end
 return found

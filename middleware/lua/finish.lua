@@ -69,6 +69,16 @@ if ARGV[4] ~= "" then
 end
 local group = 8 + 3 * tonumber(ARGV[7])
 enqueue(8, group - 1)
+-- Where the queue has limits, its tenant may have another one; whose it was is known only until it is gone.
+local let_next
+if redis.call("exists", ns .. ":__dramaturg__.limits." .. queue) == 1 then
+  -- include messages
+  -- include turns
+  local tenant = tenant_of(queue, message)
+  let_next = function()
+    has_left(queue, tenant or NOBODY)
+  end
+end
 local known = not ARGV[group] or count(ARGV[group], ARGV[group + 1], ARGV[group + 2], group + 3)
 if ARGV[6] ~= "" then
   settle_lock(string.match(ARGV[6], "^(%x+) (%d) (%d+)$"))
@@ -79,4 +89,7 @@ redis.call("hdel", ns .. ":__dramaturg__.crashes", entry)
 redis.call("srem", ns .. ":__dramaturg__.begun_before", entry)
 redis.call("srem", acks, message)
 redis.call("hdel", ns .. ":" .. queue .. ".msgs", message)
+if let_next then
+  let_next()
+end
 return known and 1 or 2

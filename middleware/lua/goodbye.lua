@@ -3,6 +3,8 @@
 -- KEYS: namespace. ARGV: broker id, (outcome:queue, how many messages of it ended so since the last sign of life)...
 local ns, broker = KEYS[1], ARGV[1]
 local own = ns .. ":__dramaturg__."
+-- include messages
+-- include turns
 local mine, started = own .. "queues." .. broker, own .. "started." .. broker
 for _, queue in ipairs(redis.call("smembers", mine)) do
   local name = ns .. ":" .. queue
@@ -19,6 +21,9 @@ for _, queue in ipairs(redis.call("smembers", mine)) do
           redis.call("rpush", own .. "suspects." .. queue, id)
         else
           redis.call("lpush", name, id)
+        end
+        if kept == "__acks__." then
+          note_given_back(queue, id)
         end
       end
     end

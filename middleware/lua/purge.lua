@@ -3,6 +3,15 @@
 -- KEYS: namespace. ARGV: queue, broker id.
 local ns, queue = KEYS[1], ARGV[1]
 local name = ns .. ":" .. queue
+-- include messages
+-- include turns
+for _, key in ipairs({of(queue, "turns"), of(queue, "parked")}) do
+  for _, tenant in ipairs(redis.call("zrange", key, 0, -1)) do
+    redis.call("del", lane_of(queue, tenant))
+  end
+  redis.call("del", key)
+end
+redis.call("del", of(queue, "returned"))
 redis.call("del", name, name .. ".msgs", name .. ".XQ", name .. ".XQ.msgs", ns .. ":__dramaturg__.due." .. queue,
   ns .. ":__dramaturg__.suspects." .. queue,
   ns .. ":__acks__." .. ARGV[2] .. "." .. queue, ns .. ":__dramaturg__.taking." .. ARGV[2] .. "." .. queue)
@@ -14,5 +23,8 @@ for _, entries in ipairs({"crashes", "begun_before"}) do
       redis.call(entries == "crashes" and "hdel" or "srem", key, entry)
     end
   end
+end
+if are_limits(queue) then
+  recount(queue)
 end
 return 1

@@ -4,10 +4,13 @@
 -- KEYS: namespace. ARGV: queue, broker id, ids...
 local ns, queue, broker = KEYS[1], ARGV[1], ARGV[2]
 local name, own = ns .. ":" .. queue, ns .. ":__dramaturg__."
+-- include messages
+-- include turns
 local acks = ns .. ":__acks__." .. broker .. "." .. queue
 for i = #ARGV, 3, -1 do
   local id, entry = ARGV[i], queue .. ":" .. ARGV[i]
-  if redis.call("srem", acks, id) == 1 and redis.call("hexists", name .. ".msgs", id) == 1 then
+  local ours = redis.call("sismember", acks, id) == 1
+  if ours and redis.call("hexists", name .. ".msgs", id) == 1 then
     if redis.call("hdel", own .. "started." .. broker, entry) == 1 then
       redis.call("sadd", own .. "begun_before", entry)
     end
@@ -16,6 +19,10 @@ for i = #ARGV, 3, -1 do
     else
       redis.call("lpush", name, id)
     end
+    note_given_back(queue, id)
+  end
+  if ours then
+    redis.call("srem", acks, id)
   end
 end
 return 1

@@ -2,34 +2,24 @@
 -- One step through one key of a queue: counts the messages that are meant, and removes them if it is told to, from that
 -- key and from the queue at once. What a worker takes meanwhile is not there any more, and runs.
 -- Of those that are replays it is remembered whose they were: nobody else would tell Postgres that they never end.
--- KEYS: namespace. ARGV: queue; what to look at: "list", "suspects", "due" (of a delay queue), "taking" or "held" (by a
--- broker, and never removed); broker id or ''; where to go on, 0 at first; how many to look at; 1 to remove them; the
--- tenant's 32 hexadecimal digits or '' for any; the actor's name, or from a dot on its end, or '' for any; who removes
--- them and why, as it is to be remembered of replays.
+-- KEYS: namespace. ARGV: queue; what to look at: "list", "lane" (a tenant's), "suspects", "due" (of a delay queue),
+-- "taking" or "held" (by a broker, and never removed); broker id, whose lane, or ''; where to go on, 0 at first; how many
+-- to look at; 1 to remove them; the tenant's 32 hexadecimal digits or '' for any; the actor's name, or from a dot on its
+-- end, or '' for any; who removes them and why, as it is to be remembered of replays.
 -- Returns how many were meant; where to go on, -1 at the end; of a list how many were looked at, and how long it is.
-local ns, queue, what, broker = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local ns, queue, what, whose = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local at, count, remove, tenant, actor = ARGV[4], tonumber(ARGV[5]), ARGV[6] == "1", ARGV[7], ARGV[8]
 local note = ARGV[9]
 local own, name = ns .. ":__dramaturg__.", ns .. ":" .. queue
 local messages = name .. ".msgs"
-local key = ({list = name, suspects = own .. "suspects." .. queue, due = own .. "due." .. queue,
-  taking = own .. "taking." .. broker .. "." .. queue, held = ns .. ":__acks__." .. broker .. "." .. queue})[what]
+local key = ({list = name, lane = own .. "lane." .. queue .. "." .. whose, suspects = own .. "suspects." .. queue,
+  due = own .. "due." .. queue, taking = own .. "taking." .. whose .. "." .. queue,
+  held = ns .. ":__acks__." .. whose .. "." .. queue})[what]
 -- Bytes to read in one step: messages may be large.
 local enough = 2 ^ 20
 local read, meant = 0, 0
 
--- As Python's uuid.UUID reads it.
-local function digits(uuid)
-  return (string.gsub(string.gsub(string.gsub(string.lower(uuid), "urn:", ""), "uuid:", ""), "[{}-]", ""))
-end
-local function decode(data)
-  local ok, message = pcall(cjson.decode, data)
-  if not ok then
-    -- A lone surrogate, for example, which is in neither of the two fields.
-    ok, message = pcall(cjson.decode, (string.gsub(data, "\\u[dD][89a-fA-F]%x%x", "\\u0020")))
-  end
-  return ok and type(message) == "table" and message or {}
-end
+-- include messages
 local function is_of(name)
   return name == actor or (type(name) == "string" and string.sub(actor, 1, 1) == "."
     and string.sub(name, -#actor) == actor)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 #: ``send()`` returned; it raised, so that it may have been sent or not; it comes once those have succeeded that it is
-#: to follow.
-ACCEPTED, UNSURE, FOLLOWS = "accepted", "unsure", "follows"
+#: to follow; it was sent inside a transaction, so that it comes if that was committed; or it was left out, because
+#: there was one already.
+ACCEPTED, UNSURE, FOLLOWS, TRANSACTION = "accepted", "unsure", "follows", "transaction"
+LEFT_OUT = "left out"
 
 
 @dataclass
@@ -15,7 +17,7 @@ class Account:
 
     Attributes:
       tenant: Whose it is; none where that cannot be read.
-      given: :data:`ACCEPTED`, :data:`UNSURE` or :data:`FOLLOWS`.
+      given: :data:`ACCEPTED`, :data:`UNSURE`, :data:`FOLLOWS`, :data:`TRANSACTION` or :data:`LEFT_OUT`.
       after: Ids of those that it follows.
     """
 

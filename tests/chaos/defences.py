@@ -234,6 +234,48 @@ DEFENCES = [
         "except ZeroDivisionError as e:",
         (f"{LOST}shutdown.py", "-k", "event_loop"),
     ),
+    Defence(
+        "what is sent inside a transaction leaves with it",
+        "middleware/lossless_broker.py",
+        "elif now or self.outbox is None or not self.outbox.take(message, *entry):",
+        "elif True:",
+        ("tests/integration/test_outbox.py", "-k", "TestCommit"),
+    ),
+    Defence(
+        "what is sent within a savepoint is rolled back with it",
+        "db/session.py",
+        "        session.opened.outgoing.roll_back_to(previous)\n",
+        "        pass\n",
+        ("tests/integration/test_outbox.py", "-k", "savepoint"),
+    ),
+    Defence(
+        "what others left in the outbox is relayed",
+        "middleware/relay_outbox.py",
+        "broker.outbox.relay.look_after_others()",
+        "pass",
+        ("tests/integration/test_outbox.py", "-k", "whoever_dies"),
+    ),
+    Defence(
+        "Redis remembers what it took from the outbox",
+        "middleware/lua/relay.lua",
+        '"sent", "nx", "ex", ARGV[2])',
+        '"sent", "ex", ARGV[2])',
+        ("tests/integration/test_outbox.py", "-k", "has_run"),
+    ),
+    Defence(
+        "what was read from the outbox long ago is not relayed",
+        "middleware/lua/relay.lua",
+        "if now > tonumber(ARGV[1]) then",
+        "if false then",
+        ("tests/integration/test_outbox.py", "-k", "has_run"),
+    ),
+    Defence(
+        "a transaction's messages are relayed from the first on",
+        "db/outbox.py",
+        "            ORDER BY id LIMIT :limit\n",
+        "            ORDER BY id DESC LIMIT :limit\n",
+        ("tests/integration/test_outbox.py", "-k", "in_order"),
+    ),
 ]
 
 

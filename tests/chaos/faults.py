@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.plan import PlannedFault
-from tests.chaos.supervisor import Supervisor
 from tests.chaos.world import World
 from tests.processes import children_of, workers_of
+from tests.supervisor import Supervisor
 
 LUA = Path(__file__).parents[2] / "middleware" / "lua"
 #: Seconds in which a command has to come whose answer is to be lost.
@@ -28,6 +28,7 @@ STOCK_MARKERS = {
     "finish": b"\r\nack\r\n",
     "enqueue": b"\r\nenqueue\r\n",
     "beat": b"\r\nfetch\r\n",
+    "relay": b"\r\nenqueue\r\n",
 }
 
 

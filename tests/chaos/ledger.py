@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.chaos.accounts import ACCEPTED, FOLLOWS, UNSURE, Account
+from tests.chaos.accounts import ACCEPTED, FOLLOWS, LEFT_OUT, TRANSACTION, UNSURE, Account
 from tests.chaos.book import Line
 from tests.chaos.faults import Fault
 from tests.chaos.plan import POISON
@@ -73,6 +73,7 @@ class Ledger:
       kept: Message ids (or digests) still in Redis, and where.
       faults: What was done.
       ended: When process groups ended, by their id.
+      committed: Messages that were sent inside transactions which were committed, as these themselves say.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Ledger:
         kept: Mapping[str, str],
         faults: Sequence[Fault],
         ended: Mapping[int, float],
+        committed: Collection[str] = (),
     ) -> None:
         self.accounts = dict(accounts)
+        self.committed = set(committed)
         self.kept = kept
         self.faults = faults
         self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -113,6 +116,10 @@ class Ledger:
                 case "sending" | "sent":
                     given = ACCEPTED if line.what == "sent" else UNSURE
                     self.accounts[said["id"]] = Account(said["id"], "child", said["queue"], said["tenant"], given=given)
+                case "handed in":
+                    self.accounts[said["id"]] = Account(
+                        said["id"], "sent in a transaction", said["queue"], said["tenant"], given=TRANSACTION
+                    )
                 case _:
                     pass
 
@@ -150,6 +157,14 @@ class Ledger:
             if there:
                 return self._broken(verdict, account, "early")
             return "not due"
+        elif account.given == TRANSACTION and account.id not in self.committed:
+            if there:
+                return self._broken(verdict, account, "early")
+            return "rolled back"
+        elif account.given == LEFT_OUT:
+            if there:
+                return self._broken(verdict, account, "early")
+            return "left out"
         count["accepted"] += 1
         ending = self._ending(account, verdict)
         if ending in {"succeeded", "row"}:

@@ -15,7 +15,7 @@ TENANTS = tuple(UUID(int=0xC0 + n) for n in range(3))
 
 #: Of a hundred messages. Poison is counted apart, because each takes three processes with it.
 WEIGHTS = {
-    "success": 44,
+    "success": 31,
     "slow": 4,
     "fail then succeed": 9,
     "exhaust retries": 8,
@@ -23,14 +23,24 @@ WEIGHTS = {
     "expire": 5,
     "delayed": 8,
     "children": 4,
+    "in a transaction": 7,
     "pipeline": 4,
     "group": 2,
     "unknown actor": 3,
     "undecodable": 2,
+    "flood": 1,
+    "many": 1,
+    "unique": 4,
 }
 POISON = "poison"
 #: One poison in so many messages.
 POISON_EVERY = 1_000
+
+#: Messages that are sent at once, in one step; and that are the same, of which one is enough.
+MANY, SAME = 20, 3
+#: Messages of one tenant that come at once in a flood; the jobs of this tenant that may run at once in this queue.
+FLOOD = 40
+LIMITED = (QUEUES[0], TENANTS[0], 2)
 
 #: Faults and how often each comes; those that end processes seldom enough that few messages meet three of them.
 FAULTS = {
@@ -49,7 +59,7 @@ FAULTS = {
     "lose a command to Redis": 2,
 }
 #: Scripts whose answer or command gets lost.
-SCRIPTS = ("fetch", "fetch_due", "finish", "enqueue", "beat")
+SCRIPTS = ("fetch", "fetch_due", "finish", "enqueue", "beat", "relay")
 
 #: Of the whole time, until when messages are sent and faults begin; and poison, which needs the longest to end.
 SENDING, FAULTING, POISONING = 0.62, 0.66, 0.35
@@ -59,7 +69,7 @@ QUIET = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A message, or a pipeline or group of them.
+    """A message, or a pipeline, a group or a flood of them.
 
     Attributes:
       id: The message's; those of its follow-ups are derived from it.
@@ -100,7 +110,11 @@ class PlannedFault:
 
 def actor_name(queue: str, kind: str) -> str:
     """Return the name of the actor that does ``kind``."""
-    return f"chaos.{queue}.{'nobody' if kind == 'unknown actor' else 'strict' if kind == 'throws' else 'job'}"
+    return f"chaos.{queue}.{_ACTORS.get(kind, 'job')}"
+
+
+#: Those that not just any actor does.
+_ACTORS = {"unknown actor": "nobody", "throws": "strict", "unique": "only"}
 
 
 def messages(seed: int, count: int, seconds: float) -> list[Planned]:
@@ -147,6 +161,14 @@ def _message(rng: random.Random, at: float) -> Planned:
             delay = rng.randint(200, 9_000)
         case "children":
             work["children"] = rng.randint(1, 3)
+        case "flood":
+            work["seconds"] = rng.uniform(0, 0.01)
+            work["stock"] = rng.random() < 0.5
+        case "unique":
+            work["seconds"] = rng.uniform(0, 0.5)
+            work["fails"] = rng.randint(0, 2)
+        case "in a transaction":
+            work["transaction"] = rng.choice(["commit", "roll back", "roll back to a savepoint"])
         case "undecodable":
             work["broken"] = rng.choice(["not JSON", "a field of the wrong type"])
         case _:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -10,8 +9,10 @@ from uuid import NAMESPACE_URL, uuid5
 import redis
 from dramatiq import Broker, Message, group
 
-from tests.chaos.accounts import FOLLOWS, UNSURE, Account
-from tests.chaos.plan import QUEUES, Planned, actor_name
+from middleware.unique import outcome
+from tests.chaos import raw
+from tests.chaos.accounts import FOLLOWS, LEFT_OUT, UNSURE, Account
+from tests.chaos.plan import FLOOD, MANY, QUEUES, SAME, Planned, actor_name
 from tests.chaos.world import World
 
 
@@ -46,6 +47,12 @@ class Producer:
                 return self._pipeline(planned)
             case "group":
                 return self._group(planned)
+            case "flood":
+                return self._flood(planned)
+            case "many":
+                return self._many(planned)
+            case "unique":
+                return self._unique(planned)
         message = self._message(planned, 0)
         return [self._account(planned, message)], lambda: self._broker.enqueue(message, delay=planned.delay)
 
@@ -86,22 +93,56 @@ class Producer:
         whole.add_completion_callback(callback)
         return accounts, whole.run
 
+    def _flood(self, planned: Planned) -> tuple[list[Account], Any]:
+        """Send many of one tenant to one queue, as ours or as a producer that is stock Dramatiq."""
+        stock = planned.work["stock"]
+        messages = []
+        for n in range(FLOOD):
+            number = n * len(QUEUES)
+            options = {"redis_message_id": str(uuid5(planned.id, f"stock {n}"))} if stock else {}
+            messages.append(self._message(planned, number, **options))
+
+        def put() -> None:
+            with self._raw.pipeline(transaction=True) as commands:
+                for message in messages:
+                    redis_id = message.options["redis_message_id"]
+                    commands.hset(f"dramatiq:{planned.queue}.msgs", redis_id, message.encode())
+                    commands.rpush(f"dramatiq:{planned.queue}", redis_id)
+                commands.execute()
+
+        def send() -> None:
+            for message in messages:
+                self._broker.enqueue(message)
+
+        return [self._account(planned, message) for message in messages], put if stock else send
+
+    def _many(self, planned: Planned) -> tuple[list[Account], Any]:
+        messages = [self._message(planned, n * len(QUEUES)) for n in range(MANY)]
+        # Stock Dramatiq has no way to.
+        many = getattr(self._broker, "enqueue_many", lambda given: [self._broker.enqueue(one) for one in given])
+        return [self._account(planned, message) for message in messages], lambda: many(messages)
+
+    def _unique(self, planned: Planned) -> tuple[list[Account], Any]:
+        """Send the same again and again: one that is left out may not run, one that is not must end."""
+        messages = [self._message(planned, n * len(QUEUES)) for n in range(SAME)]
+        accounts = [self._account(planned, message) for message in messages]
+
+        def send() -> None:
+            for message, account in zip(messages, accounts, strict=True):
+                if not outcome(self._broker.enqueue(message)).sent:
+                    account.given = LEFT_OUT
+
+        return accounts, send
+
     def _undecodable(self, planned: Planned) -> tuple[list[Account], Any]:
         """Put what is no message on a queue, as any program may."""
         redis_id = str(uuid5(NAMESPACE_URL, str(planned.id)))
         if planned.work["broken"] == "not JSON":
-            raw, tenant = f"no message: {planned.id}".encode(), None
-            # What middleware.deliveries makes of it.
-            task_id = hashlib.sha256(b"\0".join([planned.queue.encode(), redis_id.encode(), raw])).hexdigest()
+            data, tenant = f"no message: {planned.id}".encode(), None
+            task_id = raw.task_id_of(planned.queue, redis_id, data)
         else:
             message = self._message(planned, 0, redis_message_id=redis_id)
-            raw, tenant = json.dumps({**message.asdict(), "args": 5}).encode(), str(planned.tenant)
+            data, tenant = json.dumps({**message.asdict(), "args": 5}).encode(), str(planned.tenant)
             task_id = message.message_id
-
-        def put() -> None:
-            with self._raw.pipeline(transaction=True) as commands:
-                commands.hset(f"dramatiq:{planned.queue}.msgs", redis_id, raw)
-                commands.rpush(f"dramatiq:{planned.queue}", redis_id)
-                commands.execute()
-
-        return [Account(task_id, planned.kind, planned.queue, tenant)], put
+        account = Account(task_id, planned.kind, planned.queue, tenant)
+        return [account], lambda: raw.put(self._raw, planned.queue, redis_id, data)

@@ -19,10 +19,9 @@ from psycopg.rows import dict_row
 from tests.chaos.book import Book
 from tests.chaos.plan import TENANTS
 from tests.cut_wire import CutWire
+from tests.supervisor import ROOT
 from worker import migrate
 from worker.embedded import EmbeddedPostgres
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -72,6 +71,17 @@ class World:
         with psycopg.connect(self.postgres.url("superuser"), row_factory=dict_row) as connection:
             return connection.execute("SELECT * FROM worker_failed_jobs ORDER BY failed_at").fetchall()
 
+    def committed(self) -> list[str]:
+        """Return the messages that were sent inside transactions which were committed."""
+        with psycopg.connect(self.postgres.url("superuser")) as connection:
+            return [row[0] for row in connection.execute("SELECT message_id FROM chaos_committed")]
+
+    def waiting(self) -> int:
+        """Return how many messages wait in the outbox."""
+        with psycopg.connect(self.postgres.url("superuser")) as connection:
+            found = connection.execute("SELECT count(*) FROM worker_outbox").fetchone()
+        return int(found[0]) if found else 0
+
     def stop_postgres(self, seconds: float) -> None:
         """Stop Postgres for ``seconds``."""
         with self.postgres_lock:
@@ -106,6 +116,8 @@ def running_world(folder: Path, *, stock: bool) -> Iterator[World]:
         with psycopg.connect(postgres.url("superuser")) as connection:
             for n, tenant in enumerate(TENANTS):
                 connection.execute("INSERT INTO tenants (id, name) VALUES (%s, %s)", [tenant, f"tenant {n}"])
+            connection.execute("CREATE TABLE chaos_committed (message_id text PRIMARY KEY)")
+            connection.execute("GRANT INSERT ON chaos_committed TO app_user")
         finder = ValkeyServer(data_dir=folder / "valkey", persist=True)
         finder.start()
         port = finder.port

@@ -111,8 +111,76 @@ class TestList:
             "name": "llm", "waiting": 2, "delayed": 0, "running": 0, "suspects": 0, "consumers": [],
             "stock_consumers": 0, "ended_a_minute": 3.0,
             "last_hour": {"succeeded": 10, "failed": 5, "retried": 3},
+            # Postgres is not there to be asked.
+            "outbox": None,
         }  # fmt: skip
         assert states["emails"]["oldest"] is states["emails"]["pause"] is None
+
+
+class TestShares:
+    def test_what_a_tenant_has_is_set_shown_and_taken_back(
+        self, client: redis.Redis, events: list[tuple[str, dict[str, Any]]]
+    ) -> None:
+        fill(client, count=30)
+        fill(client, count=2, tenant=GLOBEX)
+        assert run("share", "llm", "--tenant", str(ACME), "--weight", "0.5", "--by", "ann").stdout == (
+            f"In llm tenant {ACME}: weight 0.5, limit as everybody.\n"
+        )
+        done = run("share", "llm", "--default", "--limit", "3", "--reason", "their API", "--by", "ann")
+        assert done.stdout == "In llm everybody: weight as everybody, limit 3.\n"
+        run("share", "llm", "--nobody", "--limit", "0", "--by", "bob")
+        done = run("list", "--by-tenant", "--most", "1")
+        lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+        assert lines[0] == "llm waiting running oldest weight limit"
+        assert lines[1].startswith(f"{ACME} 30 0 ")
+        assert lines[1].endswith(" s 0.5 3")
+        assert lines[2] == "llm: 1 tenant more, with less; --most shows more"
+        assert [line.partition(" since ")[0] for line in lines[3:]] == [
+            "llm: everybody has limit 3", "llm: jobs without a tenant has no limit", f"llm: {ACME} has weight 0.5",
+        ]  # fmt: skip
+        assert lines[3].endswith("UTC by ann: their API")
+        (found,) = json.loads(run("list", "--by-tenant", "--json").stdout)
+        assert [(one["tenant_id"], one["waiting"], one["weight"], one["limit"]) for one in found["tenants"]] == [
+            (str(ACME), 30, 0.5, 3), (str(GLOBEX), 2, 1, 3),
+        ]  # fmt: skip
+        assert (found["queue"], found["count"], found["unsorted"], set(found["shares"])) == (
+            "llm", 2, 0, {"*", "-", str(ACME)},
+        )  # fmt: skip
+        assert run("unshare", "llm", "--tenant", str(ACME)).stdout == (
+            f"In llm tenant {ACME} has no share of its own any more.\n"
+        )
+        assert run("unshare", "llm", "--tenant", str(ACME)).stdout == f"In llm tenant {ACME} had no share of its own.\n"
+        assert [(event, said["changed_by"], said["reason"]) for event, said in events[:2]] == [
+            ("queue_shared", "ann", None), ("queue_shared", "ann", "their API"),
+        ]  # fmt: skip
+        assert len(events) == 4
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("nowhere", "--default", "--weight", "2"), "there is no queue 'nowhere'"),
+            (("llm", "--weight", "2"), "say one of --tenant, --default and --nobody"),
+            (("llm", "--default", "--nobody", "--weight", "2"), "say one of --tenant"),
+            (("llm", "--default"), "--weight or --limit: say one of them"),
+            (("llm", "--default", "--weight", "-1"), "--weight: -1 is not from 0.01 to 1,000"),
+            (("llm", "--default", "--limit", "-1"), "--limit: -1 is not from 0"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, words: tuple[str, ...], said: str) -> None:
+        done = run("share", *words)
+        assert done.exit_code == 1
+        assert said in done.stderr
+
+    def test_without_turns_it_says_so(self, monkeypatch: pytest.MonkeyPatch, events: list[Any]) -> None:
+        monkeypatch.setenv("FAIR", "no")
+        assert "FAIR is off here" in run("share", "llm", "--default", "--limit", "1").stdout
+
+    def test_merging(self, client: redis.Redis) -> None:
+        assert run("list", "--by-tenant").stdout == "No queue holds anything.\n"
+        client.zadd("dramatiq:__dramaturg__.turns.llm", {ACME.hex: 0})
+        client.rpush(f"dramatiq:__dramaturg__.lane.llm.{ACME.hex}", "1", "2")
+        assert run("merge", "llm").stdout == "Put back into the list of llm: 2 messages.\n"
+        assert client.lrange("dramatiq:llm", 0, -1) == [b"1", b"2"]
 
 
 class TestWorkers:
@@ -218,7 +286,7 @@ class TestPurge:
         )
         done = run("purge", "llm", "--yes", "--json")
         assert json.loads(done.stdout) == {
-            "queue": "llm", "waiting": 6, "delayed": 0, "suspects": 0, "running": 0, "released": 0,
+            "queue": "llm", "waiting": 6, "delayed": 0, "suspects": 0, "running": 0, "outbox": 0, "released": 0,
         }  # fmt: skip
         assert json.loads(run("purge", "llm", "--json").stdout)["waiting"] == 0
 

@@ -105,6 +105,15 @@ def marker_of(one: Side, what: str) -> bytes:
     return sha.encode()
 
 
+def waiting(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
+    """What waits in a queue of one tenant's messages, in its order: its lane, and behind that the queue's list."""
+    own = "dramatiq:__dramaturg__."
+    tenants: Any = client.zrange(f"{own}turns.{queue}", 0, -1)
+    keys = [*(f"{own}lane.{queue}.{tenant.decode()}" for tenant in tenants), f"dramatiq:{queue}"]
+    found: Any = [redis_id for key in keys for redis_id in client.lrange(key, 0, -1)]
+    return list(found)
+
+
 def put(client: redis.Redis, redis_id: str, data: bytes | str, queue: str = QUEUE) -> None:
     """Put anything at all on a queue."""
     client.hset(f"dramatiq:{queue}.msgs", redis_id, data)

@@ -85,6 +85,7 @@ def test_a_good_deployment_is_green(environment: dict[str, str]) -> None:
         "postgres.connections",
         "postgres.history",
         "postgres.migrations",
+        "postgres.outbox",
         "postgres.rights",
         "postgres.role",
         "postgres.row-level-security",

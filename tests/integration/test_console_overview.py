@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import redis
 from fastapi.testclient import TestClient
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
 
 from db import failed_jobs, session
@@ -69,6 +69,12 @@ def failures(tenants: None) -> dict[str, UUID]:
         ids["stopped"] = runs.create(s, Filter(error_type=("timeout",)), runs.ReplaySettings(), by="ada")
         ids["running"] = runs.create(s, Filter(error_type=("expired",)), runs.ReplaySettings(), by=EVIL)
         runs.stop(s, ids["stopped"], runner="r", why=f"too many failed again {EVIL}")
+        s.execute(
+            text(
+                "INSERT INTO worker_outbox (queue, redis_id, message_id, actor, message, written_at)"
+                " VALUES ('unknown', gen_random_uuid(), 'm', 'a', 'm', now() - interval '2 minutes')"
+            )
+        )
     return ids
 
 
@@ -106,6 +112,7 @@ def test_what_is_wrong_is_seen_at_a_glance_and_leads_on(
     assert "Queue llm holds 2 messages, and nobody consumes it." in verdict
     assert f"Queue maintenance is paused by bob: a migration {EVIL}." in verdict
     assert "1 failure waits in Redis for Postgres to take them." in verdict
+    assert "1 message of transactions that are committed did not reach Redis yet." in verdict
     # The worst first.
     assert (
         verdict.index("nobody consumes")

@@ -98,6 +98,18 @@ def once(tenant: UUID | None, n: int) -> Row:
     return {"id": UUID(int=n), "tenant_id": tenant, "key": f"message:{n}", "message_id": str(n)}
 
 
+def outbox(tenant: UUID | None, n: int) -> Row:
+    return {
+        "id": n,
+        "tenant_id": tenant,
+        "queue": "attribution",
+        "redis_id": UUID(int=n),
+        "message_id": str(n),
+        "actor": "an actor",
+        "message": b"m",
+    }
+
+
 def tenant_row(tenant: UUID | None, n: int) -> Row:
     return {"id": tenant, "name": f"tenant {n}"}
 
@@ -264,6 +276,7 @@ TABLES: Final = [
     # As originals: not for tenants to read.
     Table("worker_replay_edits", replay_edit, rights("DELETE"), ("recorded_at", NOW), can_be_counted=True),
     Table("worker_once", once, rights("SELECT", "INSERT", "DELETE"), ("message_id", "changed")),
+    Table("worker_outbox", outbox, rights("SELECT", "INSERT", "DELETE"), ("queue", "changed")),
     Table("attribution_events", event, rights("SELECT", "INSERT"), ("channel", "changed")),
     Table("attribution_recompute_jobs", recompute_job, rights("SELECT", "INSERT", "UPDATE"), ("run_count", 99)),
     Table("attribution_allocations", allocation, rights("SELECT", "INSERT", "DELETE"), ("allocated_cents", 99)),

@@ -49,6 +49,7 @@ TABLES = (
     "worker_replay_items",
     "worker_replay_edits",
     "worker_once",
+    "worker_outbox",
     "tenants",
     "attribution_events",
     "attribution_recompute_jobs",
@@ -252,6 +253,8 @@ def fill_companions(database: Database) -> dict[str, list[str]]:
             SELECT coalesce(tenant_id, '00000000-0000-0000-0000-000000000000'), id, tenant_id FROM worker_failed_jobs;
         INSERT INTO worker_replay_edits (failed_job_id, tenant_id, edit)
             SELECT id, tenant_id, '{}' FROM worker_failed_jobs;
+        INSERT INTO worker_outbox (tenant_id, queue, redis_id, message_id, actor, message)
+            SELECT tenant_id, 'q', id, task_id, task_name, 'm' FROM worker_failed_jobs;
         INSERT INTO worker_once (tenant_id, key, message_id)
             SELECT DISTINCT tenant_id, 'message:m', 'm' FROM worker_failed_jobs;
         INSERT INTO tenants (id, name) VALUES ('00000000-0000-0000-0000-000000000001', 'One');
@@ -439,6 +442,23 @@ def test_a_column_of_somebody_else_is_left_and_named(
     assert "columns unknown here, which are left as they are: ticket" in caplog.text
 
 
+def test_rules_that_a_downgrade_removes_are_told(empty_database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    migrate.upgrade(empty_database.owner_url)
+    run(
+        empty_database.admin_url,
+        f"""
+        INSERT INTO worker_failed_job_retention (tenant_id, subject, keep_days, changed_by)
+        VALUES (NULL, 'answers', 30, 'ann'), ('{ONE}', 'answers', NULL, 'ann'), ('{ONE}', 'events', 5, 'ann')
+        """,
+    )
+
+    migrate.downgrade(empty_database.owner_url)
+
+    assert "answers of a language model are kept 30 days for all is removed" in caplog.text
+    assert f"answers of a language model are kept for ever for tenant {ONE} is removed" in caplog.text
+    assert caplog.text.count("is removed") == 2
+
+
 def test_an_index_on_other_columns_under_our_name_is_replaced(empty_database: Database, head: Database) -> None:
     build_later_celery_form(empty_database)
     run(
@@ -513,6 +533,7 @@ def test_who_may_do_what(head: Database) -> None:
         # For backups: pg_dump takes all tables or none.
         "dramaturg_version": "SELECT",
         "worker_failed_job_events_id_seq": "SELECT",
+        "worker_outbox_id_seq": "SELECT",
     }
     assert dict(rows(head.admin_url, query, "app_user")) == {
         "worker_failed_jobs": everything,
@@ -530,6 +551,7 @@ def test_who_may_do_what(head: Database) -> None:
         # Not redacted, either.
         "worker_replay_edits": "DELETE",
         "worker_once": "DELETE INSERT SELECT",
+        "worker_outbox": "DELETE INSERT SELECT",
         "tenants": "SELECT",
         "attribution_events": "INSERT SELECT",
         "attribution_allocations": "DELETE INSERT SELECT",
@@ -829,7 +851,7 @@ def test_the_version_table_of_the_application_is_left_alone(empty_database: Data
     )
     migrate.upgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
-    assert contents(empty_database, "dramaturg_version") == ["(0008)"]
+    assert contents(empty_database, "dramaturg_version") == ["(0009)"]
     migrate.downgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
 

@@ -12,7 +12,7 @@ import redis
 from dramatiq import Worker
 
 from middleware.process_facts import process_facts
-from tests.integration.nothing_lost import QUEUE, Side, in_acks, kept, ours, put, settled
+from tests.integration.nothing_lost import QUEUE, Side, in_acks, kept, ours, put, settled, waiting
 from tests.servers import free_port
 from tests.waiting import eventually
 from worker.queue_admin import QueueState, list_queues, pause, pauses, resume
@@ -41,11 +41,6 @@ def counts(client: redis.Redis) -> tuple[int, int, int, int]:
     """What waits, is delayed, is with workers, is suspected."""
     found = state(client)
     return found.waiting, found.delayed, found.running, found.suspects
-
-
-def queued(client: redis.Redis) -> list[bytes]:
-    found: Any = client.lrange(f"dramatiq:{QUEUE}", 0, -1)
-    return list(found)
 
 
 def redis_ids(messages: list[Any]) -> list[bytes]:
@@ -99,10 +94,10 @@ class TestWhileIdle:
             for look in looks:
                 look.wait(1)
             sent = [one.send(job, n) for n in range(5)]
-            assert queued(client) == redis_ids(sent)
+            assert waiting(client) == redis_ids(sent)
             for look in looks:
                 look.wait()
-            assert (ran, queued(client), counts(client)) == ([], redis_ids(sent), (5, 0, 0, 0))
+            assert (ran, waiting(client), counts(client)) == ([], redis_ids(sent), (5, 0, 0, 0))
             resume(client, QUEUE, by="ann")
             eventually(lambda: kept(client) == 0)
         assert sorted(ran) == [0, 1, 2, 3, 4]
@@ -120,7 +115,7 @@ class TestWhileIdle:
             first = one.send(job, 1)
             looks.wait()
             second = one.send(job, 2)
-            assert queued(client) == redis_ids([first, second])
+            assert waiting(client) == redis_ids([first, second])
             looks.wait()
             assert (ran, counts(client), in_acks(client)) == ([], (2, 0, 0, 0), 0)
 
@@ -140,7 +135,7 @@ class TestWhileIdle:
         client.rpush(taking, "purged")
         client.hset("dramatiq:__dramaturg__.paused", QUEUE, "{}")
         broker.run(script, QUEUE, broker.broker_id, broker._heartbeat.epoch, 5)
-        assert queued(client) == [b"first", b"second", b"third"]
+        assert waiting(client) == [b"first", b"second", b"third"]
         assert client.exists(taking) == 0
 
     def test_it_looks_no_more_often_than_it_would_wait(
@@ -182,7 +177,7 @@ class TestWhileBusy:
             go_on.set()
             eventually(lambda: in_acks(client) == 0)
             looks.wait()
-            assert (ran, queued(client)) == ([0, 1], redis_ids(sent[2:]))
+            assert (ran, waiting(client)) == ([0, 1], redis_ids(sent[2:]))
             assert counts(client) == (9, 0, 0, 0)
             resume(client, QUEUE, by="ann")
             eventually(lambda: kept(client) == 0)
@@ -235,7 +230,7 @@ class TestProcessesThatComeAndGo:
         looks = Looks(after, monkeypatch)
         with after.working(threads=1):
             looks.wait()
-            assert (ran, queued(client)) == ([], redis_ids(sent))
+            assert (ran, waiting(client)) == ([], redis_ids(sent))
             resume(client, QUEUE, by="ann")
             eventually(lambda: kept(client) == 0)
         assert ran == [0, 1, 2]

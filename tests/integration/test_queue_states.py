@@ -77,11 +77,14 @@ def test_every_message_is_counted_once_wherever_it_is(make: Callable[[], Side], 
     delayed = broker.consume(f"{QUEUE}.DQ", prefetch=2, timeout=100)
     assert next(consumer) is not None
     eventually(lambda: next(delayed) is not None)
+    one.send(job)
     client.lmove(f"dramatiq:{QUEUE}", f"dramatiq:__dramaturg__.suspects.{QUEUE}", "LEFT", "RIGHT")
+    one.send(job)
     client.lmove(f"dramatiq:{QUEUE}", f"dramatiq:__dramaturg__.taking.{broker.broker_id}.{QUEUE}", "LEFT", "RIGHT")
     state = by_name(client)[QUEUE]
-    # Two are fetched, if one is not handed out yet; of the delayed ones one moves, and two wait to be due.
-    assert (state.waiting, state.delayed, state.running, state.suspects) == (1, 3, 2, 1)
+    # Two are fetched, if one is not handed out yet, and two in their tenant's lane; of the delayed ones one moves, and
+    # two wait to be due.
+    assert (state.waiting, state.delayed, state.running, state.suspects) == (3, 3, 2, 1)
 
 
 def test_the_oldest_is_the_one_at_the_head(client: redis.Redis) -> None:

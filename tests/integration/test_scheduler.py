@@ -19,6 +19,7 @@ from freezegun import freeze_time
 
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
+from middleware.unique import Unique, outcome
 from tests.integration.nothing_lost import QUEUE, TENANT, ours
 from tests.servers import running_redis
 from tests.waiting import eventually
@@ -96,6 +97,28 @@ def deck(redis_url: str) -> Iterator[Deck]:
 
 def scheduled(messages: list[dict[str, Any]]) -> list[datetime]:
     return [datetime.fromisoformat(message["options"]["scheduled_for"]) for message in messages]
+
+
+def test_a_unique_job_waits_for_nobody_twice(deck: Deck) -> None:
+    schedule = Schedule(RARELY, tenant_id=TENANT)
+    actor = deck.side.actor(lambda: None, schedule=schedule, unique=Unique(second="ignore"))
+    job = Job(actor.actor_name, schedule, schedule.cron(), on=True)
+    scheduler = deck.scheduler(job)
+    deck.make_due(job)
+    scheduler.turn()
+    (first,) = deck.sent()
+    # While it waits neither the next tick nor anybody else sends another.
+    tick = deck.make_due(job)
+    scheduler.turn()
+    assert outcome(deck.side.send(actor)).because_of == first["message_id"]
+    assert deck.sent() == [first]
+    assert deck.handled(job) == tick
+    with deck.side.working():
+        eventually(lambda: deck.sent() == [])
+        eventually(lambda: list(deck.client.scan_iter(f"{OWN}unique.*")) == [])
+    deck.make_due(job)
+    scheduler.turn()
+    assert len(deck.sent()) == 1
 
 
 def test_how_ticks_went_is_counted(deck: Deck) -> None:

@@ -237,7 +237,7 @@ class TestRedis:
         assert redis_address("unix://:hunter2@/run/redis.sock?db=1") == "/run/redis.sock"
 
     def test_every_command_of_our_scripts_is_tried(self) -> None:
-        scripts = (Path(str(middleware.__file__)).parent / "lua").glob("*.lua")
+        scripts = (Path(str(middleware.__file__)).parent / "lua").rglob("*.lua")
         used = {command for path in scripts for command in re.findall(r'redis\.p?call\("(\w+)"', path.read_text())}
         assert used
         assert used <= PROBES.keys()

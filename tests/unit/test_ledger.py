@@ -26,6 +26,7 @@ class Case:
         self.rows: list[dict[str, Any]] = []
         self.kept: dict[str, str] = {}
         self.faults: list[Fault] = []
+        self.committed: list[str] = []
 
     def run(self, how: str | None = "ended", *, pid: int = 1, tenant: str = TENANT, message: str = "m") -> Case:
         at, x = float(len(self.lines)), str(len(self.lines))
@@ -51,8 +52,13 @@ class Case:
         self.accounts["next"] = Account("next", "success", "llm", TENANT, given=FOLLOWS, after=["m"])
         return self
 
+    def in_a_transaction(self, *, committed: bool) -> Case:
+        self.lines.insert(0, Line("handed in", 0.0, 1, {"id": "m", "queue": "llm", "tenant": TENANT}))
+        self.committed = ["m"] if committed else []
+        return self
+
     def judge(self) -> Verdict:
-        return Ledger(self.accounts, self.lines, self.rows, self.kept, self.faults, {}).judge()
+        return Ledger(self.accounts, self.lines, self.rows, self.kept, self.faults, {}, self.committed).judge()
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,8 @@ class Case:
         # Redelivered, because its success was not acknowledged.
         lambda: Case(max_retries=0).run().killed().run("raised", pid=2).row(),
         lambda: Case().run().killed().row(error_type="worker_lost"),
+        lambda: Case().run().in_a_transaction(committed=True),
+        lambda: Case().in_a_transaction(committed=False),
     ],
 )
 def test_one_ending_is_no_violation(case: Callable[[], Case]) -> None:
@@ -95,6 +103,8 @@ def test_one_ending_is_no_violation(case: Callable[[], Case]) -> None:
         (lambda: Case(max_retries=0).run().killed(pid=2).run(), "over budget"),
         (lambda: Case().run("raised").row().follower().run(message="next"), "early"),
         (lambda: Case().run().row(task_id="another"), "a row of nobody"),
+        (lambda: Case().in_a_transaction(committed=True), "lost"),
+        (lambda: Case().run().in_a_transaction(committed=False), "early"),
     ],
 )
 def test_anything_else_is_one(case: Callable[[], Case], rule: str) -> None:

@@ -55,9 +55,8 @@ def test_every_error_type_is_explained() -> None:
 def project(tmp_path: Path) -> Path:
     """The project that the README writes, from its own words."""
     files = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", README, flags=re.DOTALL))
-    assert set(files) == {f"myapp/{name}.py" for name in ("emails", "credits", "exports", "digests", "search")} | {
-        "test_emails.py"
-    }
+    names = ("emails", "credits", "exports", "digests", "orders", "search")
+    assert set(files) == {f"myapp/{name}.py" for name in names} | {"test_emails.py"}
     for name, code in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -123,25 +122,32 @@ def test_sending(project: Path) -> None:
     assert run("-c", code, cwd=project).strip() == "1 1"
 
 
-def test_an_effect_that_happens_once(project: Path, database: Database) -> None:
+def test_an_effect_that_happens_once_and_what_leaves_with_a_transaction(project: Path, database: Database) -> None:
     with psycopg.connect(database.admin_url) as admin:
         admin.execute("CREATE TABLE accounts (name text, cents int); INSERT INTO accounts VALUES ('acme', 100)")
         admin.execute("GRANT SELECT, UPDATE ON accounts TO app_user")
+        admin.execute("CREATE TABLE orders (id text)")
+        admin.execute("GRANT INSERT ON orders TO app_user")
     code = """
 from uuid import UUID
 from dramatiq import Worker
 from db.tenancy import tenant_context
 from myapp.credits import add_credit
+from myapp.orders import place_order
 
 with tenant_context(UUID(int=1)):
     sent = add_credit.send("acme", 5)
+    place_order.fn("one")
+print([place_order.broker.queues["orders"].get_nowait().count(name) for name in (b"note_attempt", b"send_invoice")])
 add_credit.broker.enqueue(sent)
 worker = Worker(add_credit.broker, worker_timeout=20)
 worker.start()
 add_credit.broker.join(add_credit.queue_name)
 worker.stop()
 """
-    run("-c", code, cwd=project, REDIS_URL="stub://", DATABASE_URL=database.worker_url)
+    said = run("-c", code, cwd=project, REDIS_URL="stub://", DATABASE_URL=database.worker_url)
+    # What is sent with the transaction comes after what is sent in it.
+    assert said.strip() == "[1, 1]"
     with psycopg.connect(database.admin_url) as admin:
         assert admin.execute("SELECT cents FROM accounts").fetchall() == [(105,)]
         assert admin.execute("SELECT count(*) FROM worker_once").fetchall() == [(1,)]

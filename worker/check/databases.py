@@ -14,6 +14,7 @@ from worker.check.findings import Finding, error
 from worker.check.guard import Guard, Task
 from worker.check.history import check_history
 from worker.check.migrations import check_migrations
+from worker.check.outbox import check_outbox
 from worker.check.postgres import (
     TIMEOUT,
     address,
@@ -101,6 +102,7 @@ class Databases:
             findings += run("postgres.migrations", lambda: check_migrations([*reversed(connections.values())]))
             findings += run("postgres.row-level-security", lambda: check_row_level_security(first))
             findings += run("postgres.history", lambda: check_history(first))
+            findings += run("postgres.outbox", lambda: check_outbox(connections))
             if entries:
                 urls = len({self._settings.database_url, self._settings.operator_url})
                 findings += run(

@@ -20,6 +20,7 @@ from worker.cli import (
     replays,
     schedule,
     scheduler,
+    shares,
     spool,
     tenants,
     workers,
@@ -36,6 +37,8 @@ tenants.app.command("offboard")(offboard.offboard)
 app.add_typer(events.app, name="events", help="What attribution is computed from.")
 app.add_typer(failed.app, name="failed", help="What failed: find it, understand it, send it again, close it.")
 app.add_typer(queues.app, name="queues", help="What waits, and who works on it.")
+for command in (shares.share_, shares.unshare_, shares.merge_):
+    queues.app.command(command.__name__.removesuffix("_"))(command)
 app.add_typer(workers.app, name="workers", help="Who works, and on what.")
 app.add_typer(replays.app, name="replays", help="What is sent again: how far it is; pause it, resume it, cancel it.")
 app.add_typer(schedule.app, name="schedule", help="What is sent by the clock, when it was and will be; send it now.")

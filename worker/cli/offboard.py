@@ -15,6 +15,7 @@ from dramatiq.errors import ConnectionClosed
 from db.failed.offboarding import Offboarded
 from db.failed.offboarding import offboard as offboard_tenant
 from db.session import operator_transaction
+from middleware.lua_scripts import Scripts
 from worker.cli.audit import keep_event
 from worker.cli.common import configure_sessions, explained, fail
 from worker.cli.failed.confirm import confirm
@@ -23,7 +24,9 @@ from worker.cli.failed.looks import say
 from worker.cli.failed.options import AsJson, Yes
 from worker.cli.operator import By, operator_name
 from worker.cli.queues import release
-from worker.queue_admin import Found, count_messages, remove_messages
+from worker.queue_admin import Found, count_messages, forget_shares, remove_messages
+from worker.queue_admin.audit import PURGED
+from worker.queue_admin.outbox import count_outbox, remove_from_outbox
 from worker.redis_client import make_redis
 from worker.settings import Settings
 from worker.tenants import tenant_named, tenant_names
@@ -57,6 +60,10 @@ def offboard(
             )
             counts = offboard_tenant(operator_transaction, tenant_id, by=who, reason=reason, dry_run=True)
             counts.messages = Counter({found.queue: found.removable for found in waiting if found.removable})
+            if client is not None:
+                # They are removed with those in Redis.
+                counts.messages += count_outbox(operator_transaction, tenant_id=tenant_id)
+                counts.outbox = 0
             whose = f"{one_line(name)} ({tenant_id})" if name else str(tenant_id)
             if dry_run:
                 _report(counts, whose, waiting, "would be removed", as_json=as_json)
@@ -93,13 +100,26 @@ def _redis(settings: Settings) -> Iterator[redis.Redis | None]:
 
 
 def _remove(client: redis.Redis, settings: Settings, tenant_id: UUID, by: str, reason: str | None) -> Mapping[str, int]:
-    """Remove what waits of a tenant, and return how many messages, by queue."""
+    """Remove what waits of a tenant, in the outbox, too, and return how many messages, by queue."""
+    outbox = count_outbox(operator_transaction, tenant_id=tenant_id)
+    if outbox:
+        keep_event(
+            PURGED,
+            changed_by=by,
+            reason=reason,
+            tenant_id=tenant_id,
+            before={"actor": None, "outbox": dict(outbox)},
+            after={},
+        )
+        run = Scripts(client, settings.redis_namespace)
+        outbox = remove_from_outbox(operator_transaction, run, tenant_id=tenant_id)
     removed = remove_messages(
         client, by=by, reason=reason or "", tenant_id=tenant_id, namespace=settings.redis_namespace, audit=keep_event
     )
     # Its rows go next; so that Redis remembers nothing of it.
     release(client, settings)
-    return {found.queue: found.removable for found in removed if found.removable}
+    forget_shares(client, tenant_id, settings.redis_namespace)
+    return outbox + Counter({found.queue: found.removable for found in removed if found.removable})
 
 
 def _report(done: Offboarded, whose: str, left: list[Found], verb: str, *, as_json: bool) -> None:
@@ -125,7 +145,9 @@ def _described(counts: Offboarded) -> str:
         counted(counts.rules, "rule of retention", "rules of retention"),
         counted(counts.once_keys, "once() key"),
         counted(counts.replay_items, "replayed job"),
+        *([counted(counts.outbox, "message") + " of the outbox"] if counts.outbox else []),
         counted(counts.answers, "answer") + " of a language model",
+        counted(counts.attribution, "row") + " of channel totals and runs",
     ]
     return listed(parts)
 
@@ -140,6 +162,8 @@ def _total(counts: Offboarded) -> int:
         + counts.once_keys
         + counts.replay_items
         + counts.replays
+        + counts.outbox
         + counts.answers
         + counts.spending
+        + counts.attribution
     )

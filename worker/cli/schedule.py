@@ -12,6 +12,7 @@ from dramatiq.errors import ConnectionFailed
 from dramatiq.middleware import MiddlewareError
 from rich.text import Text
 
+from middleware.unique import outcome
 from worker.cli.common import console, explained, fail
 from worker.cli.failed.looks import grid
 from worker.cli.redis_access import redis_access
@@ -104,6 +105,11 @@ def run(
             fail(str(e), 2)
         except MiddlewareError as e:
             fail(str(e))
+    became = outcome(sent)
+    if not became.sent:
+        fail(
+            f"{found[0].name} is not sent, because there is one already: message {became.because_of} is {became.state}"
+        )
     console.print(Text(f"{found[0].name} is sent: message {sent.message_id}"), soft_wrap=True)
 
 

@@ -15,8 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.failed import Filter, Group, Standing, failures_per_minute, find_groups, standing
+from db.outbox import InQueue, by_queue
 from db.replays import runs
 from db.replays.runs import Replay
+from middleware.relay import LATE
 from worker.console.access import Work
 from worker.console.charts import COLOURS, Chart, stacked_bars
 from worker.console.problems import problem_of
@@ -62,10 +64,11 @@ class Part(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """What is open, and the groups to look at first."""
+    """What is open, the groups to look at first, and what waits to reach Redis."""
 
     standing: Standing
     groups: list[Group]
+    outbox: list[InQueue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,9 @@ class Glance:
             if standing.open:
                 of = "is open" if standing.open == 1 else f"are open, in {counted(standing.open_groups, 'group')}"
                 yield Concern("warn", f"{counted(standing.open, 'failure')} {of}.", "/failures")
+            if any(one.oldest > LATE for one in self.failures.value.outbox):
+                waits = counted(sum(one.count for one in self.failures.value.outbox), "message")
+                yield Concern("bad", f"{waits} of transactions that are committed did not reach Redis yet.", "#queues")
         for replay in self.replays.value or ():
             if replay.state in {"stopped", "paused"}:
                 why = f": {one_line(replay.why)}" if replay.why else ""
@@ -263,7 +269,7 @@ def _failures(work: Work) -> Failures:
     with work.begin() as session:
         now = standing(session)
         groups, _ = find_groups(session, Filter(status=OPEN), limit=GROUPS) if now.open else ([], None)
-        return Failures(now, groups)
+        return Failures(now, groups, by_queue(session))
 
 
 def _chart(work: Work, hours: int) -> Chart:

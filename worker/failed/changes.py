@@ -58,6 +58,8 @@ def told(event: Event) -> str:
             return _retention(event)
         case "queue_paused" | "queue_resumed":
             return ""
+        case "queue_shared":
+            return _listed(_pairs({**(event.after or {}), "queue": None}))
         case "messages_purged":
             return _listed(_messages(event.before or {}))
         case "replay_started":

@@ -9,7 +9,7 @@ from uuid import UUID
 from loguru import logger
 
 #: What may be told.
-PAUSED, RESUMED, PURGED = "queue_paused", "queue_resumed", "messages_purged"
+PAUSED, RESUMED, PURGED, SHARED = "queue_paused", "queue_resumed", "messages_purged", "queue_shared"
 
 
 class Audit(Protocol):
@@ -31,11 +31,11 @@ class Audit(Protocol):
         """Keep an event.
 
         Arguments:
-          event: One of :data:`PAUSED`, :data:`RESUMED` and :data:`PURGED`.
+          event: One of :data:`PAUSED`, :data:`RESUMED`, :data:`PURGED` and :data:`SHARED`.
           changed_by: The operator.
           reason: Why, in the operator's words.
           tenant_id: Whose messages it is about, where it is about one tenant's only.
-          before, after: What there was and will be, as JSON takes it: queue, pause, counts of messages.
+          before, after: What there was and will be, as JSON takes it: queue, pause, share, counts of messages.
         """
 
 

@@ -21,6 +21,7 @@ from middleware.lua_scripts import Scripts
 from middleware.spool import TO_ITSELF
 from worker.queue_admin.audit import PURGED, Audit, log_event
 from worker.queue_admin.keys import answer, asking, read_keys
+from worker.queue_admin.lanes import tenants_with_lanes
 from worker.queues import Queue
 from worker.replay.removed import note
 
@@ -253,6 +254,9 @@ class _Sieve:
             for what in ("list", "suspects", "due"):
                 found[queue, "delayed"] += self._sift(delayed, what, remove=remove)
             found[queue, "waiting"] += self._sift(queue, "list", remove=remove)
+            # Into which messages go from there.
+            for tenant in self._lanes(queue):
+                found[queue, "waiting"] += self._sift(queue, "lane", tenant, remove=remove)
             found[queue, "suspects"] += self._sift(queue, "suspects", remove=remove)
         return found
 
@@ -262,14 +266,19 @@ class _Sieve:
                 for name in (queue, f"{queue}.DQ"):
                     found[queue, "running"] += self._sift(name, "held", broker) + self._sift(name, "taking", broker)
 
-    def _sift(self, queue: str, what: str, broker: str = "", *, remove: bool = False) -> int:
+    def _lanes(self, queue: str) -> list[str]:
+        """Return whose lanes may hold what is meant."""
+        lanes = tenants_with_lanes(self._client, queue, self._namespace)
+        return [tenant for tenant in lanes if self.meant.tenant_id is None or tenant == self.meant.tenant_id.hex]
+
+    def _sift(self, queue: str, what: str, whose: str = "", *, remove: bool = False) -> int:
         """Go through one key, and return how many are meant there."""
         at, total, seen, enough = b"0", 0, 0, 0
         looked: int
         meant: int
         while True:
             meant, at, looked, length = self._run(
-                "sift", queue, what, broker, at, AT_ONCE, int(remove), *self.meant.arguments(), self._note
+                "sift", queue, what, whose, at, AT_ONCE, int(remove), *self.meant.arguments(), self._note
             )
             total += meant
             # What is sent meanwhile is looked at, too; but whoever sends faster than this must not keep it for ever.

@@ -19,6 +19,7 @@ from middleware.job_metrics import Counts
 from middleware.lossless_broker import LosslessBroker
 from middleware.metric_families import LATENESS, LET_BE, MISSED, ON_TIME, SCHEDULED
 from middleware.metrics import Teller
+from middleware.unique import Outcome, policy_of
 from worker.scheduler.jobs import Job
 from worker.scheduler.plan import Due, due
 from worker.scheduler.state import Looked, State
@@ -128,15 +129,24 @@ class Scheduler:
 
     def _take(self, job: Job, handled: datetime, found: Due) -> None:
         entry: Entry | None = None
+        policy = ""
         known: dict[str, Any] = {"message_id": None, "by": self._facts["name"]}
         if found.send:
             message = message_of(self._broker, job, found.tick)
             # As every message is sent, up to the step that puts it on its queue: that one takes the tick as well.
             with self._broker.collecting() as collected:
-                self._broker.enqueue(message)
+                policy = policy_of(self._broker.enqueue(message).options)
             ((known["message_id"], entry),) = collected
-        if not self._state.take(job, handled, found.tick, entry, known):
+        taken = self._state.take(job, handled, found.tick, entry, known, policy)
+        if not taken:
             # Another scheduler was faster.
+            return
+        if isinstance(taken, Outcome):
+            self._counts.add(SCHEDULED, job.name, LET_BE)
+            logger.warning(
+                "{} is not sent for {}, because there is one already: message {} is {}",
+                *(job.name, _said(found.tick), taken.because_of, taken.state),
+            )
             return
         late = found.late.total_seconds()
         self._counts.add(SCHEDULED, job.name, LET_BE if not found.send else MISSED if found.missed else ON_TIME)

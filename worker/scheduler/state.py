@@ -16,7 +16,9 @@ from typing import Any, Final
 import redis
 
 from middleware.deliveries import Entry
-from middleware.lua_scripts import Scripts
+from middleware.lua_scripts import Argument, Scripts
+from middleware.unique import KEEP as KEEP_LOCK
+from middleware.unique import Outcome
 from worker.queue_admin.keys import answer, asking
 from worker.scheduler.jobs import Job
 
@@ -85,8 +87,17 @@ class State:
         now, *ticks = self._run("schedule_look", self._id, json.dumps(facts), int(first), KEEP, SET_BACK, *asked)
         return Looked(moment(now), {job.name: moment(tick) for job, tick in zip(jobs, ticks, strict=True)})
 
-    def take(self, job: Job, handled: datetime, tick: datetime, entry: Entry | None, said: Mapping[str, Any]) -> bool:
-        """Take a tick and put its message on its queue, both or neither; tell whether this was done here.
+    def take(
+        self,
+        job: Job,
+        handled: datetime,
+        tick: datetime,
+        entry: Entry | None,
+        said: Mapping[str, Any],
+        policy: str = "",
+    ) -> bool | Outcome:
+        """Take a tick and put its message on its queue, both or neither; tell whether this was done here, or which
+        message kept this one away, so that the tick was taken alone.
 
         Arguments:
           job: Whose.
@@ -94,9 +105,14 @@ class State:
           tick: Which.
           entry: Queue, Redis id and data of the message; None to let the tick be.
           said: What is to be known of it: ``message_id`` and ``by``.
+          policy: What makes the message unique, as :func:`middleware.unique.policy_of` says it.
         """
         known = json.dumps({**said, "tick": _said(tick), "id": entry and entry[1]})
-        return bool(self._run("schedule_send", job.name, job.rule, _said(handled), _said(tick), known, *(entry or ())))
+        parts: tuple[Argument, ...] = () if entry is None else (*entry, policy, str(said["message_id"]), KEEP_LOCK)
+        done = self._run("schedule_send", job.name, job.rule, _said(handled), _said(tick), known, *parts)
+        if isinstance(done, list):
+            return Outcome(sent=False, because_of=done[0].decode(), state=done[1].decode())
+        return bool(done)
 
 
 def read(client: redis.Redis, namespace: str = "dramatiq") -> Known:

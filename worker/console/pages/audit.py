@@ -36,6 +36,7 @@ EVENTS: Final = (
     "replay_finished",
     "queue_paused",
     "queue_resumed",
+    "queue_shared",
     "messages_purged",
     "retention_changed",
     "offboarded",
