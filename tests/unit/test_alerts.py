@@ -360,6 +360,9 @@ class TestActors:
         assert {post.headers["webhook-id"] for post in target.posts} == {alert["id"]}
         assert target.taken == [alert]
         assert stub_broker.failed_jobs == []
+        # Whoever waits for it finds out why it does not come.
+        waits = [line for line in said if f"alert {alert['id']} is not delivered, and tried again later" in line]
+        assert [re.findall(r"answered (\d+)", line) for line in waits] == [["500"], ["503"]]
 
     def test_one_that_is_refused_is_a_row_without_the_address(
         self, stub_broker: TestBroker, stub_worker: Worker, target: Receiver, said: list[str]
