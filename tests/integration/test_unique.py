@@ -249,7 +249,7 @@ class TestWhatBecomesOfTheSecond:
         jobs = Jobs(one, Unique(by=("window",), second="replace"))
         first = jobs.send(note="1")
         (recorded,) = client.hkeys(f"dramatiq:{QUEUE}.msgs")
-        client.sadd("dramatiq:__dramaturg__.begun_before", f"{QUEUE}:{recorded}")
+        client.sadd("dramatiq:__dramaturg__.begun_before", f"{QUEUE}:{recorded!s}")
         (guard,) = (m for m in one.broker.middleware if isinstance(m, CrashGuard))
         guard._is_recorded = lambda redis_id: redis_id == recorded
         assert outcome(jobs.send(note="2")).replaced == first.message_id
