@@ -202,17 +202,17 @@ class Heartbeat:
             except Exception:  # noqa: BLE001 - without this thread the process would be given up
                 logger.opt(exception=True).critical("the lease could not be renewed")
 
-    def stop(self) -> None:
-        """End the lease, and with it what is still held goes back."""
+    def stop(self) -> bool:
+        """End the lease, and with it what is still held goes back; tell whether Redis knows, as :meth:`leave`."""
         self._stop.set()
         thread, self._thread = self._thread, None
         if thread is None:
-            return
+            return False
         thread.join()
-        self.leave()
+        return self.leave()
 
-    def leave(self) -> None:
-        """Give back what is still held. How it ends here counts for nothing from now on."""
+    def leave(self) -> bool:
+        """Give back what is still held, and tell whether it is. How it ends here counts for nothing from now on."""
         with self._beating:
             self._left = True
             self._beaten_at = float("-inf")
@@ -221,3 +221,5 @@ class Heartbeat:
                 self._run("goodbye", self._broker_id, *(part for entry in counts.items() for part in entry))
         except ConnectionClosed as e:
             logger.warning("what this process held goes back when its lease ends: {}", e)
+            return False
+        return True

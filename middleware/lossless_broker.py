@@ -57,6 +57,9 @@ LEASE, GRACE, BEAT = 8_000, 5_000, 2.0
 #: Starts that end with the loss of the worker, after which a message is not started again.
 MAX_STARTS = 3
 
+#: Seconds for which the last process of a queue puts together, when it ends, what waits there.
+MERGE_FOR = 3.0
+
 #: Messages, and bytes of them, that are enqueued in one step: others wait meanwhile, some milliseconds at most.
 AT_ONCE, BYTES_AT_ONCE = 1_000, 4 * 2**20
 
@@ -591,12 +594,26 @@ class LosslessBroker(RedisBroker):
         """Give back at once whatever this process still holds."""
         if self.outbox is not None:
             self.outbox.relay.close()
-        self._heartbeat.stop()
+        if self._heartbeat.stop():
+            self._merge_lanes()
         self._marks.close()
         self.waiting_client.close()
         if self._lease_client is not None:
             self._lease_client.close()
         super().close()
+
+    def _merge_lanes(self) -> None:
+        """Put what waits in lanes back into its queues' own lists where this was the last process that consumes them.
+
+        Workers of a release that knows no lanes may come next.
+        """
+        end = time.monotonic() + MERGE_FOR
+        try:
+            for queue_name in self._holdings:
+                while time.monotonic() < end and self._run_in_time("merge_lanes", queue_name, AT_ONCE, 1)[0]:
+                    pass
+        except ConnectionClosed as e:
+            logger.warning("what waits in tenants' lanes stays there: {}", e)
 
     def do_qsize(self, queue_name: str) -> int:
         """Return how many messages a queue and its delay queue hold, those that run included.

@@ -6,6 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -266,7 +267,10 @@ class LosslessConsumer(Consumer):
         """Sort what waits by tenant, for a moment."""
         end = time.monotonic() + SORT_FOR
         while self._unsorted and time.monotonic() < end:
-            self._unsorted = self._broker.run("sort", self._queue_name) > 0
+            # Whatever is wrong, a fetch will tell.
+            self._unsorted = False
+            with suppress(ConnectionClosed):
+                self._unsorted = self._broker.run("sort", self._queue_name) > 0
 
     def _fetch(self) -> None:
         count = self._prefetch - len(self._holdings)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -30,10 +30,17 @@ from middleware.dead_letters import TRACEBACK_LIMIT, DeadLetters
 from middleware.deliveries import Delivery, Rejected, deliver
 from middleware.lua_scripts import Scripts
 from worker.queue_admin.keys import answer, asking, read_keys
+from worker.queues import Queue
+from worker.text import counted, listed, one_line
 
 #: Messages that are read, recorded in one transaction and removed at once, and bytes of them: the last may pass it.
 AT_ONCE: Final = 100
 BYTES_AT_ONCE: Final = 4 * 1024 * 1024
+
+#: Our own queues.
+FOUR: Final = tuple(queue.value for queue in Queue)
+#: Queues that are left and named.
+_TOLD: Final = 10
 
 #: Says that no exception is known.
 NO_EXCEPTION: Final = "stock Dramatiq gave it up, and kept no exception of it"
@@ -86,10 +93,28 @@ def count_dead(client: redis.Redis, declared: Collection[str] = (), *, namespace
     return {queue: count for queue, count in zip(queues, counts, strict=True) if count}
 
 
+def told_of_others(found: Mapping[str, int], queues: Collection[str]) -> str | None:
+    """Return in a sentence which dead messages are left because nobody here declares their queues; None if none are.
+
+    Arguments:
+      found: What :func:`count_dead` returned.
+      queues: Those that are declared, or were named.
+    """
+    others = {queue: count for queue, count in found.items() if queue not in queues}
+    if not others:
+        return None
+    names = listed([f"{count:,} of {one_line(queue)}" for queue, count in sorted(others.items())[:_TOLD]])
+    more = f" and {counted(len(others) - _TOLD, 'queue')} more" if len(others) > _TOLD else ""
+    return (
+        f"{counted(sum(others.values()), 'dead message')} left, of queues that are not declared here ({names}{more}): "
+        "`worker queues adopt QUEUE` takes them, and EXTRA_QUEUES=QUEUE has them taken every night"
+    )
+
+
 def adopt(
     broker: Broker,
     client: redis.Redis,
-    declared: Collection[str] = (),
+    queues: Collection[str] = FOUR,
     *,
     namespace: str = "dramatiq",
     record: Record = failed_jobs.record_all,
@@ -103,7 +128,7 @@ def adopt(
     Arguments:
       broker: With :class:`~middleware.dead_letters.DeadLetters`, which describes, redacts and encrypts them.
       client: To Redis.
-      declared: As for :func:`count_dead`.
+      queues: Whose; those of others, which may be another application's on the same Redis, are left.
       namespace: Prefix of every key.
       record: Writes failures, all or none.
       batch: Messages in one transaction, at most.
@@ -114,7 +139,7 @@ def adopt(
       sqlalchemy.exc.SQLAlchemyError: When Postgres is away. What is recorded by then may be in Redis still.
     """
     work = _Adoption(broker, Scripts(client, namespace), record, batch, should_stop)
-    for queue in count_dead(client, declared, namespace=namespace):
+    for queue in sorted(queues):
         work.take(queue)
     return work.done
 

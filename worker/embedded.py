@@ -261,8 +261,11 @@ class EmbeddedServers:
 
         self._take_folder()
         self.postgres.start()
-        # Every accepted message is on disk before send() returns.
-        self._valkey = ValkeyServer(data_dir=self._valkey_folder, persist=True, appendonly="yes", appendfsync="always")
+        # Every accepted message is on disk before send() returns. The port it would choose is the first that is free,
+        # which may have been that of one that has ended, and whose workers are there still.
+        self._valkey = ValkeyServer(
+            port=free_port(), data_dir=self._valkey_folder, persist=True, appendonly="yes", appendfsync="always"
+        )
         self._valkey.start()
         return self
 

@@ -37,6 +37,10 @@ class UnbalancedAllocations(Exception):
     """Raised when a conversion's allocations do not add up to its revenue."""
 
 
+class NothingRemoved(Exception):
+    """Raised when all the time that retention had was not enough to remove anything: the next would do no more."""
+
+
 @actor(throws=(ValueError, UnbalancedAllocations))
 def verify_window(window_start: str, window_end: str, model: str = "linear", model_version: str = "1.0.0") -> None:
     """Check that the allocations of a recomputed window still add up, cent by cent, to the tenant's conversions.
@@ -65,7 +69,7 @@ def verify_window(window_start: str, window_end: str, model: str = "linear", mod
     logger.info("{} adds up", window)
 
 
-@actor(tenant_scoped=False, throws=ValueError, schedule="17 2 * * *")
+@actor(tenant_scoped=False, throws=(ValueError, NothingRemoved), schedule="17 2 * * *")
 def apply_retention(batch: int = AT_ONCE) -> None:
     """Remove what has been kept for as long as the rules say, for all tenants, in short transactions.
 
@@ -77,6 +81,7 @@ def apply_retention(batch: int = AT_ONCE) -> None:
 
     Raises:
       ValueError: Naming ``batch`` and its value. Not retried.
+      NothingRemoved: When its time was over before anything was removed. Not retried.
       sqlalchemy.exc.SQLAlchemyError: When Postgres is away. Tried again, for what is left.
     """
     batch = _count("batch", batch)
@@ -100,6 +105,13 @@ def apply_retention(batch: int = AT_ONCE) -> None:
     logger.info("retention removed {}, and {} of what happened once", _said(done), f"{forgotten:,}")
     # After the block, or the next might find this one still at it.
     if done.stopped or stopped:
+        if not done.total + forgotten:
+            # It would send itself for ever.
+            raise NothingRemoved(
+                f"half of the time was over before a batch of {batch:,} was removed"
+                + (f", and somebody else holds {counted(done.held, 'job')}" if done.held else "")
+                + ": smaller batches (batch=...) or a longer time limit may help"
+            )
         logger.info("there is more, which the next goes on with")
         apply_retention.send_with_options(kwargs={"batch": batch}, delay=GO_ON_AFTER)
 
@@ -108,7 +120,8 @@ def apply_retention(batch: int = AT_ONCE) -> None:
 def adopt_dead_letters(batch: int = adoption.AT_ONCE) -> None:
     """Take what stock Dramatiq keeps of its dead messages into ``worker_failed_jobs``; see :mod:`worker.adoption`.
 
-    At half its time it sends itself again for the rest. Where another process is at it, it ends at once.
+    Those of declared queues: others may be another application's, and the log says what is left of them. At half its
+    time it sends itself again for the rest. Where another process is at it, it ends at once.
 
     Arguments:
       batch: Messages in one transaction, at most.
@@ -131,7 +144,10 @@ def adopt_dead_letters(batch: int = adoption.AT_ONCE) -> None:
         done = adoption.adopt(
             broker, broker.client, queues, namespace=broker.namespace, batch=batch, should_stop=_half_time()
         )
+        others = adoption.told_of_others(adoption.count_dead(broker.client, queues, namespace=broker.namespace), queues)
     logger.info("adopted {} of stock Dramatiq's", counted(done.queues.total(), "dead message"))
+    if others is not None:
+        logger.warning("{}", others)
     # The next would find what is left again, and no more of the others, if all the time went to it.
     if done.stopped and (done.queues.total() or done.problem is None):
         adopt_dead_letters.send_with_options(kwargs={"batch": batch}, delay=GO_ON_AFTER)

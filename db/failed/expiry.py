@@ -52,6 +52,11 @@ class Expired:
     held: int = 0
     stopped: bool = False
 
+    @property
+    def total(self) -> int:
+        """How many things of any kind were removed."""
+        return self.rows.total() + self.payloads + self.events + self.answers + self.replays + self.groups
+
 
 def expire(
     begin: Begin,

@@ -9,12 +9,14 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from db.failed.actions import Begin
 from db.failed.batches import AT_ONCE, ShouldStop, Where, checked_batch, count, count_in, remove, remove_from
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.retention import operators_only
 from db.failed.statuses import STATUSES
+from db.models import AttributionChannelDay, AttributionRun, AttributionRunChild, Base
 from db.tenancy import parse_uuid
 
 #: Times to look for what came meanwhile, before it is said that more keeps coming.
@@ -31,6 +33,7 @@ class Offboarded:
       originals, deliveries, groups, events, rules, once_keys, replays, replay_items: Of the tables beside them.
       outbox: Messages that were sent inside a transaction and had not reached Redis.
       answers: Of a language model.
+      attribution: What its channels earned by day, its own runs, and its parts in the runs for all.
       spending: Months in which something was spent on it, what is reserved for calls under way, and the budget.
       held: Rows that are there still because somebody else held them.
       complete: Whether the last look found nothing more.
@@ -49,6 +52,7 @@ class Offboarded:
     outbox: int = 0
     answers: int = 0
     spending: int = 0
+    attribution: int = 0
     held: int = 0
     complete: bool = False
 
@@ -68,6 +72,7 @@ class Offboarded:
             "outbox": self.outbox,
             "answers": self.answers,
             "spending": self.spending,
+            "attribution": self.attribution,
             "complete": self.complete,
         }
 
@@ -86,16 +91,16 @@ def offboard(
     """Remove a tenant's messages, failed jobs and all that stands beside them; one event remains, for operators.
 
     That is messages, then rows with their originals, deliveries and details, then history, groups, rules of retention,
-    replays, what :func:`db.once.once` recorded, and what a language model answered and cost; and again, until nothing
-    is found. Stop what sends for the tenant
-    first. A job of the tenant that runs meanwhile can still enqueue, record what happens once, and fail, so add a row
-    with all that; one that is delayed or spooled where ``messages`` does not look, too. Call it again when the longest
-    time limit has passed: it removes what came, and says so. Without the tenant's once keys, a message of it that is
-    delivered again has its effects again.
+    replays, what :func:`db.once.once` recorded, what a language model answered and cost, channels' totals by day, and
+    runs; and again, until nothing is found. Stop what sends for the tenant first. A job of the tenant that runs
+    meanwhile can still enqueue, record what happens once, and fail, so add a row with all that; one that is delayed or
+    spooled where ``messages`` does not look, too. Call it again when the longest time limit has passed: it removes what
+    came, and says so. Without the tenant's once keys, a message of it that is delivered again has its effects again.
 
     The table ``tenants`` is left alone, because its rows, and what refers to them, may be the application's; so are the
-    application's own tables. Rows of no tenant stay, such as those of messages whose tenant could not be read.
-    Interrupted, it can be called again, and the event tells what that call removed.
+    application's own tables, and events, allocations and recomputed windows, which are its data. Rows of no tenant
+    stay, such as those of messages whose tenant could not be read. Interrupted, it can be called again, and the event
+    tells what that call removed.
 
     Arguments:
       begin: :func:`db.session.operator_transaction`.
@@ -147,8 +152,28 @@ _BESIDE: Final = (
     ("worker_outbox beside", "id", "outbox"),
     ("worker_llm_answers beside", "answered_at", "answers"),
 )
+_OF_TENANT: Final = "tenant_id = CAST(:of_tenant AS uuid)"
 #: Of a tenant they have a row for each month, or fewer.
 _SPENDING: Final = ("worker_llm_reservations", "worker_llm_spending", "worker_llm_budgets")
+
+#: Of the tables of :mod:`worker.attribution`, those that are ours, and the columns by which we know them; and how
+#: what is a tenant's is removed. A run for all that is under way does not wait for what is gone.
+_ATTRIBUTION: Final[tuple[tuple[type[Base], str], ...]] = (
+    (AttributionChannelDay, f"DELETE FROM attribution_channel_days WHERE {_OF_TENANT} RETURNING 1"),
+    (
+        AttributionRunChild,
+        f"""
+        WITH gone AS (DELETE FROM attribution_run_children WHERE {_OF_TENANT} RETURNING run_id),
+        fewer AS (
+            UPDATE attribution_runs run SET expected = expected - counted.children
+            FROM (SELECT run_id, count(*) AS children FROM gone GROUP BY 1) counted
+            WHERE run.id = counted.run_id AND run.finished_at IS NULL
+        )
+        SELECT 1 FROM gone
+        """,
+    ),
+    (AttributionRun, f"DELETE FROM attribution_runs WHERE {_OF_TENANT} RETURNING 1"),
+)
 
 # One with rows is of failures that came meanwhile, and goes with them in the next round. Counts that are wrong, because
 # somebody switched triggers off, must not keep it for ever.
@@ -161,7 +186,18 @@ _WITHOUT_ROWS: Final = f"""
 
 
 def _of_tenant(table: str, tenant_id: UUID) -> Where:
-    return Where(f"{table}.tenant_id = CAST(:of_tenant AS uuid)", {"of_tenant": tenant_id})
+    return Where(f"{table}.{_OF_TENANT}", {"of_tenant": tenant_id})
+
+
+def _is_ours(session: Session, table: type[Base]) -> bool:
+    """Tell whether a table is there and has all columns of ours: else it is the application's."""
+    there = session.scalars(
+        text(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped"
+        ),
+        {"name": table.__tablename__},
+    )
+    return {column.name for column in table.__table__.columns} <= set(there)
 
 
 def _remove(
@@ -202,12 +238,19 @@ def _remove(
             break
         with begin() as session:
             gone = session.execute(
-                text(f"DELETE FROM {table} WHERE tenant_id = CAST(:of_tenant AS uuid) RETURNING 1"),
-                {"of_tenant": tenant_id},
+                text(f"DELETE FROM {table} WHERE {_OF_TENANT} RETURNING 1"), {"of_tenant": tenant_id}
             )
             number = len(gone.all())
         done.spending += number
         removed += number
+    for table_of, statement in _ATTRIBUTION:
+        if should_stop():
+            break
+        with begin() as session:
+            if _is_ours(session, table_of):
+                number = len(session.execute(text(statement), {"of_tenant": tenant_id}).all())
+                done.attribution += number
+                removed += number
     return removed
 
 
@@ -219,5 +262,12 @@ def _count(begin: Begin, tenant_id: UUID) -> Offboarded:
         *_BESIDE,
     ):
         setattr(counted, name, count_in(begin, table, _of_tenant("beside", tenant_id)))
+    for table_of, _ in _ATTRIBUTION:
+        with begin() as session:
+            there = _is_ours(session, table_of)
+        if there:
+            counted.attribution += count_in(
+                begin, table_of.__tablename__, _of_tenant(table_of.__tablename__, tenant_id)
+            )
     counted.spending = sum(count_in(begin, table, _of_tenant(table, tenant_id)) for table in _SPENDING)
     return counted

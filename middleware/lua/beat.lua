@@ -74,9 +74,9 @@ local function suspected()
   return queues
 end
 for i = first_queue, #ARGV do
-  -- What is counted is right but where an old release, or an error, came between.
+  -- What is counted is right but where an old release, or an error, came between. It must cost nobody a lease.
   if are_limits(ARGV[i]) and redis.call("set", of(ARGV[i], "recounted"), 1, "nx", "px", 10000) then
-    recount(ARGV[i])
+    pcall(recount, ARGV[i])
   end
 end
 local lease_id = tonumber(redis.call("hget", leases, broker))

@@ -1,11 +1,19 @@
 #!lua flags=allow-oom
 -- One step of putting what waits in lanes back to the head of its queue, where stock workers and those of releases that
 -- know no lanes find it: each tenant's in its order, and turn by turn.
--- KEYS: namespace. ARGV: queue, how many to move.
+-- KEYS: namespace. ARGV: queue, how many to move, 1 if nothing is to be moved while a process lives that consumes it.
 -- Returns how many it moved; how many tenants are left.
 local ns, queue, count = KEYS[1], ARGV[1], tonumber(ARGV[2])
 -- include messages
 -- include turns
+if not are_lanes(queue) then
+  return {0, 0}
+end
+for _, broker in ipairs(ARGV[3] == "1" and redis.call("zrange", ns .. ":__dramaturg__.alive", 0, -1) or {}) do
+  if redis.call("sismember", ns .. ":__dramaturg__.queues." .. broker, queue) == 1 then
+    return {0, 0}
+  end
+end
 local turns, parked, moved = of(queue, "turns"), of(queue, "parked"), 0
 local tenants = redis.call("zrange", turns, 0, count - 1)
 for _, tenant in ipairs(redis.call("zrange", parked, 0, count - 1)) do

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import signal
 import sys
 import time
 from collections import Counter
@@ -22,18 +21,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos import plan
+from tests.chaos.ending import end_cleanly_when_told, keep_logs
+from tests.chaos.entries import entries
 from tests.chaos.faults import Faults
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.plan import PlannedFault
-from tests.chaos.residue import kept, residue
-from tests.chaos.supervisor import Supervisor, supervised
+from tests.chaos.residue import GRACE, kept, residue, settle
 from tests.chaos.world import World, running_world
 from tests.servers import temporary_folder
+from tests.supervisor import Supervisor, supervised
 from worker.queue_admin import share
 
 COLUMNS = ("accepted", "unsure", "succeeded", "row", "lost", "stuck", "both", "two rows", "early", "crossed")
-#: Seconds for which messages may go on beyond the time that was given, and between two that end after it.
-GRACE = 60.0
 #: Violations told with their history.
 TOLD = 12
 
@@ -41,9 +40,7 @@ TOLD = 12
 def main() -> int:
     """Run it, print the table, and return the status to end with."""
     arguments = _arguments()
-    # However it is ended, it ends what it started.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    end_cleanly_when_told()
     # Each connection is two sockets of a wire.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -51,19 +48,13 @@ def main() -> int:
         os.environ.update(world.environment())
         logger.remove()
         began = time.time()
-        with supervised(world.environment(), folder) as supervisor:
+        with supervised(world.environment(), folder, entries()) as supervisor:
             faults, ledger, left = _run(arguments, world, supervisor)
         verdict = ledger.judge()
         _show(arguments, verdict, faults, ledger, left, supervisor, time.time() - began)
         if arguments.logs is not None:
-            _keep(folder, arguments.logs)
+            keep_logs(folder, arguments.logs)
         return 1 if not arguments.stock and (verdict.violations or left or faults.errors) else 0
-
-
-def _stop(number: int, _frame: object) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _arguments() -> argparse.Namespace:
@@ -110,7 +101,7 @@ def _run(arguments: argparse.Namespace, world: World, supervisor: Supervisor) ->
     finally:
         faults.finish()
     with world.redis() as client:
-        left = _settle(world, client, start + arguments.seconds + GRACE)
+        left = settle(lambda: _left(world, client), start + arguments.seconds + GRACE)
         in_redis = kept(client)
     return (
         faults,
@@ -129,18 +120,6 @@ def _run(arguments: argparse.Namespace, world: World, supervisor: Supervisor) ->
 
 def _left(world: World, client: redis.Redis) -> Counter[str]:
     return residue(client) + Counter({"worker_outbox": world.waiting()})
-
-
-def _settle(world: World, client: redis.Redis, until: float) -> Counter[str]:
-    """Wait until nothing is left in Redis and the outbox, or until it does not get less any more, and return what is
-    left."""
-    least = sys.maxsize
-    while (left := _left(world, client)) and time.monotonic() < until:
-        if left.total() < least:
-            # A queue that got more than it can do is not stuck.
-            least, until = left.total(), max(until, time.monotonic() + GRACE)
-        time.sleep(0.5)
-    return left
 
 
 def _show(
@@ -179,12 +158,6 @@ def _show(
         console.print(f"\n{rule}: {message_id}", *ledger.history(message_id), sep="\n  ", markup=False, highlight=False)
     console.print(f"{len(verdict.violations)} violations" + (": " if verdict.violations else ""), end="")
     console.print(dict(Counter(rule for rule, _ in verdict.violations)) if verdict.violations else "")
-
-
-def _keep(folder: Path, to: Path) -> None:
-    to.mkdir(parents=True, exist_ok=True)
-    for path in [*folder.glob("*.log"), folder / "book"]:
-        (to / path.name).write_bytes(path.read_bytes())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.plan import PlannedFault
-from tests.chaos.supervisor import Supervisor
 from tests.chaos.world import World
 from tests.processes import children_of, workers_of
+from tests.supervisor import Supervisor
 
 LUA = Path(__file__).parents[2] / "middleware" / "lua"
 #: Seconds in which a command has to come whose answer is to be lost.

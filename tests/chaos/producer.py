@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -11,6 +10,7 @@ import redis
 from dramatiq import Broker, Message, group
 
 from middleware.unique import outcome
+from tests.chaos import raw
 from tests.chaos.accounts import FOLLOWS, LEFT_OUT, UNSURE, Account
 from tests.chaos.plan import FLOOD, MANY, QUEUES, SAME, Planned, actor_name
 from tests.chaos.world import World
@@ -138,18 +138,11 @@ class Producer:
         """Put what is no message on a queue, as any program may."""
         redis_id = str(uuid5(NAMESPACE_URL, str(planned.id)))
         if planned.work["broken"] == "not JSON":
-            raw, tenant = f"no message: {planned.id}".encode(), None
-            # What middleware.deliveries makes of it.
-            task_id = hashlib.sha256(b"\0".join([planned.queue.encode(), redis_id.encode(), raw])).hexdigest()
+            data, tenant = f"no message: {planned.id}".encode(), None
+            task_id = raw.task_id_of(planned.queue, redis_id, data)
         else:
             message = self._message(planned, 0, redis_message_id=redis_id)
-            raw, tenant = json.dumps({**message.asdict(), "args": 5}).encode(), str(planned.tenant)
+            data, tenant = json.dumps({**message.asdict(), "args": 5}).encode(), str(planned.tenant)
             task_id = message.message_id
-
-        def put() -> None:
-            with self._raw.pipeline(transaction=True) as commands:
-                commands.hset(f"dramatiq:{planned.queue}.msgs", redis_id, raw)
-                commands.rpush(f"dramatiq:{planned.queue}", redis_id)
-                commands.execute()
-
-        return [Account(task_id, planned.kind, planned.queue, tenant)], put
+        account = Account(task_id, planned.kind, planned.queue, tenant)
+        return [account], lambda: raw.put(self._raw, planned.queue, redis_id, data)

@@ -12,7 +12,6 @@ import argparse
 import os
 import random
 import resource
-import signal
 import sys
 import threading
 import time
@@ -33,15 +32,16 @@ from db.replays.runs import ReplaySettings
 from db.session import configure, operator_transaction, transaction
 from db.tenancy import tenant_context
 from tests.chaos import failed_before
-from tests.chaos.__main__ import _keep, _stop
 from tests.chaos.accounts import Account
+from tests.chaos.ending import end_cleanly_when_told, keep_logs
+from tests.chaos.entries import entries
 from tests.chaos.faults import Faults
 from tests.chaos.ledger import Ledger
 from tests.chaos.plan import TENANTS, PlannedFault, actor_name
 from tests.chaos.residue import residue
-from tests.chaos.supervisor import Supervisor, supervised
 from tests.chaos.world import World, running_world
 from tests.servers import temporary_folder
+from tests.supervisor import Supervisor, supervised
 
 #: The lines of the Procfile that run replays; the second is another machine's.
 REPLAYERS = ("housekeeping", "replayer")
@@ -78,8 +78,7 @@ def planned(seed: int, seconds: float) -> Iterator[PlannedFault]:
 def main() -> int:
     """Run it, say what came out, and return the status to end with."""
     arguments = _arguments()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    end_cleanly_when_told()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with temporary_folder() as folder, running_world(folder, stock=False) as world:
@@ -96,7 +95,7 @@ def main() -> int:
             [{"seconds": arguments.job, **work} for work in WORKS],
         )
         failed_before.record(failures)
-        with supervised(environment, folder, {"replayer": "housekeeping"}) as supervisor:
+        with supervised(environment, folder, entries({"replayer": "housekeeping"})) as supervisor:
             replays = start_all()
             faults = Faults(world, supervisor)
             wait(arguments, faults)
@@ -110,7 +109,7 @@ def main() -> int:
         verdict += [f"a fault failed: {error}" for error in faults.errors]
         show(arguments, world, faults, supervisor, verdict)
         if arguments.logs is not None:
-            _keep(folder, arguments.logs)
+            keep_logs(folder, arguments.logs)
         return 1 if verdict else 0
 
 

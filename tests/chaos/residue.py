@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 
 import redis
 
@@ -16,6 +19,8 @@ RESTS = (
     *("shares.", "limits.", "weights.", "recounted.", "relay"),
 )
 
+#: Seconds for which messages may go on beyond the time that was given, and between two that end after it.
+GRACE = 60.0
 #: Messages that are looked for in every key.
 LOOKED_FOR = 50
 
@@ -59,13 +64,33 @@ def _where(client: redis.Redis, queue: bytes, redis_id: bytes) -> list[str]:
     return found
 
 
-def residue(client: redis.Redis) -> Counter[str]:
-    """Return what should not be in Redis once every message has ended: keys, and how many entries they have."""
+def residue(client: redis.Redis, rests: tuple[str, ...] = RESTS) -> Counter[str]:
+    """Return what should not be in Redis once every message has ended: keys, and how many entries they have.
+
+    Arguments:
+      rests: How the names of keys begin that may stay.
+    """
     sizes = {b"list": client.llen, b"set": client.scard, b"zset": client.zcard, b"hash": client.hlen}
     left: Counter[str] = Counter()
     for key in client.scan_iter("dramatiq:*"):
         name = key.decode().removeprefix("dramatiq:")
-        if not name.removeprefix("__dramaturg__.").startswith(RESTS):
+        if not name.removeprefix("__dramaturg__.").startswith(rests):
             size = sizes.get(client.type(key))  # type: ignore[arg-type]
             left[name] = int(size(key)) if size else 1
     return +left
+
+
+def settle(look: Callable[[], Counter[str]], until: float) -> Counter[str]:
+    """Wait until nothing is left, or until it does not get less any more, and return what is left.
+
+    Arguments:
+      look: Tells what is left: see :func:`residue`.
+      until: On the monotonic clock; :data:`GRACE` after it got less the last time, where that is later.
+    """
+    least = sys.maxsize
+    while (left := look()) and time.monotonic() < until:
+        if left.total() < least:
+            # A queue that got more than it can do is not stuck.
+            least, until = left.total(), max(until, time.monotonic() + GRACE)
+        time.sleep(0.5)
+    return left

@@ -19,10 +19,9 @@ from psycopg.rows import dict_row
 from tests.chaos.book import Book
 from tests.chaos.plan import TENANTS
 from tests.cut_wire import CutWire
+from tests.supervisor import ROOT
 from worker import migrate
 from worker.embedded import EmbeddedPostgres
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass

@@ -132,7 +132,8 @@ class TestShares:
         done = run("list", "--by-tenant", "--most", "1")
         lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
         assert lines[0] == "llm waiting running oldest weight limit"
-        assert lines[1] == f"{ACME} 30 0 0 s 0.5 3"
+        assert lines[1].startswith(f"{ACME} 30 0 ")
+        assert lines[1].endswith(" s 0.5 3")
         assert lines[2] == "llm: 1 tenant more, with less; --most shows more"
         assert [line.partition(" since ")[0] for line in lines[3:]] == [
             "llm: everybody has limit 3", "llm: jobs without a tenant has no limit", f"llm: {ACME} has weight 0.5",

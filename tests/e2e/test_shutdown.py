@@ -16,6 +16,7 @@ from dramatiq.brokers.redis import RedisBroker
 from middleware.supervision import EXIT_CODE
 from tests.cut_wire import CutWire
 from tests.e2e.deployment import Deployment
+from tests.integration.nothing_lost import waiting
 from tests.servers import Database
 from tests.waiting import eventually
 
@@ -190,8 +191,7 @@ class Jobs:
 
     def waiting(self) -> list[bytes]:
         """The Redis ids of what waits in the queue for a worker."""
-        found: list[Any] = self.client.lrange(f"dramatiq:{QUEUE}", 0, -1)
-        return found
+        return waiting(self.client, QUEUE)
 
 
 def tell_all(process: Popen[bytes]) -> None:

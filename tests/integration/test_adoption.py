@@ -35,10 +35,13 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-def bury(client: redis.Redis, redis_id: str, data: bytes | str, died: float = 1_735_732_800_000) -> None:
+def bury(
+    client: redis.Redis, redis_id: str, data: bytes | str, died: float = 1_735_732_800_000, queue: str = QUEUE
+) -> None:
     """Put anything where stock Dramatiq puts what is dead."""
-    client.hset(f"{XQ}.msgs", redis_id, data)
-    client.zadd(XQ, {redis_id: died})
+    name = f"dramatiq:{queue}.XQ"
+    client.hset(f"{name}.msgs", redis_id, data)
+    client.zadd(name, {redis_id: died})
 
 
 def a_message(redis_id: str, queue: str = QUEUE, **options: Any) -> bytes:
@@ -178,20 +181,41 @@ class TestActor:
         assert isinstance(deployment.broker, LosslessBroker)
         monkeypatch.setattr(dramatiq, "get_broker", lambda: deployment.broker)
 
-    def test_one_at_a_time(self, deployment: Deployment, client: redis.Redis) -> None:
+    @pytest.fixture
+    def said(self) -> Iterator[list[str]]:
+        lines: list[str] = []
+        sink = logger.add(lambda line: lines.append(str(line)), format="{message}")
+        yield lines
+        logger.remove(sink)
+
+    def test_one_at_a_time(self, deployment: Deployment, client: redis.Redis, said: list[str]) -> None:
         bury(client, "a", a_message("a"))
-        said: list[str] = []
-        sink = logger.add(said.append, format="{message}")
-        try:
-            with alone(adoption.ALONE) as first:
-                assert first
-                maintenance.adopt_dead_letters.fn()
-            assert deployment.rows() == []
-            assert any("another process adopts dead messages" in line for line in said)
-        finally:
-            logger.remove(sink)
+        with alone(adoption.ALONE) as first:
+            assert first
+            maintenance.adopt_dead_letters.fn()
+        assert deployment.rows() == []
+        assert any("another process adopts dead messages" in line for line in said)
         maintenance.adopt_dead_letters.fn()
         assert len(deployment.rows()) == 1
+
+    def test_leaves_what_may_be_anothers_and_says_how_to_take_it(
+        self, deployment: Deployment, client: redis.Redis, said: list[str]
+    ) -> None:
+        bury(client, "a", a_message("a"))
+        for n in range(3):
+            bury(client, str(n), a_message(str(n), "billing"), queue="billing")
+        maintenance.adopt_dead_letters.fn()
+        assert len(deployment.rows()) == 1
+        assert client.zcard("dramatiq:billing.XQ") == 3
+        (line,) = [line.strip() for line in said if "not declared" in line]
+        assert line.startswith("3 dead messages left, of queues that are not declared here (3 of billing): ")
+        assert "`worker queues adopt QUEUE`" in line
+        assert adopt(deployment.broker, client, ["billing"]).queues == {"billing": 3}
+        assert {row["queue"] for row in deployment.rows()} == {QUEUE, "billing"}
+        # And then there is nothing to tell.
+        said.clear()
+        maintenance.adopt_dead_letters.fn()
+        assert not any("not declared" in line for line in said)
 
     def test_says_what_is_left(
         self, deployment: Deployment, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
@@ -230,7 +254,14 @@ def test_the_command(worker: CommandLine, deployment: Deployment, client: redis.
             "SELECT pg_advisory_xact_lock(hashtextextended('dramaturg alone ' || %s, 0))", [adoption.ALONE]
         )
         assert "is adopting them at this moment" in worker("queues", "adopt", status=3, **on).stderr
-    assert worker.json("queues", "adopt", **on) == {"queues": {"attribution": 2}, "left": 0, "dry_run": False}
+    bury(client, "c", a_message("c", "billing"), queue="billing")
+    adopted = {"queues": {"attribution": 2}, "left": 0, "not_declared": {"billing": 1}, "dry_run": False}
+    assert worker.json("queues", "adopt", **on) == adopted
+    assert worker("queues", "adopt", **on).stdout.startswith(
+        "Adopted: 0 dead messages.\n1 dead message left, of queues that are not declared here (1 of billing): "
+    )
+    assert client.zcard("dramatiq:billing.XQ") == 1
+    assert worker("queues", "adopt", "billing", **on).stdout == "Adopted: 1 dead message, 1 of billing.\n"
     assert worker("queues", "adopt", **on).stdout == "Adopted: 0 dead messages.\n"
-    assert sorted(json.dumps(row["task_args"]) for row in deployment.rows()) == ['["a"]', '["b"]']
+    assert sorted(json.dumps(row["task_args"]) for row in deployment.rows()) == ['["a"]', '["b"]', '["c"]']
     assert {row["tenant_id"] for row in deployment.rows()} == {A, None}

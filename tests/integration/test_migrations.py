@@ -442,6 +442,23 @@ def test_a_column_of_somebody_else_is_left_and_named(
     assert "columns unknown here, which are left as they are: ticket" in caplog.text
 
 
+def test_rules_that_a_downgrade_removes_are_told(empty_database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    migrate.upgrade(empty_database.owner_url)
+    run(
+        empty_database.admin_url,
+        f"""
+        INSERT INTO worker_failed_job_retention (tenant_id, subject, keep_days, changed_by)
+        VALUES (NULL, 'answers', 30, 'ann'), ('{ONE}', 'answers', NULL, 'ann'), ('{ONE}', 'events', 5, 'ann')
+        """,
+    )
+
+    migrate.downgrade(empty_database.owner_url)
+
+    assert "answers of a language model are kept 30 days for all is removed" in caplog.text
+    assert f"answers of a language model are kept for ever for tenant {ONE} is removed" in caplog.text
+    assert caplog.text.count("is removed") == 2
+
+
 def test_an_index_on_other_columns_under_our_name_is_replaced(empty_database: Database, head: Database) -> None:
     build_later_celery_form(empty_database)
     run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -592,6 +593,19 @@ def fill_tenant(tenant_id: UUID, *, once_key: str = "receipt:1") -> None:
             INSERT INTO worker_llm_reservations (tenant_id, call_id, month, microcents, reserved_until)
             VALUES (:tenant, gen_random_uuid(), '2025-02-01', 1, now())
             """,
+            """
+            INSERT INTO attribution_channel_days
+            SELECT :tenant, '2025-01-01', 'linear', '1', channel, 5, gen_random_uuid()
+            FROM unnest(ARRAY['email', 'search']) channel
+            """,
+            """
+            INSERT INTO attribution_runs (id, tenant_id, day, correlation_id, expected)
+            VALUES (gen_random_uuid(), :tenant, '2025-01-01', gen_random_uuid(), 1)
+            """,
+            """
+            INSERT INTO attribution_run_children (id, run_id, tenant_id, model)
+            SELECT gen_random_uuid(), id, :tenant, 'linear' FROM attribution_runs WHERE tenant_id = :tenant
+            """,
         ):
             session.execute(text(statement), {"tenant": tenant_id})
 
@@ -601,6 +615,7 @@ def everything_but(database: Database, tenant_id: UUID) -> dict[str, list[dict[s
     names = ("s", "_originals", "_deliveries", "_details", "_groups", "_events", "_retention")
     llm = ("answers", "budgets", "spending", "reservations")
     tables = [*(f"worker_failed_job{name}" for name in names), "worker_once", *(f"worker_llm_{name}" for name in llm)]
+    tables += [f"attribution_{name}" for name in ("channel_days", "runs", "run_children")]
     return {table: all_of(database, table, "tenant_id IS DISTINCT FROM %s", tenant_id) for table in tables}
 
 
@@ -628,6 +643,8 @@ class TestOffboard:
         assert (would.originals, would.deliveries, would.groups, would.rules, would.once_keys) == (7, 7, 3, 1, 1)
         # A budget, two months, and what is reserved.
         assert (done.answers, done.spending) == (would.answers, would.spending) == (1, 4)
+        # Two totals, a run, and its part.
+        assert done.attribution == would.attribution == 4
         # Captured, resolved, abandoned, and the rule.
         assert done.events == would.events == 7 + 1 + 1 + 1
         after = everything_but(database, A)
@@ -638,6 +655,42 @@ class TestOffboard:
         assert (event["event"], event["tenant_id"], event["failed_job_id"]) == ("offboarded", None, None)
         assert (event["changed_by"], event["reason"]) == ("eve", "left")
         assert event["after"] == {"tenant_id": str(A), **done.as_json()}
+
+    def test_a_run_for_all_is_one_for_the_others(self, database: Database) -> None:
+        run_ids = (UUID(int=1), UUID(int=2))
+        with operator_transaction() as session:
+            for run_id, finished in zip(run_ids, (None, NOW), strict=True):
+                session.execute(
+                    text(
+                        "INSERT INTO attribution_runs (id, day, correlation_id, expected, finished_at)"
+                        " VALUES (:id, '2025-01-01', :id, 4, :finished)"
+                    ),
+                    {"id": run_id, "finished": finished},
+                )
+                session.execute(
+                    text(
+                        "INSERT INTO attribution_run_children (id, run_id, tenant_id, model) SELECT gen_random_uuid(),"
+                        " :id, tenant, model FROM unnest(ARRAY[:a, :b]) tenant, unnest(ARRAY['linear', 'x']) model"
+                    ),
+                    {"id": run_id, "a": A, "b": B},
+                )
+        assert offboard(operator_transaction, A, by="eve", reason=None).attribution == 4
+        # What is under way does not wait for what is gone; what is over stays as it was.
+        expected = {row["id"]: row["expected"] for row in all_of(database, "attribution_runs")}
+        assert expected == dict(zip(run_ids, (2, 4), strict=True))
+        left = all_of(database, "attribution_run_children")
+        assert Counter(row["tenant_id"] for row in left) == {B: 4}
+
+    def test_tables_of_the_application_are_left(self, database: Database) -> None:
+        with psycopg.connect(database.owner_url) as owner:
+            owner.execute("ALTER TABLE attribution_channel_days RENAME COLUMN job_id TO job")
+            owner.execute("DROP TABLE attribution_run_children, attribution_runs")
+        with psycopg.connect(database.admin_url) as admin:
+            admin.execute(
+                "INSERT INTO attribution_channel_days VALUES (%s, '2025-01-01', 'linear', '1', 'email', 5, %s)", [A, A]
+            )
+        assert offboard(operator_transaction, A, by="eve", reason=None).attribution == 0
+        assert len(all_of(database, "attribution_channel_days")) == 1
 
     def test_what_comes_meanwhile_goes_too(self, database: Database) -> None:
         fill_tenant(A)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import dramatiq
 import psycopg
 import pytest
+from dramatiq.errors import ConnectionClosed
 from loguru import logger
 
 from db import failed_jobs
@@ -19,9 +21,11 @@ from db.once import once
 from db.once_expiry import expire_once
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
-from tests.integration.test_failed_jobs import A, B, a_failure, rows
+from tests.integration.nothing_lost import Side, ours
+from tests.integration.test_failed_jobs import A, B, a_failure, rows, set_status
 from tests.servers import Database
-from worker import maintenance
+from worker import housekeeping, maintenance
+from worker.housekeeping import sample_queues
 from worker.maintenance import apply_retention
 from worker.testing import TestBroker, stub_broker
 
@@ -33,7 +37,7 @@ NOW = datetime.now(UTC)
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     lines: list[str] = []
-    sink = logger.add(lambda line: lines.append(str(line)), format="{message}")
+    sink = logger.add(lambda line: lines.append(str(line).rstrip("\n")), format="{message}")
     yield lines
     logger.remove(sink)
 
@@ -88,6 +92,27 @@ def test_answers_are_kept_by_rules_of_their_own(database: Database) -> None:
     assert expire(operator_transaction, now=NOW, by="x", dry_run=True).answers == 3
     assert expire(operator_transaction, now=NOW, by="x").answers == 3
     assert answers(database) == [(A,)]
+
+
+def test_samples_that_keep_failing_are_one_row(
+    database: Database, redis_url: str, side: Callable[..., Side], monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    one = side(ours, redis_url)
+    monkeypatch.setattr(dramatiq, "get_broker", lambda: one.broker)
+
+    def refuses(*_: Any, **__: Any) -> bool:
+        raise ConnectionClosed("a secret")
+
+    monkeypatch.setattr(housekeeping, "keep_sample", refuses)
+    with pytest.raises(ConnectionClosed):
+        sample_queues.fn()
+    row_id = failed_jobs.record(a_failure(task_name=sample_queues.actor_name))
+    sample_queues.fn()
+    assert "the queues' depths are not kept, as a failed job says already: ConnectionClosed" in said
+    # Once somebody has seen to it, it is news again.
+    set_status(database, row_id, "resolved")
+    with pytest.raises(ConnectionClosed):
+        sample_queues.fn()
 
 
 class TestOnce:
@@ -147,6 +172,16 @@ class TestApplyRetention:
         assert any("another process applies the rules of retention" in line for line in said)
         apply_retention.fn()
         assert rows(database) == []
+
+    def test_what_removes_nothing_does_not_go_on_for_ever(
+        self, database: Database, stub_broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        resolved(database, 100)
+        monkeypatch.setattr(maintenance, "_half_time", lambda: lambda: True)
+        with pytest.raises(maintenance.NothingRemoved, match=r"before a batch of 2 was removed: smaller batches"):
+            apply_retention.fn(batch=2)
+        assert stub_broker.queues["maintenance.DQ"].qsize() == 0
+        assert len(rows(database)) == 1
 
     def test_the_rest_is_the_next_ones(
         self, database: Database, stub_broker: TestBroker, monkeypatch: pytest.MonkeyPatch

@@ -22,11 +22,13 @@ A, B, C = UUID(int=0xA << 120), UUID(int=0xB << 120), UUID(int=0xC << 120)
 
 def send(client: redis.Redis, tenant: object, *names: object, stock: bool = False, queue: str = QUEUE) -> None:
     """Send messages called so for a tenant, as ours or as a stock producer does."""
+    pipeline = client.pipeline(transaction=False)
     for name in names:
         options = {} if tenant is None else {"tenant_id": str(tenant)}
         redis_id = str(uuid4()) if stock else redis_id_of(str(uuid4()), options)
         options["redis_message_id"] = redis_id
-        put(client, redis_id, Message(queue, "test.job", (name,), {}, options).encode(), queue)
+        put(pipeline, redis_id, Message(queue, "test.job", (name,), {}, options).encode(), queue)
+    pipeline.execute()
 
 
 def name_of(client: redis.Redis, redis_id: bytes) -> Any:

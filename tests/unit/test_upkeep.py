@@ -103,7 +103,7 @@ def test_samples_that_have_waited_are_no_failures(
 def test_retention_goes_on_with_another_message(
     stub_broker: TestBroker, stub_worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = iter((Expired(stopped=True), Expired(stopped=True), Expired()))
+    runs = iter((Expired(stopped=True, payloads=1), Expired(stopped=True, groups=1), Expired(), Expired(stopped=True)))
     batches: list[int] = []
     left: list[int] = []
 
@@ -124,6 +124,13 @@ def test_retention_goes_on_with_another_message(
     stub_worker.join()
     assert (batches, len(left)) == ([7, 7, 7], 3)
     assert stub_broker.failed_jobs == []
+    # One that removed nothing has no next, and no retry.
+    apply_retention.send(batch=7)
+    stub_broker.join(apply_retention.queue_name)
+    stub_worker.join()
+    (failure,) = stub_broker.failed_jobs
+    assert (failure.exception_class, failure.retry_count) == ("worker.maintenance.NothingRemoved", 0)
+    assert len(batches) == 4
 
 
 def test_half_of_the_time_is_for_work() -> None:

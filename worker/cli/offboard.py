@@ -24,7 +24,7 @@ from worker.cli.failed.looks import say
 from worker.cli.failed.options import AsJson, Yes
 from worker.cli.operator import By, operator_name
 from worker.cli.queues import release
-from worker.queue_admin import Found, count_messages, remove_messages
+from worker.queue_admin import Found, count_messages, forget_shares, remove_messages
 from worker.queue_admin.audit import PURGED
 from worker.queue_admin.outbox import count_outbox, remove_from_outbox
 from worker.redis_client import make_redis
@@ -118,6 +118,7 @@ def _remove(client: redis.Redis, settings: Settings, tenant_id: UUID, by: str, r
     )
     # Its rows go next; so that Redis remembers nothing of it.
     release(client, settings)
+    forget_shares(client, tenant_id, settings.redis_namespace)
     return outbox + Counter({found.queue: found.removable for found in removed if found.removable})
 
 
@@ -146,6 +147,7 @@ def _described(counts: Offboarded) -> str:
         counted(counts.replay_items, "replayed job"),
         *([counted(counts.outbox, "message") + " of the outbox"] if counts.outbox else []),
         counted(counts.answers, "answer") + " of a language model",
+        counted(counts.attribution, "row") + " of channel totals and runs",
     ]
     return listed(parts)
 
@@ -163,4 +165,5 @@ def _total(counts: Offboarded) -> int:
         + counts.outbox
         + counts.answers
         + counts.spending
+        + counts.attribution
     )

@@ -23,7 +23,7 @@ from db.outbox import InQueue, by_queue
 from db.session import operator_transaction
 from middleware.lua_scripts import Scripts
 from middleware.tally import OUTCOMES
-from worker.adoption import ALONE, adopt, count_dead
+from worker.adoption import ALONE, adopt, count_dead, told_of_others
 from worker.cli.audit import keep_event, keep_event_if_possible
 from worker.cli.common import configure_sessions, console, fail
 from worker.cli.failed.exits import NOTHING
@@ -35,6 +35,7 @@ from worker.live import Throughput, throughput
 from worker.queue_admin import Audit, Found, Pause, QueueState, count_messages, list_queues, pause, purge, resume
 from worker.queue_admin.audit import PURGED
 from worker.queue_admin.outbox import count_outbox, remove_from_outbox
+from worker.queues import Queue
 from worker.replay.application import import_application
 from worker.replay.removed import release_removed
 from worker.settings import Settings
@@ -189,32 +190,44 @@ def purge_(
 
 @app.command("adopt")
 def adopt_(
+    queues: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUEUE]...", help="Of these; of all that are declared by default.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many it would be, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make failed jobs of the dead messages that stock Dramatiq keeps in Redis for seven days; a worker does it daily.
 
+    Those of queues that are not declared here may be another application's: name such a queue to take them.
+
     Exit status 3 where some could not be recorded; those stay where they are.
     """
     with redis_access("dead messages to look at") as (client, settings):
+        declared = {*(queue.value for queue in Queue), *settings.extra_queues}
+        which = set(queues or declared)
+        there = count_dead(client, which, namespace=settings.redis_namespace)
         if dry_run:
-            found, left = count_dead(client, settings.extra_queues, namespace=settings.redis_namespace), 0
+            found, left = {queue: count for queue, count in there.items() if queue in which}, 0
         else:
             # What the messages' actors and exceptions are is known where those are imported.
             broker = import_application()
             with alone(ALONE) as first:
                 if not first:
                     fail("a worker, or somebody else, is adopting them at this moment", NOTHING)
-                done = adopt(broker, client, settings.extra_queues, namespace=settings.redis_namespace)
-            found, left = dict(done.queues), done.left
+                done = adopt(broker, client, which, namespace=settings.redis_namespace)
+            found, left = {queue: count for queue, count in done.queues.items() if count}, done.left
+    # Of whoever names queues, those that are declared and not named are no others'.
+    others = {queue: count for queue, count in there.items() if queue not in which | declared}
     if as_json:
-        typer.echo(json.dumps({"queues": found, "left": left, "dry_run": dry_run}))
+        typer.echo(json.dumps({"queues": found, "left": left, "not_declared": others, "dry_run": dry_run}))
     else:
         by_queue = "".join(f", {count:,} of {queue}" for queue, count in sorted(found.items()) if count)
         total = counted(sum(found.values()), "dead message")
         console.print(Text(f"{'Would adopt' if dry_run else 'Adopted'}: {total}{by_queue}."), soft_wrap=True)
         if left:
             console.print(Text(f"{counted(left, 'dead message')} left: see above why.", "yellow"), soft_wrap=True)
+        if told := told_of_others(others, ()):
+            console.print(Text(f"{told}.", "yellow"), soft_wrap=True)
     if left:
         raise typer.Exit(NOTHING)
 

@@ -8,7 +8,18 @@ from worker.queue_admin.audit import Audit, log_event
 from worker.queue_admin.lanes import merge
 from worker.queue_admin.pauses import Pause, pause, pauses, resume
 from worker.queue_admin.removal import Found, count_messages, purge, remove_messages
-from worker.queue_admin.shares import EVERYBODY, NOBODY, ByTenant, Share, TenantState, by_tenant, share, shares, unshare
+from worker.queue_admin.shares import (
+    EVERYBODY,
+    NOBODY,
+    ByTenant,
+    Share,
+    TenantState,
+    by_tenant,
+    forget_shares,
+    share,
+    shares,
+    unshare,
+)
 from worker.queue_admin.spooled import sealed_in_spool
 from worker.queue_admin.states import QueueState, list_queues
 
@@ -24,6 +35,7 @@ __all__ = [
     "TenantState",
     "by_tenant",
     "count_messages",
+    "forget_shares",
     "list_queues",
     "log_event",
     "merge",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import redis
 
 from middleware.lua_scripts import Scripts
@@ -9,7 +11,7 @@ from worker.queue_admin.keys import answer, asking
 from worker.queues import check_queue_name
 
 #: Messages that are moved in one step.
-AT_ONCE = 1_000
+AT_ONCE: Final = 1_000
 
 
 def tenants_with_lanes(client: redis.Redis, queue: str, namespace: str = "dramatiq") -> list[str]:
@@ -40,7 +42,7 @@ def merge(client: redis.Redis, queue: str, *, namespace: str = "dramatiq") -> in
     run, total = Scripts(client, namespace), 0
     while True:
         moved: int
-        moved, left = run("merge_lanes", queue, AT_ONCE)
+        moved, left = run("merge_lanes", queue, AT_ONCE, 0)
         total += moved
         if not left or not moved:
             return total

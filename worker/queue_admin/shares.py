@@ -180,6 +180,20 @@ def shares(client: redis.Redis, queue: str, namespace: str = "dramatiq") -> dict
     return {_whose(name): Share.from_json(data) for name, data in sorted(found.items())}
 
 
+def forget_shares(client: redis.Redis, tenant_id: UUID, namespace: str = "dramatiq") -> None:
+    """Let a tenant that leaves have no share of its own in any queue. Nothing is audited: its leaving is.
+
+    Raises:
+      ConnectionClosed: For any error of Redis.
+    """
+    with asking():
+        names = read_keys(client, namespace).names
+    run, kept = Scripts(client, namespace), "__dramaturg__.shares."
+    for name in sorted(names):
+        if name.startswith(kept):
+            run("share", name.removeprefix(kept), tenant_id.hex, "", "", "")
+
+
 def by_tenant(client: redis.Redis, queue: str, *, most: int = 20, namespace: str = "dramatiq") -> ByTenant:
     """Return who has what in ``queue``. It changes nothing, and does not read messages that say whose they are.
 

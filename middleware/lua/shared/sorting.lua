@@ -1,17 +1,20 @@
 -- Sorts what is in a queue's inbox, or in another list, into lanes.
 
--- Gives tenants that had nothing the next turn, once each.
+-- Gives tenants that had nothing the next turn, once each, in the order in which they come.
 local function joining(queue)
   local turns, parked = of(queue, "turns"), of(queue, "parked")
   local are_parked = redis.call("exists", parked) == 1
-  local now = redis.call("zrange", turns, 0, 0, "withscores")[2] or "0"
+  local now = tonumber(redis.call("zrange", turns, 0, 0, "withscores")[2] or 0)
   local joined = {}
   return function(tenant)
     if not joined[tenant] then
       joined[tenant] = true
       if not (are_parked and redis.call("zscore", parked, tenant)) then
         -- One that has had turns not long ago is there still, with the turn that it has earned.
-        redis.call("zadd", turns, "nx", now, tenant)
+        if redis.call("zadd", turns, "nx", string.format("%.17g", now), tenant) == 1 then
+          -- Time goes by whole turns of most.
+          now = now + 1e-6
+        end
       end
     end
   end

@@ -9,15 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos.plan import QUEUES
-from tests.chaos.world import ROOT
-from worker.procfile import read_procfile
+from tests.waiting import eventually
 
+ROOT = Path(__file__).parents[1]
 #: Seconds until what has exited is started again, and from SIGTERM to SIGKILL.
 RESTART_AFTER, KILL_AFTER = 0.5, 30.0
 
@@ -26,36 +25,37 @@ RESTART_AFTER, KILL_AFTER = 0.5, 30.0
 class Entry:
     """A line of the Procfile, and the process that runs it now; its worker processes are in its process group."""
 
-    queue: str
+    name: str
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
     restart_at: float = 0.0
     kill_at: float | None = None
+    #: Whether it is not to be started again.
+    off: bool = False
 
 
 @dataclass
 class Supervisor:
-    """Starts, watches, restarts and ends the processes of all entries."""
+    """Starts, watches, restarts and ends the processes of all entries.
+
+    Arguments:
+      commands: Of the entries, by their names.
+    """
 
     environment: dict[str, str]
     folder: Path
+    commands: Mapping[str, str]
     entries: dict[str, Entry] = field(default_factory=dict)
     #: When process groups ended, by their id.
     ended: dict[int, float] = field(default_factory=dict)
     started: int = 0
-    #: Further entries, by the entry of the Procfile that each is a second one of.
-    more: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
-        for name, command in read_procfile(ROOT / "Procfile").items():
-            if name in QUEUES:
-                ours = command.replace(f"worker.{name}", f"tests.chaos.actors --queues {name}")
-                self.entries[name] = Entry(name, shlex.split(ours))
-        for name, like in self.more.items():
-            self.entries[name] = Entry(name, self.entries[like].command)
+        for name, command in self.commands.items():
+            self.entries[name] = Entry(name, shlex.split(command))
 
     def start(self) -> None:
         """Start everything."""
@@ -66,7 +66,7 @@ class Supervisor:
     def _start(self, entry: Entry) -> None:
         self.started += 1
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        with (self.folder / f"{entry.queue}.log").open("ab") as log:
+        with (self.folder / f"{entry.name}.log").open("ab") as log:
             entry.process = subprocess.Popen(
                 entry.command,
                 cwd=ROOT,
@@ -78,20 +78,39 @@ class Supervisor:
             )
         entry.kill_at = None
 
-    def group(self, queue: str) -> int | None:
+    def group(self, name: str) -> int | None:
         """Return the id of an entry's process group, which is that of its main process; ``None`` while it is down."""
         with self._lock:
-            process = self.entries[queue].process
+            process = self.entries[name].process
             return None if process is None or process.poll() is not None else process.pid
 
-    def terminate(self, queue: str) -> None:
+    def terminate(self, name: str) -> None:
         """Tell every process of an entry to end, at once, as Heroku does; and kill what is left after a while."""
         with self._lock:
-            entry = self.entries[queue]
+            entry = self.entries[name]
             if entry.process is not None:
                 with suppress(ProcessLookupError):
                     os.killpg(entry.process.pid, signal.SIGTERM)
                 entry.kill_at = time.monotonic() + KILL_AFTER
+
+    def restart(self, name: str) -> None:
+        """Terminate an entry, and return when it has been started again.
+
+        Raises:
+          AssertionError: When it has not within a minute.
+        """
+        before = self.group(name)
+        self.terminate(name)
+        eventually(lambda: self.group(name) not in (None, before), seconds=KILL_AFTER + 30)
+
+    def switch_off(self, name: str) -> None:
+        """Terminate an entry, start it no more, and return when it has ended."""
+        with self._lock:
+            entry = self.entries[name]
+            process, entry.off = entry.process, True
+            self.terminate(name)
+        if process is not None:
+            eventually(lambda: process.poll() is not None, seconds=KILL_AFTER + 30)
 
     def _watch(self) -> None:
         while not self._stop.wait(0.1):
@@ -102,7 +121,7 @@ class Supervisor:
     def _look_after(self, entry: Entry) -> None:
         process = entry.process
         if process is None:
-            if time.monotonic() >= entry.restart_at:
+            if not entry.off and time.monotonic() >= entry.restart_at:
                 self._start(entry)
         elif process.poll() is not None:
             self._end(process.pid)
@@ -135,9 +154,9 @@ class Supervisor:
 
 
 @contextmanager
-def supervised(environment: dict[str, str], folder: Path, more: dict[str, str] | None = None) -> Iterator[Supervisor]:
+def supervised(environment: dict[str, str], folder: Path, commands: Mapping[str, str]) -> Iterator[Supervisor]:
     """Keep all entries running as long as the ``with`` block lasts."""
-    supervisor = Supervisor(environment, folder, more=more or {})
+    supervisor = Supervisor(environment, folder, commands)
     try:
         supervisor.start()
         yield supervisor
