@@ -321,6 +321,7 @@ class LosslessConsumer(Consumer):
             message.to_spool or "",
             self._broker.spool.limit,
             _lock_of(message),
+            message.epoch,
             len(message.follow_ups),
             *(part for entry in message.follow_ups for part in entry),
             *_arguments(message.group),

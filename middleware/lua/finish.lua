@@ -2,9 +2,9 @@
 -- Ends a delivery: the message leaves its queue, and what follows from it (a retry, a child, the message itself now that
 -- it is due, a spooled failure) takes its place, both or neither. A broker that lost the delivery changes nothing.
 -- KEYS: namespace. ARGV: queue, broker id, message id, spool entry or '', spool bound, of a message that is unique "key
--- success which", or '': whether it ended well (1 or 0), which follow-up is the message itself (0: none); count of
--- follow-ups, as many (queue, id, data); then, of a child that succeeded of a group with callbacks: the group's uuid, which child it is,
--- milliseconds to keep the group, its callbacks as (queue, id, data)...
+-- success which", or '': whether it ended well (1 or 0), which follow-up is the message itself (0: none); the lease under
+-- which it was fetched; count of follow-ups, as many (queue, id, data); then, of a child that succeeded of a group with
+-- callbacks: the group's uuid, which child it is, milliseconds to keep the group, its callbacks as (queue, id, data)...
 -- Returns 1: done, now or by a call whose reply was lost; 0: this delivery was not ours any more; -1: the spool is full;
 -- 2: done, but the group is not known.
 local ns, queue, broker, message = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -43,7 +43,7 @@ local function settle_lock(key, succeeded, which)
     return
   end
   if which ~= "0" then
-    local at = 8 + 3 * (tonumber(which) - 1)
+    local at = 9 + 3 * (tonumber(which) - 1)
     redis.call("hset", lock, "queue", ARGV[at], "id", ARGV[at + 1])
     return
   end
@@ -56,7 +56,8 @@ local function settle_lock(key, succeeded, which)
     redis.call("del", lock)
   end
 end
-if redis.call("sismember", acks, message) == 0 then
+-- Under another lease it may hold the message again, as another delivery, whose end this one is not.
+if redis.call("hget", ns .. ":__dramaturg__.leases", broker) ~= ARGV[7] or redis.call("sismember", acks, message) == 0 then
   return redis.call("hexists", ns .. ":" .. queue .. ".msgs", message) == 1 and 0 or 1
 end
 if ARGV[4] ~= "" then
@@ -67,8 +68,8 @@ if ARGV[4] ~= "" then
   redis.call("hset", spool, queue .. ":" .. message, ARGV[4])
   redis.call("set", spool .. ".since", redis.call("time")[1], "nx")
 end
-local group = 8 + 3 * tonumber(ARGV[7])
-enqueue(8, group - 1)
+local group = 9 + 3 * tonumber(ARGV[8])
+enqueue(9, group - 1)
 -- Where the queue has limits, its tenant may have another one; whose it was is known only until it is gone.
 local let_next
 if redis.call("exists", ns .. ":__dramaturg__.limits." .. queue) == 1 then

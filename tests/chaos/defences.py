@@ -32,6 +32,13 @@ class Defence:
 
 DEFENCES = [
     Defence(
+        "an end of a delivery that was lost is none of the next one's",
+        "middleware/lua/finish.lua",
+        'if redis.call("hget", ns .. ":__dramaturg__.leases", broker) ~= ARGV[7] or ',
+        "if ",
+        (f"{LOST}spool.py", "-k", "lease_that_is_lost"),
+    ),
+    Defence(
         "a failed skip is a failure",
         "middleware/failed_skips.py",
         "if not message.failed:",

@@ -462,6 +462,7 @@ def finish(run: Scripts, child: str, group: str = "g", ours: bool = True) -> Any
         "",
         0,
         "",
+        7,
         1,
         "q",
         f"next-{redis_id}",
@@ -482,6 +483,7 @@ class TestTheScript:
         assert 0 < client.pttl(key) <= 5_000
 
         def deliver(child: str) -> int:
+            client.hset("dramatiq:__dramaturg__.leases", "b", 7)
             client.hset("dramatiq:q.msgs", f"held-{child}", "{}")
             client.sadd("dramatiq:__acks__.b.q", f"held-{child}")
             ended: int = finish(run, child)

@@ -268,6 +268,8 @@ def test_a_lease_that_is_lost_while_the_row_is_written_writes_none(
             client.zadd("dramatiq:__dramaturg__.alive", {broker.broker_id: 1})
             other.beat()
             broker._heartbeat.beat()
+            # And it has the message again, as another delivery, which waits for this one to end.
+            eventually(lambda: in_acks(client) == 1)
             given_up.set()
         return written
 

@@ -508,7 +508,7 @@ class TestNothingIsLost:
             case "requeue":
                 return [QUEUE, two.id, *two.holds.values()]
             case "finish":
-                return [QUEUE, two.id, next(iter(two.holds.values())), "", 10, "", 0]
+                return [QUEUE, two.id, next(iter(two.holds.values())), "", 10, "", two.beats.epoch, 0]
             case "goodbye":
                 return [two.id]
             case "beat":

@@ -70,7 +70,7 @@ class Hand:
     def end(self, *names: Any) -> None:
         """End messages well."""
         for name in names:
-            assert self.run("finish", QUEUE, self.id, self.holds.pop(name), "", 10, "", 0) == 1
+            assert self.run("finish", QUEUE, self.id, self.holds.pop(name), "", 10, "", self.beats.epoch, 0) == 1
 
     def give_back(self, *names: Any) -> None:
         """Give messages back, the first of them to be first again."""
