@@ -37,12 +37,16 @@ class OpenTransaction:
         _innermost.set(self)
 
     def take_along(self, courier: Courier, thing: object) -> bool:
-        """Let ``thing`` leave with it; tell whether it does, which it does not once it is being committed."""
+        """Let ``thing`` leave with it; tell whether it does, which it does not once it is being committed, nor in hooks
+        that are called after it was committed or rolled back."""
         session = self.session
         if session is None:
             return False
         sync = session.sync_session if isinstance(session, AsyncSession) else session
         if not sync.in_transaction():
+            if self.leaving:
+                # Nobody would commit another.
+                return False
             # The block has ended one before. Without another there is nothing that could be rolled back.
             sync.begin()
         return self.outgoing.add(courier, thing)

@@ -67,8 +67,12 @@ class Outgoing:
         """Whether there is anything that has not been written."""
         return bool(self._pending)
 
+    def open(self) -> None:
+        """Note that a transaction begins: things may be handed in again."""
+        self._closed = False
+
     def begin(self) -> None:
-        """Note that the transaction begins on a connection: savepoints are numbered anew."""
+        """Note that it begins on a connection: savepoints are numbered anew."""
         self._savepoints = 0
 
     def write(self, connection: Connection) -> None:
@@ -80,17 +84,16 @@ class Outgoing:
             courier.write(connection, self.tenant_id, things)
 
     def commit(self) -> None:
-        """Note that what was written is committed."""
+        """Note that what was written is committed. Nothing more leaves with it."""
         with _lock:
             self._committed += self._written
             self._written = []
-            self._closed = False
 
     def roll_back(self) -> None:
-        """Drop everything that is not committed."""
+        """Drop everything that is not committed. Nothing more leaves with it."""
         with _lock:
             self._pending, self._written = [], []
-            self._closed = False
+            self._closed = True
 
     def close(self) -> None:
         """Take nothing along any more."""

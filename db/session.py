@@ -226,7 +226,7 @@ def _listen(engine: Engine) -> None:
     event.listen(engine, "connect", _connected)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "commit", _commit)
-    event.listen(engine, "rollback", _end)
+    event.listen(engine, "rollback", _rollback)
     event.listen(engine, "savepoint", _savepoint)
     event.listen(engine, "rollback_savepoint", _roll_back_to)
     event.listen(engine, "release_savepoint", _release)
@@ -330,6 +330,15 @@ def _commit(connection: Connection) -> None:
     _end(connection)
 
 
+def _rollback(connection: Connection) -> None:
+    # Here, too, because hooks of the session are called before it knows.
+    if not connection.invalidated and not connection.closed:
+        outgoing: Outgoing | None = connection.info.pop(_OUTGOING, None)
+        if outgoing is not None:
+            outgoing.roll_back()
+    _end(connection)
+
+
 def _savepoint(connection: Connection, _name: str | None) -> None:
     outgoing: Outgoing | None = connection.info.get(_OUTGOING)
     if outgoing is not None:
@@ -376,6 +385,8 @@ def _after_begin(session: _Session, transaction: SessionTransaction, connection:
 def _after_transaction_create(session: _Session, transaction: SessionTransaction) -> None:
     if transaction.nested:
         session.opened.outgoing.mark(transaction)
+    elif transaction.parent is None:
+        session.opened.outgoing.open()
 
 
 @event.listens_for(_Session, "after_transaction_end")
@@ -405,12 +416,17 @@ def _after_commit(session: _Session) -> None:
             opened.outgoing.leave()
 
 
+@event.listens_for(_Session, "after_rollback")
+def _after_rollback(session: _Session) -> None:
+    # Again, for where the connection was lost. Not in the next event, before which a hook may have begun another one.
+    if not session.in_nested_transaction():
+        session.opened.outgoing.roll_back()
+
+
 @event.listens_for(_Session, "after_soft_rollback")
 def _after_soft_rollback(session: _Session, previous: SessionTransaction) -> None:
     if previous.nested:
         session.opened.outgoing.roll_back_to(previous)
-    else:
-        session.opened.outgoing.roll_back()
 
 
 class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[AsyncSession]):

@@ -603,7 +603,7 @@ class LosslessBroker(RedisBroker):
         super().close()
 
     def _merge_lanes(self) -> None:
-        """Put what waits in lanes back into its queues' own lists where this was the last process that consumes them.
+        """Put what waits in lanes back into its queues' own lists where this was the last process that sees them.
 
         Workers of a release that knows no lanes may come next.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +64,26 @@ class MemoryBroker(StubBroker):
           NotUnique: When its actor is unique, refuses a second, and there is one already.
           QueueNotFound: When its queue was not declared.
         """
+        sent = self._send(self._prepare(message, delay), delay)
+        if not unique.outcome(sent).sent:
+            unique.refuse(sent)
+        return sent
+
+    def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
+        """Enqueue messages in their order; see :meth:`LosslessBroker.enqueue_many`, by whose rules none is sent where
+        one may not be, and one of which there is one already is left out.
+
+        Raises:
+          MiddlewareError: When one of them is refused, as ``send()`` would.
+          QueueNotFound: When the queue of one was not declared.
+        """
+        prepared = [self._prepare(message, delay) for message in messages]
+        for message in prepared:
+            # What cannot be encoded is not sent, either.
+            message.encode()
+        return [self._send(message, delay) for message in prepared]
+
+    def _prepare(self, message: Message[Any], delay: int | None) -> Message[Any]:
         # The caller's options are left alone.
         message = message.copy()
         if delay is not None:
@@ -72,6 +92,10 @@ class MemoryBroker(StubBroker):
         if message.queue_name not in self.queues:
             raise QueueNotFound(message.queue_name)
         self.emit_before("enqueue", message, delay)
+        return message
+
+    def _send(self, message: Message[Any], delay: int | None) -> Message[Any]:
+        """Send a message, and return it with what became of it."""
         # It is about sending, and not the receiver's business.
         now = message.options.pop("now", None)
         opened = innermost() if self.takes_all and not now else None
@@ -79,9 +103,9 @@ class MemoryBroker(StubBroker):
             try:
                 self._put(message)
             except _Settled as e:
-                if not unique.outcome(e.message).sent:
-                    unique.refuse(e.message)
-                return e.message
+                message = e.message
+                if not unique.outcome(message).sent:
+                    return message
         self.emit_after("enqueue", message, delay)
         return message
 

@@ -44,6 +44,8 @@ def process_facts(worker_name: str | None = None, *, stopping: bool = False, thr
             "since": round(_SINCE, 1),
             "at": round(time.time(), 1),
             "stopping": stopping,
+            # Earlier releases say nothing of them, because they see none: see middleware/lua/merge_lanes.lua.
+            "lanes": True,
         }
     )
 

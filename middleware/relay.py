@@ -203,9 +203,14 @@ class Relay:
             for one in sent:
                 parts += (*_uniqueness(one.data), one.queue, one.redis_id, one.data)
             said = self._run("enqueue_unique", f"{unique.KEEP} {not_after} {REMEMBER}", *parts)
-            for one, code, other in zip(sent, said[::3], said[1::3], strict=False):
+            for n, (code, other) in enumerate(zip(said[::3], said[1::3], strict=True)):
                 if code == 0:
-                    logger.info("a message for queue {} is left out: there is {} already", one.queue, other.decode())
+                    logger.info(
+                        "message {} for queue {} is left out: message {} is there already",
+                        parts[6 * n + 1],
+                        q_name(sent[n].queue),
+                        other.decode(),
+                    )
             return [int(code >= 0) for code in said[::3]]
         for one in sent:
             parts += (one.queue, one.redis_id, one.data)

@@ -39,13 +39,15 @@ local function take(id)
     return true
   end
 end
-local function empty(list, enough)
+local function empty(list, enough, note)
   while taken < enough do
     local id = redis.call("lindex", list, 0)
     if not id then
       break
     end
-    take(id)
+    if take(id) and note then
+      note(id)
+    end
     redis.call("lpop", list)
   end
 end
@@ -65,7 +67,9 @@ end
 local weights = of(queue, "weights")
 -- Most often all are alike.
 local alike = redis.call("exists", weights, limits, parked) == 0
-local limited = not alike and fair and are_limits(queue)
+-- Who heeds no limits is counted nevertheless, as he is when what he took ends.
+local counted = not alike and are_limits(queue)
+local limited = fair and counted
 local weighted = not alike and redis.call("exists", weights) == 1
 local passed_over = 0
 local function pass_over(tenant)
@@ -89,7 +93,7 @@ local function serve(tenant, at, next_at)
     end
     if take(id) then
       at = at + stride
-      if limited then
+      if counted then
         redis.call("hincrby", of(queue, "running"), tenant, 1)
       end
     end
@@ -126,15 +130,18 @@ local function go_round()
   return #first > 0
 end
 
+local count_one = counted and function(id)
+  redis.call("hincrby", of(queue, "running"), tenant_of(queue, id) or NOBODY, 1)
+end
 if fair then
   -- What it took is sorted, too: it may be of one that is at its limit.
   sort(queue, taking, ENOUGH)
   found[1] = sort(queue, name, ENOUGH)
 else
-  empty(taking, math.huge)
+  empty(taking, math.huge, count_one)
 end
 if not alike and not limited then
-  -- Nobody is at a limit any more.
+  -- Nobody is at a limit any more, or none is heeded.
   for _, tenant in ipairs(redis.call("zrange", parked, 0, PASSED_OVER - 1)) do
     redis.call("zadd", turns, "nx", "0", tenant)
     redis.call("zrem", parked, tenant)
@@ -147,7 +154,7 @@ if passed_over > 0 and redis.call("exists", turns, parked) == 0 then
   redis.call("del", of(queue, "returned"))
 end
 if not fair then
-  empty(name, count)
+  empty(name, count, count_one)
 end
 if passed_over >= PASSED_OVER then
   -- There may be more in lanes.

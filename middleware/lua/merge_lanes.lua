@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- One step of putting what waits in lanes back to the head of its queue, where stock workers and those of releases that
 -- know no lanes find it: each tenant's in its order, and turn by turn.
--- KEYS: namespace. ARGV: queue, how many to move, 1 if nothing is to be moved while a process lives that consumes it.
+-- KEYS: namespace. ARGV: queue, how many to move, 1 if nothing is to be moved while a process lives that consumes it
+-- and looks into lanes.
 -- Returns how many it moved; how many tenants are left.
 local ns, queue, count = KEYS[1], ARGV[1], tonumber(ARGV[2])
 -- include messages
@@ -10,7 +11,9 @@ if not are_lanes(queue) then
   return {0, 0}
 end
 for _, broker in ipairs(ARGV[3] == "1" and redis.call("zrange", ns .. ":__dramaturg__.alive", 0, -1) or {}) do
-  if redis.call("sismember", ns .. ":__dramaturg__.queues." .. broker, queue) == 1 then
+  local fact = redis.call("hget", ns .. ":__dramaturg__.facts", broker) or ""
+  if string.find(fact, '"lanes": true', 1, true)
+    and redis.call("sismember", ns .. ":__dramaturg__.queues." .. broker, queue) == 1 then
     return {0, 0}
   end
 end

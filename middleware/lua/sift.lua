@@ -50,6 +50,21 @@ local function remember_replay(data)
     redis.call("hset", own .. "removed_replays", replay.item, note)
   end
 end
+-- What is removed keeps nobody away.
+local function free_lock(id, data)
+  if not string.find(data, '"dramaturg_unique"', 1, true) then
+    return
+  end
+  local options = decode(data).options
+  local unique = type(options) == "table" and options.dramaturg_unique
+  if type(unique) == "table" and type(unique.key) == "string" then
+    local lock = own .. "unique." .. unique.key
+    local held = redis.call("hmget", lock, "queue", "id")
+    if held[1] == queue and held[2] == id then
+      redis.call("del", lock)
+    end
+  end
+end
 -- Tells whether a mention is to go.
 local function sift(id)
   local data = redis.call("hget", messages, id)
@@ -65,6 +80,7 @@ local function sift(id)
   if remove then
     local entry = queue .. ":" .. id
     remember_replay(data)
+    free_lock(id, data)
     redis.call("hdel", messages, id)
     redis.call("hdel", own .. "crashes", entry)
     redis.call("srem", own .. "begun_before", entry)

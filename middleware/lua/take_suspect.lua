@@ -15,10 +15,10 @@ if redis.call("hexists", own .. "paused", queue) == 1 then
   return {}
 end
 local suspects = own .. "suspects." .. queue
-local limited = ARGV[5] == "1" and are_limits(queue)
+local fair, counted = ARGV[5] == "1", are_limits(queue)
 for _, id in ipairs(redis.call("lrange", suspects, 0, PASSED_OVER - 1)) do
-  local tenant = limited and (tenant_of(queue, id) or NOBODY)
-  if not (tenant and is_at_limit(queue, tenant)) then
+  local tenant = counted and (tenant_of(queue, id) or NOBODY)
+  if not (tenant and fair and is_at_limit(queue, tenant)) then
     local data = redis.call("hget", ns .. ":" .. queue .. ".msgs", id)
     local ours = data and redis.call("sadd", ns .. ":__acks__." .. broker .. "." .. queue, id) == 1
     redis.call("lrem", suspects, 1, id)

@@ -16,7 +16,7 @@ import dramatiq
 import psycopg
 import pytest
 from dramatiq import Message
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
 from db import outbox, session
@@ -332,13 +332,40 @@ class TestWhichTransaction:
         assert arguments(here) == ["inner"]
 
     def test_what_is_sent_while_objects_are_flushed_by_the_commit_goes_with_it(self, here: Side) -> None:
-        from sqlalchemy import event
-
         actor = here.actor(lambda _: None)
         with tenant_context(A), transaction() as db:
             db.execute(insert(1))
             event.listen(db, "before_commit", lambda _: actor.send("while it commits"))
         assert arguments(here) == ["while it commits"]
+
+    def test_hooks_after_its_end_send_at_once(self, here: Side, database: Database) -> None:
+        """There is nothing any more with which it could leave, and nobody who would notice."""
+        actor = here.actor(lambda _: None)
+
+        def send_in(db: Session, *hooks: str) -> None:
+            for hook in hooks:
+                event.listen(db, hook, lambda *_, hook=hook: actor.send(hook))
+
+        async def run() -> None:
+            async with transaction() as db:
+                send_in(db.sync_session, *committed)
+                await db.execute(insert(2))
+            await session.dispose_async()
+
+        committed = ["after_commit", "after_transaction_end"]
+        with tenant_context(A):
+            with transaction() as db:
+                send_in(db, "after_rollback")
+                db.rollback()
+                assert arguments(here) == ["after_rollback"]
+                send_in(db, *committed)
+                actor.send("with it")
+                db.execute(insert(1))
+            assert sorted(arguments(here)) == sorted(["after_rollback", *committed, "with it"])
+            here.client.flushall()
+            asyncio.run(run())
+        assert arguments(here) == committed
+        assert orders(database) == [1, 2]
 
     def test_another_thread_sends_at_once(self, here: Side) -> None:
         actor = here.actor(lambda _: None)

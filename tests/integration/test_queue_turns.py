@@ -456,9 +456,27 @@ class TestLeavingIt:
         broker.fetch("fetch", QUEUE, 2)
         one.close()
         assert len(lanes(client)) == 2
+        # Of the release that comes next, which says nothing of lanes.
+        Hand(client)
         two.close()
         assert lanes(client) == []
         assert client.llen(f"dramatiq:{QUEUE}") == 2_001
+
+    def test_who_takes_no_turns_is_counted_by_those_who_do(self, client: redis.Redis) -> None:
+        """As he is when what he took ends: else others pass the limit as often as he ends something."""
+        fair, unfair = Hand(client), Hand(client, fair=False)
+        share(client, QUEUE, EVERYBODY, limit=2, by="ana")
+        send(client, A, *range(20))
+        # From a lane, and from the queue's own list.
+        assert fair.take(5) == [0, 1]
+        unfair.end(*unfair.take(2))
+        assert fair.take(5) == []
+        purge(client, QUEUE, by="ana")
+        send(client, A, "a", "b", "c")
+        unfair.end(*unfair.take(1))
+        assert fair.take(5) == []
+        fair.end(0, 1)
+        assert fair.take(5) == ["b", "c"]
 
 
 class TestNothingIsLost:

@@ -12,10 +12,12 @@ import redis
 from dramatiq import Message
 from dramatiq.common import dq_name
 
+from middleware.crash_guard import CrashGuard
 from middleware.unique import NotUnique, Outcome, Unique, outcome
 from tests.cut_wire import CutWire
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, kept, marker_of, ours
 from tests.waiting import eventually
+from worker.queue_admin.removal import purge
 
 Make = Callable[[Callable[[str], Side], str], Side]
 OTHER = "00000000-0000-0000-0000-00000000000b"
@@ -189,6 +191,18 @@ class TestHowLong:
         jobs.send()
         assert client.llen(f"dramatiq:{QUEUE}") == 1
 
+    def test_what_an_operator_removes_leaves_no_lock(self, one: Side, client: redis.Redis) -> None:
+        jobs = Jobs(one, Unique(period=3600))
+        jobs.send("a")
+        jobs.send("b", delay=3_600_000)
+        purge(one.client, QUEUE, by="me")
+        assert locks(client) == []
+        # Nor does one whose message is gone in another way keep anybody away for a period.
+        jobs.send("a")
+        one.broker.flush(QUEUE)
+        jobs.send("a")
+        assert client.llen(f"dramatiq:{QUEUE}") == 1
+
     def test_a_message_that_is_given_back_still_holds_it(self, one: Side, side: Make, wire: CutWire) -> None:
         jobs = Jobs(one, Unique())
         first = jobs.send()
@@ -228,6 +242,19 @@ class TestWhatBecomesOfTheSecond:
         with one.working(threads=1):
             eventually(lambda: kept(client) == 0)
         assert jobs.ran == [("a", "3"), ("b", "1")]
+        assert locks(client) == []
+
+    def test_not_literally_where_the_first_may_be_recorded_as_failed(self, one: Side, client: redis.Redis) -> None:
+        """As when its worker was lost between its row and its end: whatever has its id is finished, not run."""
+        jobs = Jobs(one, Unique(by=("window",), second="replace"))
+        first = jobs.send(note="1")
+        (recorded,) = client.hkeys(f"dramatiq:{QUEUE}.msgs")
+        client.sadd("dramatiq:__dramaturg__.begun_before", f"{QUEUE}:{recorded!s}")
+        (guard,) = (m for m in one.broker.middleware if isinstance(m, CrashGuard))
+        guard._is_recorded = lambda redis_id: redis_id == recorded
+        assert outcome(jobs.send(note="2")).replaced == first.message_id
+        jobs.run_all(1, client)
+        assert jobs.ran == [("w", "2")]
         assert locks(client) == []
 
     def test_not_while_that_is_running(self, one: Side, client: redis.Redis) -> None:

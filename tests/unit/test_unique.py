@@ -14,6 +14,7 @@ from freezegun import freeze_time
 
 from middleware.errors import OptionRefused
 from middleware.unique import InvalidUnique, NotUnique, Outcome, Unique, outcome
+from worker.sending import enqueue_many
 from worker.testing import TestBroker
 
 pytestmark = pytest.mark.usefixtures("tenant")
@@ -134,3 +135,16 @@ def test_it_is_not_for_a_message_to_say(stub_broker: TestBroker) -> None:
         actor.send_with_options(dramaturg_unique={"key": "x"})
     made = actor.send_with_options(dramaturg_unique={"key": "0" * 40})
     assert "dramaturg_unique" not in made.options
+
+
+def test_among_many_a_second_is_left_out_and_told_and_one_that_is_refused_stops_all(stub_broker: TestBroker) -> None:
+    actor = actor_of(stub_broker, lambda order: None, Unique())
+    with pytest.raises(OptionRefused):
+        enqueue_many([actor.message("a"), actor.message_with_options(args=("b",), max_retries="3")])
+    with pytest.raises(TypeError):
+        enqueue_many([actor.message("a"), actor.message(object)])
+    assert stub_broker.queues["housekeeping"].qsize() == 0
+    sent = enqueue_many([actor.message("a"), actor.message("a"), actor.message("b")])
+    assert [outcome(message).sent for message in sent] == [True, False, True]
+    assert outcome(sent[1]).because_of == sent[0].message_id
+    assert stub_broker.queues["housekeeping"].qsize() == 2

@@ -20,12 +20,15 @@ end
 -- Lets a message take the place of one that waits. Where both are in one queue it takes it literally, id and all, so that
 -- what is replaced again and again has its turn nevertheless.
 local function replace(old_queue, old_id, queue, id, data, due)
-  if old_queue ~= queue then
+  local entry = old_queue .. ":" .. old_id
+  -- What began to run before may be recorded as failed under its id already: what has that id is then finished, not run.
+  local began = redis.call("hexists", own .. "crashes", entry) + redis.call("sismember", own .. "begun_before", entry) > 0
+  if old_queue ~= queue or began then
     -- Its mention in its queue is passed over by whoever fetches it, as one of a message that is done.
     redis.call("hdel", ns .. ":" .. old_queue .. ".msgs", old_id)
     redis.call("zrem", own .. "due." .. old_queue, old_id)
-    redis.call("hdel", own .. "crashes", old_queue .. ":" .. old_id)
-    redis.call("srem", own .. "begun_before", old_queue .. ":" .. old_id)
+    redis.call("hdel", own .. "crashes", entry)
+    redis.call("srem", own .. "begun_before", entry)
     enqueue(queue, id, data)
     return id
   end
@@ -57,7 +60,8 @@ local function put_unique(policy, message, due, queue, id, data)
     runs = is_held(held[1], held[2])
     waits = not runs
   end
-  local recent = held[4] and tonumber(held[4]) > now
+  -- Where it says whose it is and that one is gone, it was removed.
+  local recent = held[4] and tonumber(held[4]) > now and (waits or runs or not held[1])
   if waits and second == "replace" then
     take(replace(held[1], held[2], queue, id, data, due))
     redis.call("hset", lock, "replaced", held[3])
