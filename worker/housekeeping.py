@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db.errors import ConfigurationError
 from db.session import operator_transaction
 from middleware.lossless_broker import LosslessBroker
+from middleware.unique import Unique
 from worker.alerts.errors import AlertNotDelivered, AlertRefused, classify
 from worker.alerts.looking import Lookout
 from worker.alerts.posting import Receiver
@@ -103,13 +104,15 @@ def _is_known() -> bool:
         return True
 
 
-# What waited behind others looks at the same, and the next is about to come: nothing of it is a failure.
+# What waited behind others looks at the same, and the next is about to come: nothing of it is a failure, and one is
+# enough, however long it takes or waits.
 @actor(
     tenant_scoped=False,
     max_age=None,
     max_retries=0,
     time_limit=30_000,
     schedule=Schedule("*/15 * * * * *", missed="skip"),
+    unique=Unique(second="ignore"),
 )
 def look_for_alerts() -> None:
     """Look for what somebody should be told of, and send a :func:`deliver_alert` for each; see :mod:`worker.alerts`.

@@ -143,10 +143,12 @@ class Scheduler:
             return
         if isinstance(taken, Outcome):
             self._counts.add(SCHEDULED, job.name, LET_BE)
-            logger.warning(
-                "{} is not sent for {}, because there is one already: message {} is {}",
-                *(job.name, _said(found.tick), taken.because_of, taken.state),
-            )
+            # Where nobody works on its queue, at every tick.
+            if self._alarm(f"one already: {job.name}"):
+                logger.warning(
+                    "{} is not sent for {}, because there is one already: message {} is {}",
+                    *(job.name, _said(found.tick), taken.because_of, taken.state),
+                )
             return
         late = found.late.total_seconds()
         self._counts.add(SCHEDULED, job.name, LET_BE if not found.send else MISSED if found.missed else ON_TIME)
