@@ -23,6 +23,8 @@ from middleware.tracing import current_trace_id
 
 #: Characters kept of each exception's message, and frames at either end of its stack.
 _MESSAGE_LIMIT, _FRAMES = 4_000, 25
+#: Exceptions kept of a chain or a group: an event of more than a megabyte is refused.
+EXCEPTIONS: Final = 20
 #: Seconds between two lines of the log about events that were dropped.
 _SAY_EVERY: Final = 60.0
 #: What the SDK calls its sending thread.
@@ -99,7 +101,9 @@ class SentryClient:
         if error is not None and error.__traceback__ is not None:
             found, _ = event_from_exception(error, client_options=self._client.options)
             event = dict(found)
-            for one in event["exception"]["values"]:
+            # The one that was raised is last, before it its cause or its parts.
+            values = event["exception"]["values"] = event["exception"]["values"][-EXCEPTIONS:]
+            for one in values:
                 self._clean(one)
         else:
             event["message"] = f"{failure.exception_class}: {failure.error_message}"[:_MESSAGE_LIMIT]

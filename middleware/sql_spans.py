@@ -26,9 +26,17 @@ _TEXT_LIMIT: Final = 4_000
 #: With which :mod:`db.session` begins a transaction: as many of them as of all others together, and they say nothing.
 _BEGIN: Final = "BEGIN; SET LOCAL "
 _SPAN: Final = "_dramaturg_span"
-#: Values that were written into a statement: strings, dollar-quoted and unfinished ones, too, and numbers.
-_LITERALS = re.compile(
-    r"'(?:[^'\\]|''|\\.)*(?:'|\Z)|\$(\w*)\$.*?(?:\$\1\$|\Z)|(?<![\w$.:%])-?\d+(?:\.\d+)?\b", re.DOTALL
+#: Values that were written into a statement, and what only looks as if it held one; first what comes first in it.
+_PARTS = re.compile(
+    # A name in quotes.
+    r"""(?P<kept>"(?:[^"]|"")*(?:"|\Z))"""
+    # Comments, in which anything may stand.
+    r"|(?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))"
+    # Strings; with all that follows, where it depends on the server's settings whether a quote ends one, or none does.
+    r"|\b[eE]'(?:[^'\\]|''|\\.)*(?:'|\Z)|'(?:[^'\\]|''|\\(?!'))*'(?!')|'.*"
+    r"|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|\Z)"
+    r"|(?<![\w$.:%])-?(?:0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\b",
+    re.DOTALL,
 )
 _WORD = re.compile(r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*([A-Za-z]+)", re.DOTALL)
 
@@ -37,7 +45,12 @@ _WORD = re.compile(r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*([A-Za-z]+)", re.DOTALL)
 def _told(statement: str) -> tuple[str, str]:
     """Return a statement's first word, and what may be shown of it."""
     word = _WORD.match(statement)
-    return (word[1].upper() if word else "SQL"), _LITERALS.sub("?", statement)
+    return (word[1].upper() if word else "SQL"), shown(statement)
+
+
+def shown(statement: str) -> str:
+    """Return ``statement`` without the values that were written into it, and without comments."""
+    return _PARTS.sub(lambda part: part["kept"] or ("" if part["comment"] else "?"), statement)
 
 
 class SqlSpans:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from typing import Any
 
 from tests.servers import free_port
@@ -41,12 +42,14 @@ class Receiver:
     Attributes:
       posts: What was posted, in order.
       during: Called before it answers.
+      slowly: Called with what is written to, between the head of an answer and its body.
     """
 
     port: int
     posts: list[Post] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     during: Callable[[], object] = lambda: None
+    slowly: Callable[[BufferedIOBase], object] = lambda _: None
     _answers: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)
 
     @property
@@ -101,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
+        self.told.slowly(self.wfile)
         # As some do, it says where it was asked.
         self.wfile.write(f"{status} at {self.path}".encode())
 

@@ -170,6 +170,10 @@ def deliver_alert(alert: dict[str, Any]) -> None:
     except AlertRefused as e:
         logger.error("alert {} is refused: {}", alert["id"], e)
         raise
+    except AlertNotDelivered as e:
+        # Dramatiq says that it is tried again, and not why.
+        logger.warning("alert {} is not delivered, and tried again later: {}", alert["id"], e)
+        raise
     logger.info("alert {} is delivered: {}", alert["id"], said)
 
 

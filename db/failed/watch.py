@@ -50,7 +50,8 @@ def open_groups(session: Session, without: Collection[str] = ()) -> list[OpenGro
         ),
         {"without": list(without)},
     )
-    return [OpenGroup(**row._mapping) for row in rows]
+    # In the order of its fields: by name it takes longer, and there may be a hundred thousand.
+    return [OpenGroup(*row) for row in rows]
 
 
 _OPEN: Final = "pending + in_progress > 0"

@@ -15,6 +15,7 @@ from db.failures import Failure
 from middleware.dead_letters import DeadLetters
 from middleware.errors import AlreadyRecorded, WorkerLost
 from middleware.sentry import Sentry
+from middleware.sentry_client import EXCEPTIONS
 from tests.collector import Collector, running_collector
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, kept, ours, put
 from tests.integration.test_tracing import tracing
@@ -89,6 +90,22 @@ def test_one_event_for_three_tries_and_none_where_the_last_succeeds(told: Side, 
     assert [
         secret for secret in (b"hunter2", b"local-battery", b"correct horse", b"breadcrumbs") if secret in said
     ] == []
+
+
+def test_of_very_many_exceptions_the_event_is_one_that_sentry_takes(told: Side, collector: Collector) -> None:
+    def run() -> None:
+        raise ExceptionGroup("all of them", [ValueError(f"number {n}") for n in range(1_000)]) from KeyError("why")
+
+    told.send(told.actor(run))
+    with told.working():
+        drained(told)
+    (event,) = collector.events
+    values = event["exception"]["values"]
+    assert len(values) == EXCEPTIONS
+    # The one that was raised stands last, and what it refers to is with it.
+    assert values[-1]["type"] == "ExceptionGroup"
+    numbers = {one["mechanism"]["exception_id"] for one in values}
+    assert {one["mechanism"]["parent_id"] for one in values[:-1]} <= numbers
 
 
 def test_what_never_ran_is_an_event_too(told: Side, collector: Collector) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -300,6 +302,25 @@ class TestPosting:
             Target(target.url).post(an_alert())
         done.append(True)
 
+    @pytest.mark.parametrize("bytes_of_it", [0, 100])
+    def test_an_alert_that_was_taken_is_not_posted_again_because_the_answers_body_does_not_end(
+        self, target: Receiver, said: list[str], monkeypatch: pytest.MonkeyPatch, bytes_of_it: int
+    ) -> None:
+        monkeypatch.setattr("worker.alerts.posting.ANSWER_WITHIN", 0.5 if bytes_of_it else 0.05)
+        monkeypatch.setattr("worker.alerts.posting.BODY_WITHIN", 0.05)
+        done = threading.Event()
+
+        def slowly(body: BufferedIOBase) -> None:
+            for _ in range(bytes_of_it):
+                body.write(b"y")
+                if done.wait(0.01):
+                    return
+            done.wait(10)
+
+        target.slowly = slowly
+        assert Target(target.url).post(an_alert()) == "the receiver of alerts answered 200"
+        done.set()
+
     def test_an_address_with_a_password_logs_in(self, target: Receiver, said: list[str]) -> None:
         Target(target.url.replace("//", "//ann:hunter%3A2@")).post(an_alert())
         assert target.posts[0].headers["authorization"] == "Basic " + b64encode(b"ann:hunter:2").decode()
@@ -339,6 +360,9 @@ class TestActors:
         assert {post.headers["webhook-id"] for post in target.posts} == {alert["id"]}
         assert target.taken == [alert]
         assert stub_broker.failed_jobs == []
+        # Whoever waits for it finds out why it does not come.
+        waits = [line for line in said if f"alert {alert['id']} is not delivered, and tried again later" in line]
+        assert [re.findall(r"answered (\d+)", line) for line in waits] == [["500"], ["503"]]
 
     def test_one_that_is_refused_is_a_row_without_the_address(
         self, stub_broker: TestBroker, stub_worker: Worker, target: Receiver, said: list[str]

@@ -92,11 +92,10 @@ def compare(
 
 
 def _compare(group: OpenGroup, mark: Mark, now: float, causes: list[Cause]) -> Iterator[Change]:
-    fresh = Mark.of(group, now).change(group.fingerprint)
     if group.regressions > mark.regressions and group.open_since > mark.until:
-        causes.append(_cause(Kind.REGRESSED_GROUP, group, (fresh,)))
+        causes.append(_cause(Kind.REGRESSED_GROUP, group, (Mark.of(group, now).change(group.fingerprint),)))
     elif group.error_type == WORKER_LOST and group.failures > mark.failures and now - mark.at >= POISON_AGAIN:
-        causes.append(_cause(Kind.POISON_PILL, group, (fresh,)))
+        causes.append(_cause(Kind.POISON_PILL, group, (Mark.of(group, now).change(group.fingerprint),)))
     elif group.regressions != mark.regressions:
         # Back for some tenants, while it goes on for others; or a tenant was removed with what it counted.
         yield Mark(group.regressions, group.open_lately, mark.failures, mark.at).change(group.fingerprint)

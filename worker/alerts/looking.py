@@ -72,7 +72,7 @@ class Lookout:
         Raises:
           ConnectionClosed: For any error of Redis. The next look finds the same.
         """
-        known = self._state.read()
+        known = self._state.read(marks=False)
         spool = spool_state(self._broker.client, namespace=self._broker.namespace)
         since = None if spool.since is None else spool.since.timestamp()
         if known.spool is not None and not spool.size:

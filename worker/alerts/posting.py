@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Seconds to wait for a connection, and for each part of an answer.
 CONNECT_WITHIN, ANSWER_WITHIN = 5.0, 10.0
+#: Seconds for an answer's body, which is only for the eye.
+BODY_WITHIN: Final = 2.0
 #: Bytes of an answer that are read, and characters of it that are said.
 _READ_AT_MOST, _SAID_AT_MOST = 4_096, 200
 #: What of 4xx says that the server had no time for it.
@@ -97,7 +100,7 @@ class Receiver:
                     preload_content=False,
                 )
                 try:
-                    said = response.read(_READ_AT_MOST, decode_content=False)
+                    said = _beginning(response)
                 finally:
                     response.close()
         except (exceptions.HTTPError, OSError, ValueError) as e:
@@ -116,6 +119,23 @@ class Receiver:
             if len(word) >= _SECRET_FROM:
                 text = text.replace(word, "[redacted]")
         return cut(one_line(text), _SAID_AT_MOST)
+
+
+def _beginning(response: urllib3.BaseHTTPResponse) -> bytes:
+    """Return what an answer's body begins with; nothing where it does not come, which changes nothing of its status."""
+    from urllib3 import exceptions
+
+    said, until = b"", time.monotonic() + BODY_WITHIN
+    try:
+        # Each part is what has come by then: one that comes in drops would keep whoever reads all of it for hours.
+        while len(said) < _READ_AT_MOST and (part := response.read1(_READ_AT_MOST - len(said), decode_content=False)):
+            if time.monotonic() > until:
+                return b""
+            said += part
+    except (exceptions.HTTPError, OSError, ValueError):
+        # Nor a part of it, which may end amid a part of the address.
+        return b""
+    return said
 
 
 def _manager(url: str) -> urllib3.PoolManager:

@@ -64,15 +64,20 @@ class State:
         self._run = broker.run
         self._key = f"{broker.namespace}:__dramaturg__.alerts"
 
-    def read(self) -> Known:
-        """Return what is remembered."""
+    def read(self, *, marks: bool = True) -> Known:
+        """Return what is remembered.
+
+        Arguments:
+          marks: Whether those of groups, which are many, are needed.
+        """
         with asking(), self._client.pipeline(transaction=False) as pipeline:
             # First, so that what others do meanwhile is noticed.
             pipeline.hgetall(self._key + OWN)
             pipeline.time()
             pipeline.hgetall(self._key + RATES)
-            pipeline.hgetall(self._key + OPEN)
-            own, (seconds, micros), rates, marks = answer(pipeline.execute())
+            if marks:
+                pipeline.hgetall(self._key + OPEN)
+            own, (seconds, micros), rates, *rest = answer(pipeline.execute())
         now = seconds + micros / 1_000_000
         return Known(
             version=own.get(b"version", b"0").decode(),
@@ -82,7 +87,11 @@ class State:
             sent=list(_sent(own.get(SENT.encode()))),
             tidied=_number(own.get(TIDIED.encode())),
             rates={name.decode(): since for name, data in rates.items() if (since := _number(data)) is not None},
-            marks={name.decode(): mark for name, data in marks.items() if (mark := Mark.read(data)) is not None},
+            marks={
+                name.decode(): mark
+                for name, data in (rest[0] if rest else {}).items()
+                if (mark := Mark.read(data)) is not None
+            },
         )
 
     def closed(self, fingerprints: Sequence[str]) -> dict[str, int]:

@@ -57,8 +57,7 @@ def clean_record(record: logging.LogRecord, redact: Redactor) -> None:
         # An argument's __str__ may raise anything, in the middle of Dramatiq.
         if not may_be_swallowed(e):
             raise
-        record.msg, record.args = f"(a log line that could not be redacted is left out: {type(e).__name__})", None
-        record.exc_info = None
+        _clean_what_is_left(record, redact, type(e).__name__)
     vars(record)["_dramaturg_clean"] = record.msg
 
 
@@ -70,10 +69,26 @@ def _clean(record: logging.LogRecord, redact: Redactor) -> None:
     elif record.args:
         record.args = redact.value(record.args)
     record.msg, record.args = redact.text(record.getMessage(), TEXT_LIMIT), None
+    _clean_exception(record, redact)
+
+
+def _clean_exception(record: logging.LogRecord, redact: Redactor) -> None:
     # Formatters use this text where it is there, instead of formatting the exception.
     if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
         text = traceback_text(record.exc_info[1]) or message_of(record.exc_info[1])
         record.exc_text = redact.text_ends(text.rstrip("\n"), TEXT_LIMIT)
+
+
+def _clean_what_is_left(record: logging.LogRecord, redact: Redactor, why: str) -> None:
+    """Leave of a ``record`` that cannot be formatted what can."""
+    shown = redact.text(record.msg, TEXT_LIMIT) if isinstance(record.msg, str) else type(record.msg).__name__
+    record.msg, record.args = f"{shown} (what belongs in here cannot be formatted: {why})", None
+    try:
+        _clean_exception(record, redact)
+    except BaseException as e:
+        if not may_be_swallowed(e):
+            raise
+        record.exc_info = record.exc_text = None
 
 
 def _argument(argument: object, redact: Redactor) -> object:
