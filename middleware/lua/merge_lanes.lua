@@ -7,6 +7,7 @@
 local ns, queue, count = KEYS[1], ARGV[1], tonumber(ARGV[2])
 -- include messages
 -- include turns
+-- include sorting
 if not are_lanes(queue) then
   return {0, 0}
 end
@@ -17,6 +18,9 @@ for _, broker in ipairs(ARGV[3] == "1" and redis.call("zrange", ns .. ":__dramat
     return {0, 0}
   end
 end
+-- What was given back is at the head of the list, to which the lanes go: it goes to the head of its own before.
+sort_returned(queue, ns .. ":" .. queue, joining(queue))
+redis.call("del", of(queue, "returned"))
 local turns, parked, moved = of(queue, "turns"), of(queue, "parked"), 0
 local tenants = redis.call("zrange", turns, 0, count - 1)
 for _, tenant in ipairs(redis.call("zrange", parked, 0, count - 1)) do
@@ -39,8 +43,4 @@ while #tenants > 0 and moved < count do
   end
   tenants = left
 end
-local left = redis.call("zcard", turns) + redis.call("zcard", parked)
-if left == 0 then
-  redis.call("del", of(queue, "returned"))
-end
-return {moved, left}
+return {moved, redis.call("zcard", turns) + redis.call("zcard", parked)}

@@ -17,7 +17,7 @@ from dramatiq import Message
 
 from middleware.lua_scripts import texts
 from tests.integration.nothing_lost import QUEUE, Side, kept, ours, put
-from tests.integration.turns import OWN, A, B, C, Hand, lanes, places, send, zrange
+from tests.integration.turns import OWN, A, B, C, Hand, lanes, name_of, places, send, zrange
 from tests.waiting import eventually
 from worker.queue_admin import (
     EVERYBODY,
@@ -461,6 +461,24 @@ class TestLeavingIt:
         two.close()
         assert lanes(client) == []
         assert client.llen(f"dramatiq:{QUEUE}") == 2_001
+
+    def test_what_it_gives_back_then_is_first(self, redis_url: str, client: redis.Redis) -> None:
+        """As in each deploy: what was interrupted must not wait behind all that its tenant has waiting."""
+        one = ours(redis_url)
+        one.broker.consume(QUEUE, prefetch=1, timeout=20)
+        send(client, A, *(f"a{n}" for n in range(1_500)))
+        send(client, B, *(f"b{n}" for n in range(5)))
+        broker: Any = one.broker
+        broker.fetch("fetch", QUEUE, 4)
+        send(client, A, "a1500")
+        one.close()
+        assert lanes(client) == []
+        ids: Any = client.lrange(f"dramatiq:{QUEUE}", 0, -1)
+        order = [name_of(client, redis_id) for redis_id in ids]
+        for letter, count in (("a", 1_501), ("b", 5)):
+            of_tenant = [name for name in order if name[0] == letter]
+            assert set(of_tenant[:2]) == {f"{letter}0", f"{letter}1"}
+            assert of_tenant[2:] == [f"{letter}{n}" for n in range(2, count)]
 
     def test_who_takes_no_turns_is_counted_by_those_who_do(self, client: redis.Redis) -> None:
         """As he is when what he took ends: else others pass the limit as often as he ends something."""
