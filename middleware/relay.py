@@ -331,7 +331,17 @@ class Relay:
                     with tenant_context(tenant_id):
                         rebind(session)
                     outbox.remove(session, row_ids)
+                    if outbox.has_up_to(session, max(row_ids)):
+                        self._take_over(tenant_id, max(row_ids))
         self._forget([redis_id for _, _, redis_id in relayed])
+
+    def _take_over(self, tenant_id: UUID | None, last: int) -> None:
+        """Owe what is left of a tenant, where nobody who sees all tenants' looks after it: its sender may be dead."""
+        with self._lock:
+            self._owed_to = max(self._owed_to, last)
+            self._owed_of.add(tenant_id)
+        # It may be alive as well.
+        self._next_try = max(self._next_try, time.monotonic() + GRACE)
 
     def _forget(self, redis_ids: Sequence[str]) -> None:
         # It is for Redis' memory alone.
