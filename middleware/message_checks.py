@@ -68,6 +68,11 @@ def _is_unique(value: object) -> bool:
         isinstance(value, Mapping)
         and isinstance(value.get("key"), str)
         and re.fullmatch("[0-9a-f]{40}", value["key"]) is not None
+        # A message may be sent by who does not know its actor, and takes this as it is.
+        and value.get("until") in ("start", "end")
+        and value.get("second") in ("refuse", "ignore", "replace")
+        and _is_milliseconds(value.get("period", 0))
+        and isinstance(value.get("period", 0), int)
     )
 
 

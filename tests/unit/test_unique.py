@@ -131,9 +131,18 @@ def test_what_an_actor_cannot_be_is_named(stub_broker: TestBroker) -> None:
 
 def test_it_is_not_for_a_message_to_say(stub_broker: TestBroker) -> None:
     actor = dramatiq.actor(broker=stub_broker, queue_name="housekeeping", actor_name=f"test.{uuid.uuid4().hex}")(print)
-    with pytest.raises(OptionRefused, match="'dramaturg_unique' must be what UniqueJobs made of it"):
-        actor.send_with_options(dramaturg_unique={"key": "x"})
-    made = actor.send_with_options(dramaturg_unique={"key": "0" * 40})
+    good = {"key": "0" * 40, "until": "end", "second": "ignore"}
+    for wrong in (
+        {"key": "x"},
+        {"until": "ever"},
+        {"second": None},
+        {"period": 1.5},
+        {"period": -1},
+        {"until": ["end"]},
+    ):
+        with pytest.raises(OptionRefused, match="'dramaturg_unique'"):
+            actor.send_with_options(dramaturg_unique={**good, **wrong})
+    made = actor.send_with_options(dramaturg_unique=good)
     assert "dramaturg_unique" not in made.options
 
 
