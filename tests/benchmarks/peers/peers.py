@@ -42,8 +42,10 @@ _TAKES_PREFETCH = "dramatiq_queue_prefetch"
 #: Of what was tried (32, 128, 256, 512), where stock Dramatiq drains fastest.
 BEST_PREFETCH = "128"
 
-OURS = Peer("Dramaturg", "app_ours", ("dramatiq", "app_ours", "--processes", "1", "--threads", "8"))
-STOCK = Peer("Dramatiq", "app_dramatiq", ("dramatiq", "app_dramatiq", "--processes", "1", "--threads", "8"), "dramatiq")
+_EIGHT = ("--processes", "1", "--threads", "8")
+#: One queue, as the others have, and as an entry of the Procfile.
+OURS = Peer("Dramaturg", "app_ours", ("dramatiq", "app_ours", *_EIGHT, "--queues", "attribution"))
+STOCK = Peer("Dramatiq", "app_dramatiq", ("dramatiq", "app_dramatiq", *_EIGHT), "dramatiq")
 STOCK_PREFETCHES = tuple(
     STOCK.but(f"Dramatiq, prefetch {size}", extra=size != BEST_PREFETCH, **{_TAKES_PREFETCH: size})
     for size in ("32", "128", "256", "512")

@@ -23,15 +23,17 @@ def calls(url: str) -> float:
     MONITOR says what clients send; INFO commandstats would count what a script calls as well, which travels nowhere.
     """
     said: list[str] = []
-    with redis.Redis.from_url(url) as client, client.monitor() as monitor:
-        end = threading.Timer(SECONDS, lambda: client.publish("bench", "end"))
-        end.start()
-        for command in monitor.listen():
-            if command["command"].startswith("PUBLISH bench"):
-                break
-            if command["client_type"] != "lua":
-                said.append(command["command"])
-        end.join()
+    with redis.Redis.from_url(url, socket_timeout=2 * SECONDS) as client:
+        client.ping()
+        with client.monitor() as monitor:
+            end = threading.Timer(SECONDS, lambda: client.publish("bench", "end"))
+            end.start()
+            for command in monitor.listen():
+                if command["command"].startswith("PUBLISH bench"):
+                    break
+                if command["client_type"] != "lua":
+                    said.append(command["command"])
+            end.join()
     return len(said) / SECONDS
 
 
