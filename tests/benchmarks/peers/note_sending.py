@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -53,16 +54,18 @@ def idle(app, count, least, most):
     return [(began[number] - at) / 1e6 for number, at in sent.items()]
 
 
-def keep(app, first, total, depth):
-    """Send numbers from ``first`` on, so that no more than ``depth`` have not ended, until ``total`` are sent."""
-    noted = Noted()
-    while first < total:
-        some = min(total, noted.read() + depth) - first
+def keep(app, first, depth):
+    """Send numbers from ``first`` on, so that no more than ``depth`` have not ended, until told to end by SIGTERM."""
+    noted, told = Noted(), []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+    while not told:
+        some = noted.read() + depth - first
         if some >= max(1, depth // 10):
             app.fill(range(first, first + some))
             first += some
         else:
             time.sleep(0.001)
+    return first
 
 
 def main(name, what, *given):

@@ -43,8 +43,3 @@ def memory(session: int) -> float:
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
-
-
-def busiest(session: int) -> int:
-    """Return the process of a session that has used the processor most."""
-    return max(of_session(session), key=processor_time_of, default=session)

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Stage:
         self.noted = folder / "ran"
         self.log = folder / "log"
         self._programs = programs
+        self._sending: list[subprocess.Popen[str]] = []
         self.variables = {
             **os.environ,
             **database.environment(),
@@ -64,9 +65,11 @@ class Stage:
     def begin(self, what: str, *arguments: object) -> subprocess.Popen[str]:
         """Start sending as ``note_sending.py`` does."""
         command = self._command(("python", "note_sending.py", self.peer.app, what, *map(str, arguments)))
-        return subprocess.Popen(
+        sending = subprocess.Popen(
             command, env=self.variables, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        self._sending.append(sending)
+        return sending
 
     def send(self, what: str, *arguments: object) -> Any:
         """Send, and return what was seen.
@@ -82,6 +85,12 @@ class Stage:
         if sending.returncode:
             raise Incomplete(f"{self.peer.name}: it does not send\n{problems[-3000:]}")
         return json.loads(said.splitlines()[-1])
+
+    def close(self) -> None:
+        """End what sends yet."""
+        for sending in self._sending:
+            with sending:
+                sending.kill()
 
     @contextmanager
     def worker(self, processes: int = 1) -> Iterator[Worker]:
@@ -175,4 +184,5 @@ def staged(peer: Peer, programs: Path, servers: Servers) -> Iterator[Stage]:
     with servers.emptied() as database, tempfile.TemporaryDirectory() as folder:
         stage = Stage(peer, programs, database, servers.redis_url, Path(folder))
         stage.prepare()
-        yield stage
+        with closing(stage):
+            yield stage

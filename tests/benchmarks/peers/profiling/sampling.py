@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.benchmarks.peers.processes import busiest
-
 
 def sampler() -> str | None:
     """Return the program; None where there is none."""
@@ -21,8 +19,8 @@ def sampler() -> str | None:
 
 
 @contextmanager
-def sampled(session: int) -> Iterator[list[str]]:
-    """Sample who works most in a session for as long as the block; the list is filled at its end.
+def sampled(process: int) -> Iterator[list[str]]:
+    """Sample a process for as long as the block; the list is filled at its end.
 
     Only what holds the interpreter's lock is counted: what waits for Redis or Postgres costs nothing here.
     """
@@ -35,7 +33,7 @@ def sampled(session: int) -> Iterator[list[str]]:
         path = Path(folder) / "stacks"
         command = [program, "record", "--gil", "--format", "raw", "--rate", "200", "--output", str(path)]
         recording = subprocess.Popen(
-            [*command, "--duration", "600", "--pid", str(busiest(session))],
+            [*command, "--duration", "600", "--pid", str(process)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

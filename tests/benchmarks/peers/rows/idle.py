@@ -23,10 +23,10 @@ def calls(url: str) -> float:
     MONITOR says what clients send; INFO commandstats would count what a script calls as well, which travels nowhere.
     """
     said: list[str] = []
-    with redis.Redis.from_url(url, socket_timeout=2 * SECONDS) as client:
-        client.ping()
+    with redis.Redis.from_url(url, socket_timeout=2 * SECONDS) as client, redis.Redis.from_url(url) as other:
+        other.ping()
         with client.monitor() as monitor:
-            end = threading.Timer(SECONDS, lambda: client.publish("bench", "end"))
+            end = threading.Timer(SECONDS, lambda: other.publish("bench", "end"))
             end.start()
             for command in monitor.listen():
                 if command["command"].startswith("PUBLISH bench"):
