@@ -38,6 +38,7 @@ def measure(name: str, row: Row, chosen: Sequence[Peer], folder: Path, rounds: i
     count = max(10, round(row.count * scale))
     runs: dict[str, list[dict[str, float]]] = {}
     versions: dict[str, dict[str, str]] = {}
+    incomplete: list[str] = []
     ready = []
     for peer in chosen:
         programs = programs_of(peer, folder)
@@ -57,6 +58,7 @@ def measure(name: str, row: Row, chosen: Sequence[Peer], folder: Path, rounds: i
                         figures = row.measure(stage, max(10, round(count * peer.share)))
                 except Incomplete as e:
                     say(f"{name}: {e}")
+                    incomplete.append(f"{peer.name}: {str(e).splitlines()[0]}")
                     continue
                 runs.setdefault(peer.name, []).append(figures)
                 said = ", ".join(
@@ -75,5 +77,6 @@ def measure(name: str, row: Row, chosen: Sequence[Peer], folder: Path, rounds: i
         "jobs": count,
         "figures": {key: {"what": figure.what, "more": figure.more} for key, figure in row.figures.items()},
         "runs": runs,
+        "incomplete": incomplete,
         "versions": {peer: versions[peer] for peer in runs},
     }

@@ -33,7 +33,7 @@ CURVES = (
     ("processes", "jobs a second by worker processes", [(f"{n}", [f"rate {n}"]) for n in (1, 2, 4)]),
     (
         "waiting",
-        "processor time of worker and Redis, µs a job, by what waits",
+        "µs of processor a job, worker and Redis, by what waits",
         [
             (words, [f"cpu {name}", f"redis {name}"])
             for words, name in (
@@ -62,6 +62,8 @@ def draw(rows: Rows, path: Path) -> None:
     mpl.use("svg")
     # Text stays text, in the reader's font, and the file the same for the same figures.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "peers", "font.size": 8, "lines.linewidth": 1.4})
+    # Each word names all of these: two are enough.
+    mpl.rcParams.update({"font.sans-serif": ["DejaVu Sans", "sans-serif"]})
     from matplotlib import pyplot
 
     panels = [panel for panel in PANELS if _summaries(rows, panel[0], panel[1])]

@@ -36,7 +36,9 @@ def show(name: str, measured: dict[str, Any]) -> None:
             console.print(table)
     again = {peer: int(sum(run.get("again", 0) for run in runs)) for peer, runs in measured["runs"].items()}
     said = ", ".join(f"{peer} {count:,}" for peer, count in again.items() if count)
-    console.print(f"Every job ran. Jobs that ran more than once: {said or 'none'}", markup=False)
+    console.print(f"In all of these every job ran. Jobs that ran more than once: {said or 'none'}", markup=False)
+    for words in measured["incomplete"]:
+        console.print(f"Left out: {words}", markup=False)
 
 
 def show_versions(rows: dict[str, dict[str, Any]]) -> None:

@@ -55,6 +55,7 @@ def show(title: str, folded: Folded, in_redis: list[Cost], in_postgres: list[Cos
             words = cost.what.replace("|", "\\|")
             words = words if len(words) <= 90 else f"{words[:89]}…"
             print(f"| `{words}` | {cost.calls:.3f} | {cost.each / 1000:.3f} | {cost.a_job / 1000:.3f} |")
+        print("\nWhat a COMMIT syncs to disk comes after what is counted of it.")
 
 
 def profile(folder: Path, scale: float) -> None:

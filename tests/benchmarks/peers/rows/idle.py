@@ -14,7 +14,7 @@ from tests.benchmarks.peers.running import Stage
 
 SECONDS = 10.0
 #: Seconds between messages, at random: long enough that whoever asks ever less often is as idle as he gets.
-PAUSES = (0.2, 1.6)
+PAUSES = (0.2, 1.2)
 
 
 def calls(url: str) -> float:
