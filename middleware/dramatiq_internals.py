@@ -24,6 +24,7 @@ from typing import Any
 
 import dramatiq
 from dramatiq import Message, MessageProxy, Worker
+from dramatiq import worker as worker_module
 from dramatiq.common import iter_queue
 from dramatiq.compat import StreamablePipe
 from dramatiq.middleware.time_limit import _CtypesTimeoutManager
@@ -161,6 +162,11 @@ def give_back_waiting(worker: Worker) -> int:
         if not consumer.is_alive():
             consumer.close()
     return sum(map(len, waiting.values()))
+
+
+def prefetch_is_set() -> bool:
+    """Tell whether the environment says how many messages a worker holds of a queue."""
+    return worker_module.QUEUE_PREFETCH > 0
 
 
 def queues_were_named(worker: Worker) -> bool:
