@@ -164,6 +164,28 @@ def give_back_waiting(worker: Worker) -> int:
     return sum(map(len, waiting.values()))
 
 
+def give_back_last(worker: Worker, queue_name: str, count: int) -> None:
+    """Give back so many of a queue's messages that wait in this process to be run, those that would be last.
+
+    Raises:
+      ConnectionClosed: When Redis did not say so. They wait here no more.
+    """
+    queue, waiting = worker.work_queue, []
+    for item in iter_queue(queue):
+        waiting.append(item)
+    of_queue = [item for item in sorted(waiting) if item.message.queue_name == queue_name]
+    last = of_queue[max(0, len(of_queue) - count) :]
+    going = {id(item) for item in last}
+    for item in waiting:
+        if id(item) not in going:
+            queue.put(item)
+    for _ in waiting:
+        # Only now, so that who joins the queue does not find it done meanwhile.
+        queue.task_done()
+    if last:
+        worker.consumers[queue_name].requeue_messages([item.message for item in last])
+
+
 def prefetch_is_set() -> bool:
     """Tell whether the environment says how many messages a worker holds of a queue."""
     return worker_module.QUEUE_PREFETCH > 0

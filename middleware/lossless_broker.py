@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import redis
-from dramatiq import Message, MessageProxy, Middleware
+from dramatiq import Message, MessageProxy, Middleware, Worker
 from dramatiq.broker import Consumer
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import current_millis, dq_name
@@ -29,7 +29,13 @@ from loguru import logger
 
 from middleware import unique
 from middleware.deliveries import Delivery, Entry, NotToRun
-from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread, prefetch_is_set
+from middleware.dramatiq_internals import (
+    catch_what_escapes,
+    exception_of,
+    give_back_last,
+    is_consumer_thread,
+    prefetch_is_set,
+)
 from middleware.encoding import encode
 from middleware.errors import EnqueuedInPart
 from middleware.heartbeat import Heartbeat
@@ -185,6 +191,7 @@ class LosslessBroker(RedisBroker):
         if metrics is not None:
             metrics.actors = self.actors
         self._threads: int | None = None
+        self._worker: Worker | None = None
         self._run_in_time = Scripts(lease_client or client, namespace)
         self._heartbeat = Heartbeat(
             self._run_in_time,
@@ -226,6 +233,15 @@ class LosslessBroker(RedisBroker):
     def forget(self, message: Delivery) -> None:
         """Note that ``message`` does not run any more."""
         self._marks.forget(_entry(message))
+
+    def give_back_last(self, queue_name: str, count: int) -> None:
+        """Give back so many of the messages that wait in this process, those that would be run last.
+
+        Raises:
+          ConnectionClosed: When Redis did not say so; the next consumer gives them back.
+        """
+        if self._worker is not None:
+            give_back_last(self._worker, queue_name, count)
 
     def _end(self, queue_name: str, epoch: int, messages: Sequence[Delivery]) -> None:
         """End messages of one queue, fetched under one lease, of which nothing follows.
@@ -411,7 +427,7 @@ class LosslessBroker(RedisBroker):
                 args[0].began = time.time(), time.perf_counter()
             else:
                 if signal == "worker_boot":
-                    self._threads = args[0].worker_threads
+                    self._worker, self._threads = args[0], args[0].worker_threads
                 self._call_before(signal, *args, **kwargs)
             return
         message = args[0]

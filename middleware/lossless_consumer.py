@@ -218,6 +218,9 @@ class LosslessConsumer(Consumer):
             self._reckon()
             self._holdings.wait_below(self._prefetch // 2 + 1, GATHER)
             if not self._holdings.wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
+                if len(self._holdings) > self._least and not self._delayed:
+                    # What was quick has become slow, and others may have nothing to do.
+                    self._broker.give_back_last(self._queue_name, len(self._holdings) - self._least)
                 # Much may have come meanwhile. Whose is last there should not wait for it to be sorted.
                 self._unsorted = self._broker.fair and not self._delayed
                 return None
