@@ -170,9 +170,8 @@ def give_back_last(worker: Worker, queue_name: str, count: int) -> None:
     Raises:
       ConnectionClosed: When Redis did not say so. They wait here no more.
     """
-    queue, waiting = worker.work_queue, []
-    for item in iter_queue(queue):
-        waiting.append(item)
+    queue = worker.work_queue
+    waiting = list(iter_queue(queue))
     of_queue = [item for item in sorted(waiting) if item.message.queue_name == queue_name]
     last = of_queue[max(0, len(of_queue) - count) :]
     going = {id(item) for item in last}

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from dramatiq.errors import ConnectionClosed
@@ -78,10 +79,8 @@ class Journal:
             while not self._asleep:
                 # Whoever begins first after a pause should not be unknown for a moment.
                 self._marks.send()
-                try:
+                with suppress(Empty):
                     self._wake.get(timeout=INTERVAL)
-                except Empty:
-                    pass
                 if not self._tell():
                     time.sleep(AGAIN_AFTER)
                 if not self._ended and not self._marks.unsent():

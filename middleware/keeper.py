@@ -84,9 +84,7 @@ def kept(tell: Callable[[str], object], left_running: Callable[[], bool]) -> Ite
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _keep(
-    worker: int, parent: int, tell: Callable[[str], object], left_running: Callable[[], bool]
-) -> NoReturn:
+def _keep(worker: int, parent: int, tell: Callable[[str], object], left_running: Callable[[], bool]) -> NoReturn:
     code = os.EX_SOFTWARE
     try:
         gc.disable()

@@ -64,9 +64,7 @@ def _bytes(redis_id: str) -> bytes:
 
 
 def _warn(message: Delivery) -> None:
-    logger.warning(
-        "message {} was given to another worker while this one had it: it may run twice", message.message_id
-    )
+    logger.warning("message {} was given to another worker while this one had it: it may run twice", message.message_id)
 
 
 def _lock_of(message: Delivery) -> str:
