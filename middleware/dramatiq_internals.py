@@ -101,6 +101,12 @@ def catch_what_escapes(thread: WorkerThread, caught: Callable[[MessageProxy, Bas
     thread.process_message = process_message  # type: ignore[method-assign]
 
 
+def delay_nothing(thread: ConsumerThread) -> None:
+    """Keep a thread that consumes no delay queue from looking after each message whether a delayed one is due."""
+    if not thread.queue_name.endswith(".DQ"):
+        thread.handle_delayed_messages = lambda: None  # type: ignore[method-assign]
+
+
 def surround_messages(thread: WorkerThread | ConsumerThread, surround: Callable[[Handle], Handle]) -> None:
     """Put something around all that a thread, which has begun to run, does with a message."""
     # A consumer's own are the delayed and the undefined ones.

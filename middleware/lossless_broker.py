@@ -31,6 +31,7 @@ from middleware import unique
 from middleware.deliveries import Delivery, Entry, NotToRun
 from middleware.dramatiq_internals import (
     catch_what_escapes,
+    delay_nothing,
     exception_of,
     give_back_last,
     is_consumer_thread,
@@ -493,6 +494,8 @@ class LosslessBroker(RedisBroker):
             self._call_after(f"after_{signal}", *args, **kwargs)
             if signal == "worker_thread_boot":
                 catch_what_escapes(args[0], partial(self._caught, args[0]))
+            elif signal == "consumer_thread_boot":
+                delay_nothing(args[0])
 
     def _call_after(self, hook: str, *args: Any, **kwargs: Any) -> None:
         for middleware in reversed(self._hooks.of(self.middleware, hook)):
@@ -530,8 +533,12 @@ class LosslessBroker(RedisBroker):
         if message.began is not None and message.took is None:
             message.took = time.perf_counter() - message.began[1]
         # Retries, callbacks, pipelines and groups enqueue here.
-        with self.collecting() as collected:
+        before, collected = self._local.collecting, list[tuple[str, Entry]]()
+        self._local.collecting = collected
+        try:
             interrupt = self._call_all("after_process_message", message, **kwargs)
+        finally:
+            self._local.collecting = before
         succeeded = kwargs.get("exception") is None
         retried = any(message_id == message.message_id for message_id, _ in collected)
         if interrupt is not None and not retried:
