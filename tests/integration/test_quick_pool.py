@@ -56,7 +56,7 @@ def test_what_an_interrupt_left_unread_is_read_by_nobody(client: redis.Redis, mo
     with monkeypatch.context() as patched:
         patched.setattr(connection, "read_response", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run("enqueue", "q", "id", b"data")
+            run("enqueue", "q", 1, "id", b"data")
     # Its answer is on its way.
     assert connection._sock is None
     assert client.echo("mine") == b"mine"
