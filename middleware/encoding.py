@@ -32,7 +32,8 @@ def _encode(message: Message[Any]) -> bytes:
     quoted = encode_basestring_ascii
     return (
         f'{{"queue_name":{quoted(message.queue_name)},"actor_name":{quoted(message.actor_name)},'
-        f'"args":{_json(message.args)},"kwargs":{_json(message.kwargs)},"options":{_json(message.options)},'
+        f'"args":{_json(message.args)},"kwargs":{"{}" if message.kwargs == {} else _json(message.kwargs)},'
+        f'"options":{_json(message.options)},'
         f'"message_id":{quoted(message.message_id)},"message_timestamp":{_json(message.message_timestamp)}}}'
     ).encode()
 

@@ -253,6 +253,9 @@ def _tenant_to_send(
     scoped: bool | None,
 ) -> tuple[UUID | None, dict[str, Any]]:
     """Return the tenant of a message that is sent, and its keyword arguments without that, where it is moved."""
+    if ambient.tenant_id is not None and scoped is not False and not ("tenant_id" in options or "tenant_id" in kwargs):
+        # As most are sent.
+        return ambient.tenant_id, kwargs
     given: dict[str, UUID] = {}
     try:
         if options.get("tenant_id") is not None:
