@@ -42,6 +42,7 @@ from middleware.log_context import lines_of
 from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
+from middleware.messages import make_message
 from middleware.outbox import Outbox
 from middleware.process_facts import process_facts
 from middleware.redis_ids import new_id, new_ids, redis_id_of
@@ -85,18 +86,16 @@ def _to_enqueue(message: Message[Any], delay: int | None, an_id: str) -> Message
     options, queue_name = {**message.options, "redis_message_id": an_id}, message.queue_name
     if delay is not None:
         queue_name, options["eta"] = dq_name(queue_name), current_millis() + delay
-    # Not copy(), which asks the class for its fields, nor Message(), which sets one after the other past its own guard.
-    copy: Message[Any] = object.__new__(Message)
-    copy.__dict__.update(
-        queue_name=queue_name,
-        actor_name=message.actor_name,
-        args=message.args,
-        kwargs=message.kwargs,
-        options=options,
-        message_id=message.message_id,
-        message_timestamp=message.message_timestamp,
+    # Not copy(), which asks the class for its fields.
+    return make_message(
+        queue_name,
+        message.actor_name,
+        message.args,
+        message.kwargs,
+        options,
+        message.message_id,
+        message.message_timestamp,
     )
-    return copy
 
 
 def _entry_of(message: Message[Any]) -> Entry:
