@@ -81,7 +81,7 @@ def ours() -> Senders:
     def send_many() -> None:
         with tenant_context(TENANT):
             for first in range(0, ENQUEUED, MANY):
-                enqueue_many([actor.message(n) for n in range(first, first + MANY)])
+                enqueue_many(actor.message(n) for n in range(first, first + MANY))
 
     def send_many_with_tenant() -> None:
         for first in range(0, ENQUEUED, MANY):
