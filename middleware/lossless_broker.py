@@ -11,14 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
-from uuid import uuid4
 
 import redis
-from dramatiq import Message, MessageProxy, Middleware
+from dramatiq import Message, MessageProxy, Middleware, Worker
 from dramatiq.broker import Consumer
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import current_millis, dq_name
@@ -29,26 +30,35 @@ from loguru import logger
 
 from middleware import unique
 from middleware.deliveries import Delivery, Entry, NotToRun
-from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread
+from middleware.dramatiq_internals import (
+    catch_what_escapes,
+    delay_nothing,
+    exception_of,
+    give_back_last,
+    is_consumer_thread,
+    prefetch_is_set,
+)
 from middleware.encoding import encode
 from middleware.errors import EnqueuedInPart
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
 from middleware.hooks import Hooks
 from middleware.job_metrics import JobMetrics, note_sent_now
+from middleware.journal import Journal
 from middleware.keeper import kept, why_not_kept
 from middleware.log_context import lines_of
-from middleware.lossless_consumer import LosslessConsumer
+from middleware.lossless_consumer import FLUSH_WITHIN, LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
+from middleware.messages import make_message
 from middleware.outbox import Outbox
 from middleware.process_facts import process_facts
-from middleware.redis_ids import redis_id_of
+from middleware.redis_ids import new_id, new_ids, redis_id_of
+from middleware.shared_starts import SharedStarts
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
 from middleware.tally import Tally
-from middleware.unique import outcome
 
 #: Milliseconds after which what a silent process holds is given back, milliseconds that all get to come back in after
 #: Redis was away, and seconds between two signs of life.
@@ -80,13 +90,13 @@ def _fail(message: Delivery, error: BaseException | None) -> None:
         message.stuff_exception(error)
 
 
-def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
+def _to_enqueue(message: Message[Any], delay: int | None, an_id: str) -> Message[Any]:
     """Return ``message`` as it is to be put into Redis, with an id of its own there."""
-    options, queue_name = {**message.options, "redis_message_id": str(uuid4())}, message.queue_name
+    options, queue_name = {**message.options, "redis_message_id": an_id}, message.queue_name
     if delay is not None:
         queue_name, options["eta"] = dq_name(queue_name), current_millis() + delay
     # Not copy(), which asks the class for its fields.
-    return Message(
+    return make_message(
         queue_name,
         message.actor_name,
         message.args,
@@ -99,9 +109,18 @@ def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
 
 def _entry_of(message: Message[Any]) -> Entry:
     # Only now, after the hooks, is it known whose it is. The options are this copy's own.
-    redis_id = redis_id_of(message.options["redis_message_id"], message.options)
-    message.options["redis_message_id"] = redis_id
+    options = message.options
+    redis_id = options["redis_message_id"] = redis_id_of(options["redis_message_id"], options)
     return message.queue_name, redis_id, encode(message)
+
+
+def _by_queue(entries: Sequence[Entry]) -> list[Argument]:
+    """Return what ``enqueue.lua`` is told of them, in their order."""
+    said: list[Argument] = []
+    for queue_name, group in groupby(entries, itemgetter(0)):
+        of_queue = [part for entry in group for part in entry[1:]]
+        said += (queue_name, len(of_queue) // 2, *of_queue)
+    return said
 
 
 def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
@@ -177,11 +196,13 @@ class LosslessBroker(RedisBroker):
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
         self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
+        self.journal = Journal(self._marks, self._end)
         self.tally = Tally()
         self.metrics = metrics
         if metrics is not None:
             metrics.actors = self.actors
         self._threads: int | None = None
+        self._worker: Worker | None = None
         self._run_in_time = Scripts(lease_client or client, namespace)
         self._heartbeat = Heartbeat(
             self._run_in_time,
@@ -201,6 +222,8 @@ class LosslessBroker(RedisBroker):
         self.suspected: set[str] = set()
         self.solitude = Solitude(self._busy)
         self._holdings: dict[str, Holdings] = {}
+        self._consumers: dict[str, LosslessConsumer] = {}
+        self.prefetch_is_set = prefetch_is_set()
         self._local = _OfThread()
 
     def _suspect(self, queues: set[str]) -> None:
@@ -216,11 +239,30 @@ class LosslessBroker(RedisBroker):
 
     def begin(self, message: Delivery) -> None:
         """Note that ``message`` begins to run, in case that its worker does not survive it. Raises nothing."""
-        self._marks.mark(_entry(message))
+        self.journal.begin(_entry(message))
 
     def forget(self, message: Delivery) -> None:
         """Note that ``message`` does not run any more."""
         self._marks.forget(_entry(message))
+
+    def give_back_last(self, queue_name: str, count: int) -> None:
+        """Give back so many of the messages that wait in this process, those that would be run last.
+
+        Raises:
+          ConnectionClosed: When Redis did not say so; the next consumer gives them back.
+        """
+        if self._worker is not None:
+            give_back_last(self._worker, queue_name, count)
+
+    def _end(self, queue_name: str, epoch: int, messages: Sequence[Delivery]) -> None:
+        """End messages of one queue, fetched under one lease, of which nothing follows.
+
+        Raises:
+          ConnectionClosed: When Redis did not say so.
+        """
+        ids = (message.redis_id.encode("utf-8", "surrogateescape") for message in messages)
+        others = self.run("finish_many", queue_name, self.broker_id, epoch, *ids)
+        self._consumers[queue_name].have_ended(messages, others)
 
     def still_holds(self, message: Delivery) -> bool:
         """Tell whether ``message`` is still this process'; as far as is known, where Redis cannot be asked."""
@@ -242,7 +284,9 @@ class LosslessBroker(RedisBroker):
         # The lease must stand before anything is taken under it.
         self._heartbeat.cover(queue_name)
         self._local.due.clear()
-        return LosslessConsumer(self, queue_name, prefetch, timeout, holdings)
+        consumer = LosslessConsumer(self, queue_name, prefetch, timeout, holdings)
+        self._consumers[queue_name] = consumer
+        return consumer
 
     def fetch(self, script: str, queue_name: str, count: int) -> tuple[int, list[Any]]:
         """Take up to ``count`` messages; return under which lease, and what the script said.
@@ -295,11 +339,11 @@ class LosslessBroker(RedisBroker):
         old_id = message.options.get("redis_message_id")
         # A delayed message that is due: it moves when its delivery ends, which is next.
         moves = is_consumer_thread() and old_id in self._local.due
-        message = _to_enqueue(message, delay)
+        message = _to_enqueue(message, delay, new_id())
         if self._local.collecting is not None and delay is None and not moves:
             note_sent_now(message.options)
         try:
-            self.emit_before("enqueue", message, delay)
+            self._before_enqueue([message], delay)
         except MiddlewareError as e:
             if not moves:
                 raise
@@ -319,16 +363,52 @@ class LosslessBroker(RedisBroker):
                 raise ConnectionFailed(
                     f"message {message.message_id} for actor {message.actor_name!r} was not enqueued: {e}"
                 ) from e
-            if not outcome(message).sent:
+            if not unique.was_sent(message):
                 unique.refuse(message)
                 return message
-        self.emit_after("enqueue", message, delay)
+        self._after_enqueue([message], delay)
         return message
+
+    def _before_enqueue(self, messages: Sequence[Message[Any]], delay: int | None) -> None:
+        """Call the hooks of messages that are enqueued: ours, that come first, with all at once, and from the first of
+        anybody else's on one message after the other.
+        """
+        first, rest = self._hooks.before_enqueue(self.middleware)
+        for ours in first:
+            try:
+                ours.before_enqueue_many(self, messages, delay)
+            except MiddlewareError:
+                raise
+            except Exception:  # noqa: BLE001 - what one of them is must be nothing to the others
+                for message in messages:
+                    self._call_before_enqueue([ours], message, delay)
+        if rest:
+            for message in messages:
+                self._call_before_enqueue(rest, message, delay)
+
+    def _call_before_enqueue(self, hooks: Sequence[Middleware], message: Message[Any], delay: int | None) -> None:
+        for middleware in hooks:
+            try:
+                # Dramatiq, too, gives None where nothing is delayed.
+                middleware.before_enqueue(self, message, delay)  # type: ignore[arg-type]
+            except MiddlewareError:
+                raise
+            except Exception:  # noqa: BLE001 - Dramatiq's rule
+                logger.opt(exception=True).critical("before_enqueue of {!r} raised", middleware)
+
+    def _after_enqueue(self, messages: Iterable[Message[Any]], delay: int | None) -> None:
+        hooks = self._hooks.of(self.middleware, "after_enqueue")[::-1]
+        for message in messages:
+            for middleware in hooks:
+                try:
+                    middleware.after_enqueue(self, message, delay)  # type: ignore[arg-type]
+                except Exception:  # noqa: BLE001 - Dramatiq's rule
+                    logger.opt(exception=True).critical("after_enqueue of {!r} raised", middleware)
 
     def _put(self, messages: Sequence[Message[Any]], entries: Sequence[Entry]) -> list[Message[Any]]:
         """Put messages on their queues, and return them with what became of each."""
         if not any(UNIQUE in message.options for message in messages):
-            self.run("enqueue", *(part for entry in entries for part in entry))
+            self.run("enqueue", *_by_queue(entries))
             return list(messages)
         parts: list[Argument] = [unique.KEEP]
         for message, entry in zip(messages, entries, strict=True):
@@ -351,25 +431,20 @@ class LosslessBroker(RedisBroker):
           MiddlewareError: When one of them is refused, as ``send()`` would; then none was enqueued.
           EnqueuedInPart: When Redis did not say that it has all of them.
         """
-        prepared = [_to_enqueue(message, delay) for message in messages]
-        for message in prepared:
-            self.emit_before("enqueue", message, delay)
+        prepared = [_to_enqueue(message, delay, an_id) for message, an_id in zip(messages, new_ids(), strict=False)]
+        self._before_enqueue(prepared, delay)
         now = [message.options.pop("now", None) for message in prepared]
         entries = [_entry_of(message) for message in prepared]
         if self._local.collecting is not None:
             self._local.collecting += [(m.message_id, entry) for m, entry in zip(prepared, entries, strict=True)]
+        elif self.outbox is None or not self.outbox.takes():
+            prepared = self._put_all(prepared, entries)
         else:
-            left = [
-                n
-                for n, entry in enumerate(entries)
-                if now[n] or self.outbox is None or not self.outbox.take(prepared[n], *entry)
-            ]
+            left = [n for n, entry in enumerate(entries) if now[n] or not self.outbox.take(prepared[n], *entry)]
             done = self._put_all([prepared[n] for n in left], [entries[n] for n in left])
             for n, message in zip(left, done, strict=True):
                 prepared[n] = message
-        for message in prepared:
-            if outcome(message).sent:
-                self.emit_after("enqueue", message, delay)
+        self._after_enqueue(filter(unique.was_sent, prepared), delay)
         return prepared
 
     def _put_all(self, messages: list[Message[Any]], entries: list[Entry]) -> list[Message[Any]]:
@@ -394,7 +469,7 @@ class LosslessBroker(RedisBroker):
                 args[0].began = time.time(), time.perf_counter()
             else:
                 if signal == "worker_boot":
-                    self._threads = args[0].worker_threads
+                    self._worker, self._threads = args[0], args[0].worker_threads
                 self._call_before(signal, *args, **kwargs)
             return
         message = args[0]
@@ -413,6 +488,9 @@ class LosslessBroker(RedisBroker):
             if message.give_back:
                 # It does not end.
                 return
+            if message.failed:
+                # Whoever gets it next must ask whether there is a row.
+                self._marks.send(_entry(message))
         hook = "before_nack" if message.failed else "before_ack"
         for middleware in self._hooks.of(self.middleware, hook):
             try:
@@ -457,6 +535,8 @@ class LosslessBroker(RedisBroker):
             self._call_after(f"after_{signal}", *args, **kwargs)
             if signal == "worker_thread_boot":
                 catch_what_escapes(args[0], partial(self._caught, args[0]))
+            elif signal == "consumer_thread_boot":
+                delay_nothing(args[0])
 
     def _call_after(self, hook: str, *args: Any, **kwargs: Any) -> None:
         for middleware in reversed(self._hooks.of(self.middleware, hook)):
@@ -475,18 +555,31 @@ class LosslessBroker(RedisBroker):
     def _boot_kept(self) -> None:
         """Boot in a child of this process, which stays behind as its keeper, where that can be."""
         why_not = why_not_kept()
-        with nullcontext() if why_not else kept(partial(self._run_in_time, "obituary", self.broker_id)):
+        if why_not:
             self._call_after("after_process_boot")
+        else:
+            starts = SharedStarts()
+            with kept(partial(self._tell_end, starts), lambda: bool(starts.running())):
+                self._marks.share(starts)
+                self._call_after("after_process_boot")
         if why_not:
             # Only now is it known where to log.
             logger.warning("how this process ends will be seen by nobody of ours: {}", why_not)
+
+    def _tell_end(self, starts: SharedStarts, how: str) -> None:
+        running = (part for entry in starts.running().items() for part in entry)
+        self._run_in_time("obituary", self.broker_id, how, *running)
 
     def _after_process(self, message: Delivery, **kwargs: Any) -> None:
         if message.began is not None and message.took is None:
             message.took = time.perf_counter() - message.began[1]
         # Retries, callbacks, pipelines and groups enqueue here.
-        with self.collecting() as collected:
+        before, collected = self._local.collecting, list[tuple[str, Entry]]()
+        self._local.collecting = collected
+        try:
             interrupt = self._call_all("after_process_message", message, **kwargs)
+        finally:
+            self._local.collecting = before
         succeeded = kwargs.get("exception") is None
         retried = any(message_id == message.message_id for message_id, _ in collected)
         if interrupt is not None and not retried:
@@ -578,6 +671,8 @@ class LosslessBroker(RedisBroker):
           ConnectionClosed: For any error of Redis, where something is not to be given back.
         """
         but = set(but)
+        with suppress(ConnectionClosed):
+            self.journal.flush()
         if not but:
             self._heartbeat.leave()
             return
@@ -594,6 +689,7 @@ class LosslessBroker(RedisBroker):
         """Give back at once whatever this process still holds."""
         if self.outbox is not None:
             self.outbox.relay.close()
+        self.journal.close(FLUSH_WITHIN)
         if self._heartbeat.stop():
             self._merge_lanes()
         self._marks.close()
