@@ -38,8 +38,8 @@ CURVES = (
         [
             (words, [f"cpu {name}", f"redis {name}"])
             for words, name in (
-                ("10", "10"),
-                ("1 k", "1000"),
+                ("10 at\na time", "10"),
+                ("1 k at\na time", "1000"),
                 ("100 k", "100000"),
                 ("1 M", "1000000"),
                 ("100 k\ndelayed", "delayed"),
