@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from db.deadline import set_deadline
 from db.errors import DramaturgError
 from db.failures import Ending
@@ -26,16 +23,20 @@ AGAIN_AFTER = 2.0
 #: Failures written in one transaction at most.
 AT_ONCE = 100
 
-_AWAY = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout, TimeoutError)
-#: Classes of SQLSTATE among them that are about one failure: it is in another's way, or too much.
+#: Classes of SQLSTATE that are about one failure: it is in another's way, or too much.
 #: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _OF_ONE = ("40", "54")
 
 
 def is_away(error: BaseException) -> bool:
     """Tell whether ``error`` says that Postgres takes no failure: it is away, read-only, or the table is gone."""
+    # Imported by whatever raised it; worker processes that record nothing need not.
+    from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
+    from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+    away = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout, TimeoutError)
     state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    return isinstance(error, _AWAY) and not state.startswith(_OF_ONE)
+    return isinstance(error, away) and not state.startswith(_OF_ONE)
 
 
 class PostgresAway(DramaturgError):

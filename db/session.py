@@ -28,7 +28,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from db import deadline, times
+from db import configuration, deadline, times
+from db.configuration import Config
+from db.configuration import configure as configure
 from db.errors import ConfigurationError, TenantRequired
 from db.open_transaction import OpenTransaction
 from db.outgoing import Outgoing
@@ -41,20 +43,6 @@ _SCOPE_OPTION = "dramaturg_scope"
 _LOCK_TIMEOUT_OPTION = "dramaturg_lock_timeout"
 #: Among what SQLAlchemy keeps with a connection: what leaves with the transaction on it.
 _OUTGOING = "dramaturg_outgoing"
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """How sessions reach Postgres; see :func:`configure`."""
-
-    database_url: str
-    operator_database_url: str
-    pool_size: int
-    max_overflow: int
-    pool_timeout: float
-    connect_timeout: int
-    lock_timeout_ms: int
-    prepare_threshold: int | None
 
 
 @dataclass(slots=True)
@@ -79,7 +67,7 @@ class _State:
             engine.dispose(close=close)
 
 
-_state = _State()
+_state = _State(*configuration.heed(lambda config: _use(config)))
 _watchdog = StatementWatchdog()
 
 
@@ -98,41 +86,8 @@ def normalise_url(url: str) -> str:
     return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
-def configure(
-    database_url: str,
-    *,
-    operator_database_url: str | None = None,
-    pool_size: int = 8,
-    max_overflow: int = 4,
-    pool_timeout: float = 30.0,
-    connect_timeout: int = 5,
-    lock_timeout_ms: int = 30_000,
-    prepare_threshold: int | None = None,
-) -> None:
-    """Say how sessions reach Postgres. Connects to nothing; engines are made when first used.
-
-    Arguments:
-      database_url: The tenant-bound role's, as hosts give it (``postgres://``, ``?sslmode=``).
-      operator_database_url: The role's that works across tenants; ``database_url`` where there is only one credential.
-      pool_size, max_overflow: Connections kept, and opened beyond them under load, for each of the two URLs.
-      pool_timeout: Seconds to wait for a free connection.
-      connect_timeout: Seconds to wait for a new connection.
-      lock_timeout_ms: Milliseconds a statement may wait for a lock; never more than its job has left.
-      prepare_threshold: psycopg's; ``None`` never prepares, as PgBouncer before 1.21 needs it.
-
-    Raises:
-      ConfigurationError: When a URL is not a Postgres one.
-      ValueError: When ``prepare_threshold`` is less than 1.
-    """
-    if prepare_threshold is not None and prepare_threshold < 1:
-        # What begins a transaction is several statements in one string, which cannot be prepared at first sight.
-        raise ValueError(f"prepare_threshold must be None or at least 1, not {prepare_threshold!r}")
-    main = normalise_url(database_url)
-    operator = normalise_url(operator_database_url) if operator_database_url else main
+def _use(config: Config) -> None:
     global _state
-    config = Config(
-        main, operator, pool_size, max_overflow, pool_timeout, connect_timeout, lock_timeout_ms, prepare_threshold
-    )
     # Replaced whole: a transaction that begins at this moment finds a configuration and the engines made for it.
     before, _state = _state, _State(config)
     before.dispose()
@@ -245,7 +200,7 @@ def _bind(scope: Scope) -> Engine:
     url = _url(config, scope)
     engine = state.engines.get(url)
     if engine is None:
-        engine = create_engine(url, **_engine_arguments(config))
+        engine = create_engine(normalise_url(url), **_engine_arguments(config))
         _listen(engine)
         # Two threads may both get here: all must use the one that is kept.
         engine = state.engines.setdefault(url, engine)
@@ -259,7 +214,7 @@ def _async_bind(scope: Scope) -> AsyncEngine:
     engines = state.async_engines.setdefault(asyncio.get_running_loop(), {})
     engine = engines.get(url)
     if engine is None:
-        engine = engines[url] = create_async_engine(url, **_engine_arguments(config))
+        engine = engines[url] = create_async_engine(normalise_url(url), **_engine_arguments(config))
         _listen(engine.sync_engine)
     return engine.execution_options(**_options(config, scope))
 

@@ -593,7 +593,7 @@ class LosslessBroker(RedisBroker):
     def close(self) -> None:
         """Give back at once whatever this process still holds."""
         if self.outbox is not None:
-            self.outbox.relay.close()
+            self.outbox.close()
         if self._heartbeat.stop():
             self._merge_lanes()
         self._marks.close()

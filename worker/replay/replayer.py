@@ -6,21 +6,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dramatiq import Broker, Worker
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from loguru import logger
-from sqlalchemy import text
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from db.failed.actions import Begin
-from db.replays import claims, runs
 from middleware.lossless_broker import LosslessBroker
 from middleware.process_facts import process_name
 from worker.queues import Queue
-from worker.replay.runner import Runner
+
+if TYPE_CHECKING:
+    # A process imports them five seconds after its start, and not before its first job.
+    from db.failed.actions import Begin
+    from worker.replay.runner import Runner
 
 #: Seconds between two looks for replays that nobody runs, for which one is run before the next, and between two
 #: warnings of the same.
@@ -64,11 +64,12 @@ class Replayer(Middleware):
 
     def _keep(self, broker: LosslessBroker) -> None:
         name = f"{process_name(None)}/{uuid.uuid4()}"
-        runner = self._make_runner(broker, name, self._stop.wait)
+        runner: Runner | None = None
         more = False
         while not self._stop.wait(0 if more else EVERY):
             more = False
             try:
+                runner = runner or self._make_runner(broker, name, self._stop.wait)
                 more = self.look(runner)
             except ConnectionClosed as e:
                 self._say(f"replays wait for Redis: {e}")
@@ -89,12 +90,17 @@ class Replayer(Middleware):
 
         One whose jobs wait long for their retries keeps no other from going on.
         """
+        from sqlalchemy import text
+        from sqlalchemy.exc import InterfaceError, OperationalError
+
+        from db.replays import claims, runs
+
         with self._begin() as session:
             found = runs.waiting(session, AT_A_TIME)
             for replay_id in claims.moved(session, AT_A_TIME):
                 # Of those that are cancelled, for one; whoever runs one does it at its end.
                 claims.follow_the_moved(session, replay_id)
-            tidy = session.execute(_TO_LET_GO).scalar_one()
+            tidy = session.execute(text(_TO_LET_GO)).scalar_one()
         if tidy:
             runner.tidy()
         runner.release_removed()
@@ -112,8 +118,7 @@ class Replayer(Middleware):
 
 
 # Cheap, for it is asked for ever.
-_TO_LET_GO = text(
-    """
+_TO_LET_GO: Final = """
     SELECT EXISTS (
         SELECT FROM worker_replays replay JOIN worker_replay_items item ON item.replay_id = replay.id
         WHERE item.state = 'claimed' AND (
@@ -122,4 +127,3 @@ _TO_LET_GO = text(
         )
     )
     """
-)
