@@ -66,8 +66,8 @@ def kept(tell: Callable[[str], object]) -> Iterator[None]:
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     parent = os.getppid()
-    # What both have in common stays in common for longer if no collection writes to it.
-    gc.collect()
+    # What both have in common stays in common for longer if no collection writes to it. None before, either: it would
+    # look through all that was imported, and find nothing.
     gc.freeze()
     keeper = os.getpid()
     worker = os.fork()
