@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from db.errors import ConfigurationError
 
@@ -109,6 +110,38 @@ def heed(other: Callable[[Config], object]) -> tuple[Config | None, bool]:
     """Have ``other`` told of each configuration from now on; return the one of now, and whether sessions are closed."""
     _state.heed = other
     return _state.config, _state.closed
+
+
+def current() -> Config:
+    """Return what was configured.
+
+    Raises:
+      ConfigurationError: When nothing was.
+    """
+    if _state.config is None:
+        raise ConfigurationError(
+            "db.session is not configured: import worker.broker with DATABASE_URL set, or call db.session.configure()"
+        )
+    return _state.config
+
+
+def libpq_url(url: str) -> str:
+    """Return a URL that was checked as libpq reads it."""
+    return f"postgresql://{url.partition('://')[2]}"
+
+
+def connect_arguments(config: Config) -> dict[str, Any]:
+    """Return what every connection of ours is opened with, for psycopg."""
+    return {
+        "prepare_threshold": config.prepare_threshold,
+        "connect_timeout": config.connect_timeout,
+        "application_name": "dramaturg",
+        # A server whose host is gone says nothing; without these its silence lasts minutes, or two hours.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
 
 
 def close() -> None:

@@ -66,7 +66,10 @@ def close_for_good(within: float) -> None:
 
 
 def dispose() -> None:
-    """As :func:`db.session.dispose`."""
+    """As :func:`db.session.dispose`; also where :mod:`db.glance` has a connection instead."""
+    from db import glance
+
+    glance.close()
     if is_loaded():
         from db import session
 

@@ -148,11 +148,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def _config(state: _State) -> Config:
-    if state.config is None:
-        raise ConfigurationError(
-            "db.session is not configured: import worker.broker with DATABASE_URL set, or call db.session.configure()"
-        )
-    return state.config
+    return state.config or configuration.current()
 
 
 def _engine_arguments(config: Config) -> dict[str, Any]:
@@ -164,16 +160,7 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
         "pool_recycle": 1800,
         # A statement's values would otherwise stand in the text of every database error, and so in logs and rows.
         "hide_parameters": True,
-        "connect_args": {
-            "prepare_threshold": config.prepare_threshold,
-            "connect_timeout": config.connect_timeout,
-            "application_name": "dramaturg",
-            # A server whose host is gone says nothing; without these its silence lasts minutes, or two hours.
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 10_000,
-        },
+        "connect_args": configuration.connect_arguments(config),
     }
 
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import threading
 from typing import Final
+from uuid import uuid4
 
 from dramatiq import Broker, Worker
+from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from loguru import logger
 
+from db import glance
+from db.loaded import is_loaded
 from middleware.lossless_broker import LosslessBroker
 
-#: Seconds after the start of a worker after which it looks for the first time: the relay imports SQLAlchemy, and the
-#: first jobs should not wait for that. And that it may take to end.
-BEGIN_AFTER: Final = 1.0
+#: Seconds between two looks whether there is anything in it, the first one after the start included, whose jobs are not
+#: to wait for it; and for which the thread that looks gets to end.
+LOOK_EVERY: Final = 1.0
 END_WITHIN: Final = 2.0
+_ANYTHING: Final = "SELECT FROM worker_outbox"
 
 
 class RelayOutbox(Middleware):
-    """Looks every second, in one of all worker processes; see :mod:`middleware.relay`."""
+    """Looks every second, in one of all worker processes; see :mod:`middleware.relay`.
+
+    The relay imports SQLAlchemy. Where the process has not done that for its jobs, and the outbox is empty, the relay
+    is left for later.
+    """
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -43,8 +52,23 @@ class RelayOutbox(Middleware):
             broker.outbox.close()
 
     def _begin(self, broker: LosslessBroker) -> None:
-        if not self._stop.wait(BEGIN_AFTER) and broker.outbox is not None:
+        name = str(uuid4())
+        while not self._stop.wait(LOOK_EVERY):
             try:
-                broker.outbox.relay.look_after_others()
-            except Exception as e:  # noqa: BLE001 - whatever it cannot import: other processes look, too
-                logger.error("this process does not look into the outbox: {}: {}", type(e).__name__, e)
+                if _is_needed(broker, name) and broker.outbox is not None:
+                    broker.outbox.relay.look_after_others()
+                    return
+            except Exception as e:  # noqa: BLE001 - what cannot be imported now may be later, or elsewhere
+                logger.warning("the outbox is not looked into: {}: {}", type(e).__name__, e)
+
+
+def _is_needed(broker: LosslessBroker, name: str) -> bool:
+    """Tell whether the relay may have anything to do, as far as it is this process' turn to look."""
+    if is_loaded():
+        return True
+    try:
+        _, turn = broker.run("relay_turn", name, int(LOOK_EVERY * 900), int(LOOK_EVERY * 900))
+    except ConnectionClosed:
+        # It has words for that.
+        return True
+    return turn == 1 and glance.may_be_there(_ANYTHING)

@@ -13,12 +13,13 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from loguru import logger
 
+from db import glance
 from middleware.lossless_broker import LosslessBroker
 from middleware.process_facts import process_name
 from worker.queues import Queue
 
 if TYPE_CHECKING:
-    # A process imports them five seconds after its start, and not before its first job.
+    # A process imports them when there is a replay.
     from db.failed.actions import Begin
     from worker.replay.runner import Runner
 
@@ -69,6 +70,8 @@ class Replayer(Middleware):
         while not self._stop.wait(0 if more else EVERY):
             more = False
             try:
+                if runner is None and not self._may_have_work(broker):
+                    continue
                 runner = runner or self._make_runner(broker, name, self._stop.wait)
                 more = self.look(runner)
             except ConnectionClosed as e:
@@ -77,6 +80,10 @@ class Replayer(Middleware):
                 # Not its text: Postgres quotes what it does not take.
                 state = getattr(getattr(e, "orig", None), "sqlstate", None)
                 self._say(f"replays wait: {type(e).__name__}{f', SQLSTATE {state}' if state else ''}")
+
+    def _may_have_work(self, broker: LosslessBroker) -> bool:
+        """Tell whether there may be any, before all that is imported which does it."""
+        return glance.may_be_there(_MAY_HAVE_WORK) or bool(broker.run("removed_replays", 1))
 
     def _say(self, what: str) -> None:
         """Warn of what lasts, once in a while: where migrations are behind, or rights are missing, for ever."""
@@ -117,6 +124,13 @@ class Replayer(Middleware):
         return bool(found)
 
 
+# More than there is work for: what is left alone here is looked at in no other way.
+_MAY_HAVE_WORK: Final = """
+    SELECT FROM worker_replays
+    WHERE state IN ('running', 'paused', 'stopped')
+       OR (state = 'cancelled' AND finished_at > now() - interval '31 days')
+    UNION ALL SELECT FROM worker_failed_jobs WHERE status = 'in_progress'
+"""
 # Cheap, for it is asked for ever.
 _TO_LET_GO: Final = """
     SELECT EXISTS (
