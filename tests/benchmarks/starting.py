@@ -1,8 +1,9 @@
 """What a worker process costs before it has done anything: the time from its command to the first job, which waits in
 Redis already, the processor time until then, and the memory of all its processes while nothing is to do.
 
-``dramatiq app --processes 1 --threads 8``, against stock Dramatiq with its ``RedisBroker``, each in an environment with
-nothing else in it: redis-py alone imports OpenTelemetry where that is installed. Bytecode is compiled already.
+``dramatiq app --processes 1 --threads 8`` on one queue, against stock Dramatiq with its ``RedisBroker``, each in an
+environment with nothing else in it: redis-py alone imports OpenTelemetry where that is installed. Bytecode is compiled
+already.
 """
 
 from __future__ import annotations
@@ -12,34 +13,63 @@ import os
 import re
 import select
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import redis
 
-from tests.benchmarks.peers.environments import programs_of
-from tests.benchmarks.peers.peers import PEERS, Peer
 from tests.benchmarks.report import interleave, show
 from tests.processes import children_of
 from tests.servers import running_cluster, running_redis
 from worker import migrate
 
-PEERS_FOLDER = Path(__file__).parent / "peers"
 ROOT = Path(__file__).parents[2]
 ROUNDS = 5
 #: Seconds until a worker counts as idle, and that a start may take.
-IDLE_AFTER, WITHIN = 5.0, 60.0
-#: What is measured of ours is this checkout; its environment has what it depends on.
-VARIANTS = {
-    peer.name: peer if peer.environment else replace(peer, environment="dramaturg", packages=("-e", str(ROOT)))
-    for peer in PEERS
-    if peer.name in {"Dramatiq", "Dramaturg"}
+IDLE_AFTER, WITHIN = 10.0, 60.0
+#: What each environment holds; of ours, what this checkout depends on.
+PACKAGES = {"Dramatiq": ["dramatiq[redis]==2.2.1"], "Dramaturg": ["-e", str(ROOT)]}
+#: The module of each: an actor that does nothing but say that it ran. One queue, as an entry of the Procfile has.
+_ACTOR = """
+import os, time
+
+def noop():
+    os.write(os.open(os.environ["RAN"], os.O_WRONLY), b"%d" % time.monotonic_ns())
+"""
+APPS = {
+    "Dramatiq": """
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+dramatiq.set_broker(RedisBroker(url=os.environ["REDIS_URL"]))
+send = dramatiq.actor(noop).send
+""",
+    "Dramaturg": """
+from dramatiq import actor
+from worker.broker import broker
+send = actor(noop, broker=broker, queue_name="attribution", tenant_scoped=False).send
+""",
 }
+COMMAND = {
+    "Dramatiq": ["dramatiq", "app", "--processes", "1", "--threads", "8"],
+    "Dramaturg": ["dramatiq", "app", "--processes", "1", "--threads", "8", "--queues", "attribution"],
+}
+
+
+def programs_of(name: str, folder: Path) -> Path:
+    """Return the folder of an environment's programs, which is made where it is not."""
+    made = folder / name.lower()
+    if not (made / "complete").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(made)], check=True)
+        pip = [str(made / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *PACKAGES[name]]
+        subprocess.run(pip, check=True, capture_output=True)
+        (made / "complete").touch()
+    return made / "bin"
 
 
 @dataclass
@@ -90,15 +120,9 @@ def _memory_of(pid: int) -> Memory:
 
 
 @contextmanager
-def _started(peer: Peer, programs: Path, variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(command: list[str], variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as log:
-        worker = subprocess.Popen(
-            [str(programs / peer.worker[0]), *peer.worker[1:]],
-            env=variables,
-            cwd=PEERS_FOLDER,
-            stdout=log,
-            stderr=log,
-        )
+        worker = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
         try:
             yield worker
         except BaseException:
@@ -110,45 +134,39 @@ def _started(peer: Peer, programs: Path, variables: Mapping[str, str]) -> Iterat
             worker.wait(30)
 
 
-def start(peer: Peer, programs: Path, environment: Mapping[str, str], idle_after: float = IDLE_AFTER) -> Start:
+def start(name: str, programs: Path, environment: Mapping[str, str], idle_after: float = IDLE_AFTER) -> Start:
     """Send one job, start the worker, and look at it when the job has run, and again some seconds later."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redis.Redis.from_url(environment["REDIS_URL"]) as client:
+        client.flushall()
+        (Path(folder) / "app.py").write_text(_ACTOR + APPS[name])
         # A pipe: whoever reads from it wakes up when the job has run, and takes no processor time until then.
         ran = Path(folder) / "ran"
         os.mkfifo(ran)
         variables = {
             **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
             **environment,
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{PEERS_FOLDER}:{ROOT}",
+            "RAN": str(ran),
+            "PYTHONPATH": f"{folder}:{ROOT}",
         }
-        with redis.Redis.from_url(environment["REDIS_URL"]) as client:
-            client.flushall()
-        subprocess.run(
-            [str(programs / "python"), "-c", f"import {peer.app} as app; app.send_all(1)"],
-            env=variables,
-            cwd=PEERS_FOLDER,
-            check=True,
-        )
+        subprocess.run([str(programs / "python"), "-c", "import app; app.send()"], env=variables, check=True)
         reader = os.open(ran, os.O_RDONLY | os.O_NONBLOCK)
         try:
             began = time.monotonic_ns()
-            with _started(peer, programs, {**variables, "RAN": str(ran)}) as worker:
+            program, *arguments = COMMAND[name]
+            with _started([str(programs / program), *arguments], variables) as worker:
                 if not select.select([reader], [], [], WITHIN)[0]:
-                    raise TimeoutError(f"{peer.name} ran no job within {WITHIN:.0f} s")
-                processes = _processes(worker.pid)
-                processor = sum(map(_processor_time, processes.values()))
-                ended = int(os.read(reader, 100).split()[1])
+                    raise TimeoutError(f"{name} ran no job within {WITHIN:.0f} s")
+                processor = sum(map(_processor_time, _processes(worker.pid).values()))
+                ended = int(os.read(reader, 100))
                 time.sleep(idle_after)
-                processes = _processes(worker.pid)
-                memory = {name: _memory_of(pid) for name, pid in processes.items()}
+                memory = {what: _memory_of(pid) for what, pid in _processes(worker.pid).items()}
         finally:
             os.close(reader)
     return Start((ended - began) / 1e9, processor, memory)
 
 
 def _of(starts: Mapping[str, list[Start]], figure: Callable[[Start], float]) -> dict[str, list[float]]:
-    return {name: [figure(one) for one in of_peer] for name, of_peer in starts.items()}
+    return {name: [figure(one) for one in of_one] for name, of_one in starts.items()}
 
 
 def main() -> None:
@@ -156,25 +174,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.starting")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--idle-after", type=float, default=IDLE_AFTER, help="seconds before memory is measured")
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "dramaturg-peers")
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "dramaturg-starting")
     asked = parser.parse_args()
-    starts: dict[str, list[Start]] = {name: [] for name in VARIANTS}
+    starts: dict[str, list[Start]] = {name: [] for name in COMMAND}
+    programs = {name: programs_of(name, asked.folder) for name in COMMAND}
     with running_cluster() as cluster, running_redis() as redis_url, cluster.database() as database:
         migrate.upgrade(database.owner_url)
         environment = {**database.environment(), "REDIS_URL": redis_url}
 
-        def run(peer: Peer) -> float:
-            programs = programs_of(peer, asked.folder)
-            if programs is None:
-                raise SystemExit(f"{peer.name} cannot be installed here")
-            starts[peer.name].append(start(peer, programs, environment, asked.idle_after))
-            return starts[peer.name][-1].seconds
+        def run(name: str) -> float:
+            starts[name].append(start(name, programs[name], environment, asked.idle_after))
+            return starts[name][-1].seconds
 
-        variants = {name: partial(run, peer) for name, peer in VARIANTS.items()}
+        variants = {name: partial(run, name) for name in COMMAND}
         # Once, so that whatever is imported is compiled, and read from the disk.
         interleave(variants, 1)
-        for of_peer in starts.values():
-            of_peer.clear()
+        for of_one in starts.values():
+            of_one.clear()
         interleave(variants, asked.rounds)
     against = "Dramatiq"
     show("From the command to the first job", "s", _of(starts, lambda one: one.seconds), against=against, digits=3)
@@ -185,8 +201,8 @@ def main() -> None:
     }
     for what, figures in everything.items():
         show(f"{what} of all processes of an idle worker", "MiB", figures, against=against, digits=1)
-    for name, of_peer in starts.items():
-        by_process = (f"{what} {one.pss:.1f} / {one.rss:.1f}" for what, one in of_peer[-1].memory.items())
+    for name, of_one in starts.items():
+        by_process = (f"{what} {one.pss:.1f} / {one.rss:.1f}" for what, one in of_one[-1].memory.items())
         print(f"{name}, PSS / RSS in MiB by process:", ", ".join(by_process))
 
 
