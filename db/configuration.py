@@ -52,7 +52,7 @@ def check_url(url: str) -> None:
     """
     found = _URL.match(url)
     try:
-        if found is None or (found["port"] and int(found["port"]) is None):
+        if found is None or (found["port"] is not None and int(found["port"]) < 0):
             raise ValueError
     except ValueError:
         raise ConfigurationError("not a database URL; expected postgres://user:password@host:port/name") from None
