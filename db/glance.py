@@ -53,7 +53,7 @@ def _ask(what: str) -> bool:
     # In one string, as db.session begins a transaction, and for one round trip.
     cursor = _connection.execute(
         "BEGIN; SET LOCAL app.execution_context = 'operator'; SET LOCAL app.current_tenant_id = ''; "
-        f"SET LOCAL statement_timeout = {ANSWER_WITHIN}; SELECT EXISTS ({what}); COMMIT",  # type: ignore[arg-type]
+        f"SET LOCAL statement_timeout = {ANSWER_WITHIN}; SELECT EXISTS ({what}); COMMIT",
         prepare=False,
     )
     while cursor.description is None:

@@ -53,7 +53,7 @@ def test_it_sees_every_tenants_with_one_connection(database: Database, admin: ps
 @pytest.mark.parametrize(
     "replay",
     [
-        "INSERT INTO worker_replays (id, state, created_by, filter, settings) VALUES (gen_random_uuid(), 'running', 'x', '{}', '{}')",
+        "INSERT INTO worker_replays (state, created_by, filter, settings) VALUES ('running', 'x', '{}', '{}')",
         "INSERT INTO worker_failed_jobs (id, task_id, task_name, error_type, exception_class, error_message, status)"
         " VALUES (gen_random_uuid(), 't', 'a', 'unknown', 'E', 'e', 'in_progress')",
     ],
