@@ -120,9 +120,9 @@ def _memory_of(pid: int) -> Memory:
 
 
 @contextmanager
-def _started(command: list[str], variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(command: list[str], folder: str, variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as log:
-        worker = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+        worker = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
         try:
             yield worker
         except BaseException:
@@ -148,12 +148,14 @@ def start(name: str, programs: Path, environment: Mapping[str, str], idle_after:
             "RAN": str(ran),
             "PYTHONPATH": f"{folder}:{ROOT}",
         }
-        subprocess.run([str(programs / "python"), "-c", "import app; app.send()"], env=variables, check=True)
+        subprocess.run(
+            [str(programs / "python"), "-c", "import app; app.send()"], cwd=folder, env=variables, check=True
+        )
         reader = os.open(ran, os.O_RDONLY | os.O_NONBLOCK)
         try:
             began = time.monotonic_ns()
             program, *arguments = COMMAND[name]
-            with _started([str(programs / program), *arguments], variables) as worker:
+            with _started([str(programs / program), *arguments], folder, variables) as worker:
                 if not select.select([reader], [], [], WITHIN)[0]:
                     raise TimeoutError(f"{name} ran no job within {WITHIN:.0f} s")
                 processor = sum(map(_processor_time, _processes(worker.pid).values()))
