@@ -32,6 +32,7 @@ from db import configuration, deadline, times
 from db.configuration import Config
 from db.configuration import configure as configure
 from db.errors import ConfigurationError, TenantRequired
+from db.fair_pool import FairPool
 from db.open_transaction import OpenTransaction
 from db.outgoing import Outgoing
 from db.statement_watchdog import StatementWatchdog
@@ -187,7 +188,7 @@ def _bind(scope: Scope) -> Engine:
     url = _url(config, scope)
     engine = state.engines.get(url)
     if engine is None:
-        engine = create_engine(normalise_url(url), **_engine_arguments(config))
+        engine = create_engine(normalise_url(url), poolclass=FairPool, **_engine_arguments(config))
         _listen(engine)
         # Two threads may both get here: all must use the one that is kept.
         engine = state.engines.setdefault(url, engine)
