@@ -112,17 +112,26 @@ def heed(other: Callable[[Config], object]) -> tuple[Config | None, bool]:
     return _state.config, _state.closed
 
 
+def checked(config: Config | None) -> Config:
+    """Return ``config``.
+
+    Raises:
+      ConfigurationError: When there is none.
+    """
+    if config is None:
+        raise ConfigurationError(
+            "db.session is not configured: import worker.broker with DATABASE_URL set, or call db.session.configure()"
+        )
+    return config
+
+
 def current() -> Config:
-    """Return what was configured.
+    """Return what was configured last.
 
     Raises:
       ConfigurationError: When nothing was.
     """
-    if _state.config is None:
-        raise ConfigurationError(
-            "db.session is not configured: import worker.broker with DATABASE_URL set, or call db.session.configure()"
-        )
-    return _state.config
+    return checked(_state.config)
 
 
 def libpq_url(url: str) -> str:

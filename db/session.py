@@ -148,10 +148,6 @@ def _forget_after_fork() -> None:
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-def _config(state: _State) -> Config:
-    return state.config or configuration.current()
-
-
 def _engine_arguments(config: Config) -> dict[str, Any]:
     return {
         "isolation_level": "AUTOCOMMIT",
@@ -184,7 +180,7 @@ def _bind(scope: Scope) -> Engine:
     bound = state.scoped.get(scope)
     if bound is not None:
         return bound
-    config = _config(state)
+    config = configuration.checked(state.config)
     url = _url(config, scope)
     engine = state.engines.get(url)
     if engine is None:
@@ -197,7 +193,7 @@ def _bind(scope: Scope) -> Engine:
 
 def _async_bind(scope: Scope) -> AsyncEngine:
     state = _state
-    config = _config(state)
+    config = configuration.checked(state.config)
     url = _url(config, scope)
     engines = state.async_engines.setdefault(asyncio.get_running_loop(), {})
     engine = engines.get(url)
