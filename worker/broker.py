@@ -169,7 +169,10 @@ def make_broker(
     if record is None:
         record_all = _end_all
         # A process that was frozen meanwhile may have lost its messages to another.
-        writer = FailureWriter(lambda endings: _end_all(endings, lambda: _check_lease(broker, endings)))
+        writer = FailureWriter(
+            lambda endings: _end_all(endings, lambda: _check_lease(broker, endings)),
+            prepare=lambda: load("db.failed_jobs"),
+        )
         record = writer.record
     broker: LosslessBroker | MemoryBroker
     if settings.stub:
