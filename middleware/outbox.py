@@ -78,6 +78,10 @@ class Outbox:
         if self._relay is not None:
             self._relay.close()
 
+    def takes(self) -> bool:
+        """Tell whether there is a transaction in this context that messages may leave with."""
+        return self._takes_all and innermost() is not None
+
     def take(self, message: Message[Any], queue: str, redis_id: str, data: bytes) -> bool:
         """Take a message along with the transaction of this context; tell whether there is one that does.
 

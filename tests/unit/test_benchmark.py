@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,18 +98,3 @@ def test_rows_and_peers_are_chosen_by_name() -> None:
     assert {"Celery, threads", "Dramatiq, prefetch 512"} <= set(names)
     assert "RQ" not in names
     assert "Dramatiq, prefetch 512" not in [peer.name for peer in chosen_peers(ROWS["drain"], [], everybody=False)]
-
-
-def test_a_chart_of_some_rows_has_their_words_and_no_folder(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from tests.benchmarks.peers.plot import draw
-
-    row = {
-        "figures": {"rate": {"what": "jobs a second", "more": True}},
-        "runs": {"Dramaturg": [{"rate": 4000.0}, {"rate": 5000.0}], "stock": [{"rate": 2000.0}]},
-    }
-    draw({"drain": row, "failures": row}, tmp_path / "chart.svg")
-    chart = (tmp_path / "chart.svg").read_text()
-    assert "4,500" in chart
-    assert "stock" in chart
-    assert str(Path.home()) not in chart
