@@ -6,12 +6,11 @@ makes dear; and psycopg less, too.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from psycopg import Connection as Driver
 from psycopg import errors, pq
-from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -21,22 +20,20 @@ from db import times
 _CHANGED = "RevalidateCachedQuery"
 
 
-def listen(engine: Engine, prepare_threshold: int | None) -> None:
-    """Set up the connections that ``engine`` opens from now on.
+def set_up(prepare_threshold: int | None) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
+    """Return what is to be told of each new connection.
 
     Arguments:
-      engine: An engine, or an async one's ``sync_engine``.
       prepare_threshold: Executions after which a statement is prepared; ``None`` for never.
     """
-    event.listen(engine, "connect", partial(_connected, prepare_threshold))
-    event.listen(engine, "handle_error", _failed)
 
+    def connected(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        driver: Any = record.driver_connection
+        times.adapt(driver.adapters)
+        if prepare_threshold is not None and _is_direct(connection, driver):
+            driver.prepare_threshold = prepare_threshold
 
-def _connected(prepare_threshold: int | None, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    driver: Any = record.driver_connection
-    times.adapt(driver.adapters)
-    if prepare_threshold is not None and _is_direct(connection, driver):
-        driver.prepare_threshold = prepare_threshold
+    return connected
 
 
 def _is_direct(connection: DBAPIConnection, driver: Any) -> bool:
@@ -48,16 +45,16 @@ def _is_direct(connection: DBAPIConnection, driver: Any) -> bool:
     cursor = connection.cursor()
     try:
         cursor.execute("SELECT pg_backend_pid()")
-        (pid,) = cursor.fetchone()
+        found: Any = cursor.fetchone()
     finally:
         cursor.close()
     if driver.pgconn.transaction_status != pq.TransactionStatus.IDLE:
         connection.rollback()
-    return bool(pid == driver.pgconn.backend_pid)
+    return bool(found[0] == driver.pgconn.backend_pid)
 
 
-def _failed(context: ExceptionContext) -> None:
-    """Drop all connections of the pool when a statement's tables were altered since it was prepared.
+def drop_prepared(context: ExceptionContext) -> None:
+    """Told of errors: drop all connections of the pool when a table was altered since a statement on it was prepared.
 
     It fails on each that has prepared it, for ever: this job fails once, and no other does.
     """
