@@ -688,7 +688,7 @@ class LosslessBroker(RedisBroker):
     def close(self) -> None:
         """Give back at once whatever this process still holds."""
         if self.outbox is not None:
-            self.outbox.relay.close()
+            self.outbox.close()
         self.journal.close(FLUSH_WITHIN)
         if self._heartbeat.stop():
             self._merge_lanes()
