@@ -11,9 +11,9 @@ from typing import Any
 from dramatiq import Message, get_encoder
 from dramatiq.encoder import JSONEncoder
 
-#: What :func:`json.dumps` makes for each call. Nothing is remembered between calls: of circles it says, as of anything
-#: else that is no JSON, that it cannot.
 _make: Any = getattr(json_encoder, "c_make_encoder", None)
+#: What :func:`json.dumps` makes for each call. It remembers nothing between calls, and so does not look for circles,
+#: which end it as well.
 _chunks_of: Any = _make and _make(None, Json().default, encode_basestring_ascii, None, ":", ",", False, False, True)
 
 
