@@ -57,7 +57,7 @@ def measure(name: str, row: Row, chosen: Sequence[Peer], folder: Path, rounds: i
                     with staged(peer, programs, running) as stage:
                         figures = row.measure(stage, max(10, round(count * peer.share)))
                 except Incomplete as e:
-                    say(f"{name}: {e}")
+                    say(f"{name}: {peer.name}: {e}")
                     incomplete.append(f"{peer.name}: {str(e).splitlines()[0]}")
                     continue
                 runs.setdefault(peer.name, []).append(figures)

@@ -16,7 +16,7 @@ from tests.benchmarks.peers.reckoning import Summary, summarise
 GREY = "#808891"
 OURS_COLOUR = "#3b82f6"
 OTHERS = "#9aa3ad"
-LINES = (OURS_COLOUR, "#f59e0b", "#10b981", "#a855f7")
+LINES = ("#f59e0b", "#10b981", "#a855f7")
 
 #: Row, figure, title and digits of each small panel of bars.
 PANELS = (
@@ -123,7 +123,9 @@ def _curves(
     points: Sequence[tuple[str, Sequence[str]]],
 ) -> None:
     """Draw a line a peer."""
-    for (peer, of_peer), colour in zip(runs.items(), LINES, strict=False):
+    others = iter(LINES)
+    for peer, of_peer in runs.items():
+        colour = OURS_COLOUR if peer == OURS.name else next(others, GREY)
         added = {peer: [{words: sum(run[name] for name in names) for words, names in points} for run in of_peer]}
         values = [summarise(added, words, peer)[peer].median for words, _ in points]
         ax.plot([words for words, _ in points], values, marker="o", markersize=3, color=colour, label=peer)

@@ -66,7 +66,7 @@ class Stage:
             command = self._command(self.peer.prepare)
             done = subprocess.run(command, env=self.variables, cwd=HERE, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise Incomplete(f"{self.peer.name}: its tables are not made\n{done.stderr[-3000:]}")
+                raise Incomplete(f"its tables are not made\n{done.stderr[-3000:]}")
 
     def begin(self, what: str, *arguments: object) -> subprocess.Popen[str]:
         """Start sending as ``note_sending.py`` does."""
@@ -89,7 +89,7 @@ class Stage:
         """Wait for what :meth:`begin` started, as :meth:`send` does."""
         said, problems = sending.communicate()
         if sending.returncode:
-            raise Incomplete(f"{self.peer.name}: it does not send\n{problems[-3000:]}")
+            raise Incomplete(f"it does not send\n{problems[-3000:]}")
         return json.loads(said.splitlines()[-1])
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Stage:
                 yield worker
             except Incomplete as e:
                 log.seek(0)
-                raise Incomplete(f"{self.peer.name}: {e}\n{log.read()[-3000:]}") from None
+                raise Incomplete(f"{e}\n{log.read()[-3000:]}") from None
             finally:
                 worker.stop()
 

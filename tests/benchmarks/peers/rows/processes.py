@@ -15,7 +15,7 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
     figures = {}
     for processes in PROCESSES:
         sent = count * processes
-        stage.send("all", sent, "noop")
+        stage.send("fill", sent)
         with stage.worker(processes) as worker:
             first = worker.wait_for(1, look_every=0.01)
             used, redis_used = worker.processor_time(), stage.redis_seconds()
@@ -38,7 +38,7 @@ def _words(processes: int) -> str:
 ROW = Row(
     title="{count} no-op jobs for each worker process of 8 threads",
     peers=(peers.OURS, peers.STOCK, peers.STOCK_AT_BEST),
-    count=20_000,
+    count=30_000,
     figures={
         **{f"rate {n}": Figure(f"jobs a second, {_words(n)}") for n in PROCESSES},
         **{f"cpu {n}": Figure(f"processor time a job, µs, {_words(n)}", more=False) for n in PROCESSES},
