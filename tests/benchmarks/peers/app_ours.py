@@ -1,32 +1,32 @@
 from contextlib import contextmanager
 
 import note
-from dramatiq import actor
-from sqlalchemy import text
 
-from db import session
-from worker.broker import broker
+from worker.routing import actor
 from worker.sending import enqueue_many
 
 TENANT = "00000000-0000-0000-0000-00000000000a"
-SELECT = text("SELECT cents FROM bench_prices WHERE id = :id")
-INSERT = text("INSERT INTO bench_effects (tenant_id, number, cents) VALUES (:tenant_id, :number, :cents)")
 
 
-@actor(broker=broker, queue_name="attribution", actor_name="bench.noop")
+@actor(queue_name="attribution", actor_name="bench.noop")
 def noop(number):
     note.ran(number)
 
 
-@actor(broker=broker, queue_name="attribution", actor_name="bench.transaction")
+@actor(queue_name="attribution", actor_name="bench.transaction")
 def transaction(number):
+    # Where it is needed, as in the others: most rows need none of it.
+    from note_tenant import INSERT, SELECT
+
+    from db import session
+
     with session.transaction() as s:
         cents = s.execute(SELECT, {"id": number % 100}).scalar_one()
         s.execute(INSERT, {"tenant_id": TENANT, "number": number, "cents": cents})
     note.ran(number)
 
 
-@actor(broker=broker, queue_name="attribution", actor_name="bench.fail", max_retries=0)
+@actor(queue_name="attribution", actor_name="bench.fail", max_retries=0)
 def fail(number):
     note.ran(number)
     raise ValueError(f"number {number} is none of ours")
