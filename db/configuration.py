@@ -69,7 +69,7 @@ def configure(
     pool_timeout: float = 30.0,
     connect_timeout: int = 5,
     lock_timeout_ms: int = 30_000,
-    prepare_threshold: int | None = None,
+    prepare_threshold: int | None = 5,
 ) -> None:
     """Say how sessions reach Postgres. Connects to nothing; engines are made when first used.
 
@@ -80,14 +80,15 @@ def configure(
       pool_timeout: Seconds to wait for a free connection.
       connect_timeout: Seconds to wait for a new connection.
       lock_timeout_ms: Milliseconds a statement may wait for a lock; never more than its job has left.
-      prepare_threshold: psycopg's; ``None`` never prepares, as PgBouncer before 1.21 needs it.
+      prepare_threshold: Executions after which a statement is prepared, as psycopg has it; ``None`` for never. None is
+        where Postgres is reached through a pooler, such as PgBouncer.
 
     Raises:
       ConfigurationError: When a URL is not a Postgres one.
       ValueError: When ``prepare_threshold`` is less than 1.
     """
     if prepare_threshold is not None and prepare_threshold < 1:
-        # What begins a transaction is several statements in one string, which cannot be prepared at first sight.
+        # psycopg prepares at first sight then, also what may not be.
         raise ValueError(f"prepare_threshold must be None or at least 1, not {prepare_threshold!r}")
     operator_database_url = operator_database_url or database_url
     for url in (database_url, operator_database_url):
@@ -142,7 +143,8 @@ def libpq_url(url: str) -> str:
 def connect_arguments(config: Config) -> dict[str, Any]:
     """Return what every connection of ours is opened with, for psycopg."""
     return {
-        "prepare_threshold": config.prepare_threshold,
+        # Until it is known what is at the other end: db.connecting.
+        "prepare_threshold": None,
         "connect_timeout": config.connect_timeout,
         "application_name": "dramaturg",
         # A server whose host is gone says nothing; without these its silence lasts minutes, or two hours.

@@ -22,13 +22,11 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.pool import ConnectionPoolEntry
 
-from db import configuration, deadline, times
+from db import configuration, connecting, deadline
 from db.configuration import Config
 from db.configuration import configure as configure
 from db.errors import ConfigurationError, TenantRequired
@@ -162,7 +160,7 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
 
 
 def _listen(engine: Engine) -> None:
-    event.listen(engine, "connect", _connected)
+    event.listen(engine, "handle_error", connecting.drop_prepared)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "commit", _commit)
     event.listen(engine, "rollback", _rollback)
@@ -185,10 +183,15 @@ def _bind(scope: Scope) -> Engine:
     engine = state.engines.get(url)
     if engine is None:
         engine = create_engine(normalise_url(url), poolclass=FairPool, **_engine_arguments(config))
-        _listen(engine)
+        event.listen(engine, "connect", connecting.set_up(config.prepare_threshold))
         # Two threads may both get here: all must use the one that is kept.
         engine = state.engines.setdefault(url, engine)
-    return state.scoped.setdefault(scope, engine.execution_options(**_options(config, scope)))
+    # What Engine.execution_options() makes asks for each event in two places.
+    scoped = Engine(
+        engine.pool, engine.dialect, engine.url, execution_options=_options(config, scope), hide_parameters=True
+    )
+    _listen(scoped)
+    return state.scoped.setdefault(scope, scoped)
 
 
 def _async_bind(scope: Scope) -> AsyncEngine:
@@ -199,6 +202,7 @@ def _async_bind(scope: Scope) -> AsyncEngine:
     engine = engines.get(url)
     if engine is None:
         engine = engines[url] = create_async_engine(normalise_url(url), **_engine_arguments(config))
+        event.listen(engine.sync_engine, "connect", connecting.set_up(config.prepare_threshold))
         _listen(engine.sync_engine)
     return engine.execution_options(**_options(config, scope))
 
@@ -243,18 +247,13 @@ def tenant_of(session: Session) -> UUID | None:
     return _tenant_id(session.connection().get_execution_options().get(_SCOPE_OPTION, "worker"))
 
 
-def _connected(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    driver: Any = record.driver_connection
-    times.adapt(driver.adapters)
-
-
 def _begin(connection: Connection) -> None:
     options = connection.get_execution_options()
-    connection.exec_driver_sql(
-        begin_statement(options[_SCOPE_OPTION], options[_LOCK_TIMEOUT_OPTION]),
-        # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string.
-        execution_options={"no_parameters": True},
-    )
+    statement = begin_statement(options[_SCOPE_OPTION], options[_LOCK_TIMEOUT_OPTION])
+    if not connecting.say(_driver_connection(connection), statement):
+        # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string. What
+        # is wrong, if anything is, becomes SQLAlchemy's error.
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     due, job = deadline.deadline(), deadline.job()
     if due is not None or job is not None:
         _watchdog.watch(_driver_connection(connection), due, job)

@@ -70,7 +70,8 @@ MAX_STARTS = 3
 #: Seconds for which the last process of a queue puts together, when it ends, what waits there.
 MERGE_FOR = 3.0
 
-#: Messages, and bytes of them, that are enqueued in one step: others wait meanwhile, some milliseconds at most.
+#: Messages, and bytes of them, that are enqueued in one step: others wait meanwhile, some milliseconds at most. Redis'
+#: scripts can give no command more than 8,000 words, of which each message is two.
 AT_ONCE, BYTES_AT_ONCE = 1_000, 4 * 2**20
 
 
