@@ -9,9 +9,12 @@ import pytest
 from psycopg.rows import TupleRow
 
 from db import configuration, glance
+from middleware.lossless_broker import LosslessBroker
 from middleware.relay_outbox import _ANYTHING
 from tests.servers import Database
-from worker.replay.replayer import _MAY_HAVE_WORK
+from worker.broker import make_broker
+from worker.replay.replayer import _MAY_HAVE_WORK, Replayer
+from worker.settings import Settings
 
 ROW = """
     INSERT INTO worker_outbox (queue, redis_id, message_id, actor, message) VALUES ('attribution', 'r', 'm', 'a', '{}')
@@ -61,6 +64,16 @@ def test_it_sees_every_tenants_with_one_connection(database: Database, admin: ps
 def test_replays(replay: str, admin: psycopg.Connection[TupleRow]) -> None:
     admin.execute(replay)
     assert glance.may_be_there(_MAY_HAVE_WORK)
+
+
+def test_replays_that_were_removed_from_redis(database: Database, redis_url: str) -> None:
+    broker = make_broker(Settings.load({**database.environment(), "REDIS_URL": redis_url}))
+    assert isinstance(broker, LosslessBroker)
+    replayer = next(one for one in broker.middleware if isinstance(one, Replayer))
+    assert not replayer._may_have_work(broker)
+    broker.run("note_removed_replays", "who and why", "an item")
+    assert replayer._may_have_work(broker)
+    broker.close()
 
 
 def test_where_it_cannot_tell_there_may_be(
