@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from dramatiq import Broker, Message, MessageProxy
@@ -22,6 +23,7 @@ from middleware.classification import UNKNOWN, Classifier
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import exception_of
 from middleware.errors import NotRecorded, WorkerLost
+from middleware.failure_endings import Ending, FailureEndings
 from middleware.fingerprint import MESSAGE_KEPT, fingerprint, normalise, place
 from middleware.message_checks import InvalidMessage
 from middleware.process_facts import process_name
@@ -65,7 +67,9 @@ class DeadLetters(Middleware):
         kept as it is.
       worker_name: Of this process; the host's name by default. The process id is added.
       clock: Returns the time, with a time zone.
-      announce: Told of each failure, once, with its exception, when its message has ended; must not raise or wait.
+      announce: Asked of each failure, once, with its exception, for what is to be called when its message has ended;
+        neither must raise or wait.
+      endings: Ends messages once their failures are recorded; by default the thread that ran a message waits for that.
 
     Attributes:
       redact: As given.
@@ -80,10 +84,12 @@ class DeadLetters(Middleware):
         seal: Callable[[bytes], tuple[bytes, str]] | None = None,
         worker_name: str | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        announce: Callable[[Failure, BaseException | None], object] | None = None,
+        announce: Callable[[Failure, BaseException | None], Callable[[], object]] | None = None,
+        endings: FailureEndings | None = None,
     ) -> None:
         self._record = record
-        self._announce = announce
+        self._announce = announce or _unheard
+        self._endings = endings
         self._classify = classify or Classifier()
         self.redact = redact or Redactor()
         self._seal = seal
@@ -105,27 +111,45 @@ class DeadLetters(Middleware):
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         if isinstance(message, Delivery):
             # Of an attempt to end it before this one.
-            message.to_spool = None
+            message.to_spool = message.ends_later = None
+        self._local.rejected = None
         try:
             failure = self.describe(broker, message)
         except Exception as e:
             raise self._not_recorded(message, e) from e
+        if isinstance(message, Delivery):
+            message.error_type = failure.error_type
+            if self._endings is not None and self._endings.takes(broker, message):
+                message.ends_later = partial(self._end_later, self._endings, message, failure)
+                return
         self._local.rejected = (message, failure)
         try:
             self._record(failure)
         except Exception as e:
             if not isinstance(message, Delivery):
                 raise self._not_recorded(message, e) from e
-            logger.error(
-                "failure of message {} for actor {} goes into the spool: {}",
-                message.message_id,
-                message.actor_name,
-                self.redact.text(message_of(e), 1_000),
-            )
-            try:
-                message.to_spool = json.dumps(failure.as_json()).encode()
-            except Exception as e2:
-                raise self._not_recorded(message, e2) from e2
+            self._to_spool(message, failure, e)
+
+    def _end_later(
+        self, endings: FailureEndings, message: Delivery, failure: Failure, end: Callable[[Delivery], object]
+    ) -> None:
+        # Not with the exception, whose frames hold all that the job had at hand.
+        ended = self._announce(failure, exception_of(message))
+        endings.take(
+            Ending(failure, endings.tell, message, end, partial(self._to_spool, message, failure), ended),
+        )
+
+    def _to_spool(self, message: Delivery, failure: Failure, error: BaseException) -> None:
+        logger.error(
+            "failure of message {} for actor {} goes into the spool: {}",
+            message.message_id,
+            message.actor_name,
+            self.redact.text(message_of(error), 1_000),
+        )
+        try:
+            message.to_spool = json.dumps(failure.as_json()).encode()
+        except Exception as e:
+            raise self._not_recorded(message, e) from e
 
     def _not_recorded(self, message: MessageProxy, error: Exception) -> NotRecorded:
         logger.error(
@@ -137,13 +161,16 @@ class DeadLetters(Middleware):
         )
         return NotRecorded(f"failure of message {message.message_id} could not be recorded")
 
+    #: See :class:`middleware.failure_endings.FailureEndings`.
+    tidies_after_nack = True
+
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._local.execution = None
         rejected, self._local.rejected = getattr(self._local, "rejected", None), None
         # Only now: before_nack is called again and again while neither Postgres nor the spool takes the failure. And of
         # what is another worker's by now nothing was recorded.
-        if self._announce is not None and rejected is not None and rejected[0] is message:
-            self._announce(rejected[1], exception_of(message))
+        if rejected is not None and rejected[0] is message:
+            self._announce(rejected[1], exception_of(message))()
 
     def describe(self, broker: Broker, message: MessageProxy) -> Failure:
         """Return the failure of a dead message, for the tenant that is bound."""
@@ -238,6 +265,14 @@ class DeadLetters(Middleware):
         except BaseException as e:  # noqa: BLE001 - a row without a traceback beats no row
             text = f"(the traceback could not be formatted: {type(e).__name__})"
         return None if text is None else self.redact.text_ends(text, TRACEBACK_LIMIT)
+
+
+def _unheard(_failure: Failure, _error: BaseException | None) -> Callable[[], object]:
+    return _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def _or(default: T, fn: Callable[..., T], *args: Any) -> T:

@@ -153,7 +153,8 @@ class JobMetrics(Counts):
         """Count what few messages have."""
         if outcome in {FAILED, RETRIED}:
             error = exception_of(message)
-            self.add(ERRORS, queue, self._error_type(error), outcome)
+            # Of one that ends later the exception is not kept until then.
+            self.add(ERRORS, queue, message.error_type or self._error_type(error), outcome)
             if isinstance(error, WorkerLost):
                 self.add(QUARANTINES, queue)
         if message.to_spool is not None:

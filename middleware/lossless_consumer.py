@@ -382,12 +382,16 @@ class LosslessConsumer(Consumer):
             logger.warning("message {} cannot be given back yet: {}", message.message_id, e)
 
     def nack(self, message: MessageProxy) -> None:
-        """End a failed message. Stock Dramatiq keeps it, arguments and all, in a dead-letter queue for seven days."""
+        """End a failed message, now or once its failure is recorded. Stock Dramatiq keeps it, arguments and all, in a
+        dead-letter queue for seven days."""
+        if isinstance(message, Delivery) and message.ends_later is not None and not message.lost:
+            message.ends_later(self.ack)
+            return
         self.ack(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Give messages back, to the head of their queue."""
-        deliveries = [m for m in messages if isinstance(m, Delivery)]
+        """Give messages back, to the head of their queue, but for what ends elsewhere."""
+        deliveries = [m for m in messages if isinstance(m, Delivery) and not m.handed_over]
         if deliveries:
             self._give_back(m.redis_id for m in deliveries)
             self._no_longer_held(deliveries)

@@ -122,6 +122,9 @@ class TenantContext(Middleware):
     def after_ack(self, broker: Broker, message: MessageProxy) -> None:
         _unbind()
 
+    #: See :class:`middleware.failure_endings.FailureEndings`.
+    tidies_after_nack = True
+
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         _unbind()
 

@@ -29,6 +29,7 @@ from middleware.dramatiq_internals import check_version
 from middleware.errors import LeaseUnsure
 from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
+from middleware.failure_endings import FailureEndings
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.job_metrics import JobMetrics
 from middleware.known_queues import KnownQueues
@@ -82,6 +83,7 @@ def make_middleware(
     queues: set[str],
     record_all: Callable[[Sequence[Ending]], object] | None = None,
     group_counts: RateLimiterBackend | None = None,
+    endings: FailureEndings | None = None,
 ) -> list[Middleware]:
     """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why.
 
@@ -90,6 +92,7 @@ def make_middleware(
       record: Where dead messages are written, and what the success of replays closes.
       queues: The names of the queues.
       record_all: Writes what waited in the spool; one by one with ``record`` by default.
+      endings: Ends messages once their failures are recorded.
       group_counts: Where the children of groups are counted; in memory by default, which is for the StubBroker.
     """
     redactor = Redactor(settings.redact_keys)
@@ -113,7 +116,8 @@ def make_middleware(
             redact=redactor,
             seal=None if settings.keys is None else settings.keys.seal,
             worker_name=settings.worker_name,
-            announce=None if sentry is None else sentry.tell,
+            announce=None if sentry is None else sentry.announce,
+            endings=endings,
         ),
         ReplayOutcomes(record, worker_name=settings.worker_name),
         CrashGuard(failed_jobs.is_recorded if record_all else lambda _: False),
@@ -137,6 +141,7 @@ def make_middleware(
             lambda broker, name, wait: make_runner(settings, broker, broker.client, name, wait, knows_all=False),
         ),
         RelayOutbox(),
+        *([] if endings is None else [endings]),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
         StatementDeadline(time_limit=settings.time_limit),
         Supervision(time_limit=settings.time_limit, overtime=settings.overtime),
@@ -163,11 +168,12 @@ def make_broker(
     check_version()
     queues = declared_queues(settings) if queues is None else queues
     record_all: Callable[[Sequence[Ending]], object] | None = None
+    endings: FailureEndings | None = None
     if record is None:
         record_all = failed_jobs.end_all
         # A process that was frozen meanwhile may have lost its messages to another.
         writer = FailureWriter(lambda endings: failed_jobs.end_all(endings, lambda: _check_lease(broker, endings)))
-        record = writer.record
+        record, endings = writer.record, FailureEndings(writer)
     broker: LosslessBroker | MemoryBroker
     if settings.stub:
         broker = MemoryBroker(middleware=make_middleware(settings, record, queues))
@@ -179,7 +185,9 @@ def make_broker(
             waiting_client=make_redis(settings, waits=True),
             # A lost answer, and the next try, must fit into a lease.
             lease_client=make_redis(settings, answers_within=BEAT),
-            middleware=make_middleware(settings, record, queues, record_all, GroupCounts(Scripts(client, namespace))),
+            middleware=make_middleware(
+                settings, record, queues, record_all, GroupCounts(Scripts(client, namespace)), endings
+            ),
             namespace=namespace,
             spool_limit=settings.spool_limit,
             max_starts=settings.max_starts,

@@ -1,0 +1,234 @@
+"""Ends failed messages once their failures are recorded, without holding up the threads that ran them.
+
+A failed message stays held until its row is committed, and only then leaves Redis: whatever dies meanwhile, it comes
+again. Its thread goes on with the next one. What a process may hold bounds how many wait so, and beyond
+:data:`AT_MOST` threads wait for their rows as they always did: that is the back-pressure of a Postgres that is slow.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from dramatiq import Broker, MessageProxy, Worker
+from dramatiq.errors import BrokerConnectionError
+from dramatiq.middleware import Middleware
+from loguru import logger
+
+from db.failure_writer import FailureWriter, HandedIn, PostgresAway
+from middleware.deliveries import Delivery
+from middleware.hooks import Hooks
+from middleware.log_context import lines_of
+
+#: Failed messages that wait here to be recorded, after which threads wait themselves. Each may have a long traceback.
+AT_MOST = 256
+#: Seconds between two attempts to end a message that Redis did not take; and those that a worker that stops waits for
+#: all of them. What is left then goes back, and is found to be recorded when it comes again.
+AGAIN_AFTER, STOP_WITHIN = 1.0, 2.5
+
+
+@dataclass(slots=True, eq=False)
+class Ending(HandedIn):
+    """A failed message, and how it ends."""
+
+    message: Delivery
+    #: Takes it out of Redis, with its failure put into the spool in the same step if it says so. Raises
+    #: BrokerConnectionError when Redis did not do so.
+    end: Callable[[Delivery], object]
+    #: Makes it say so, because of what kept its failure from being recorded.
+    to_spool: Callable[[BaseException], object]
+    #: Called when it has ended.
+    ended: Callable[[], object]
+    recorded: bool = False
+    #: Until when it waits to be recorded, on :func:`time.monotonic`'s clock; and whether it does not wait any more.
+    until: float = 0.0
+    settled: bool = False
+
+
+class FailureEndings(Middleware):
+    """Where ``DeadLetters`` leaves messages that are to end once they are recorded. Behind ``CloseSessions``.
+
+    Arguments:
+      writer: Records failures.
+    """
+
+    def __init__(self, writer: FailureWriter) -> None:
+        self._writer = writer
+        self._hooks = Hooks()
+        self._starting = threading.Lock()
+        self._process: int | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._open: set[Ending] = set()
+        self._waiting: deque[Ending] = deque()
+        self._told: SimpleQueue[tuple[Sequence[Ending], BaseException | None] | None] = SimpleQueue()
+        self._again: deque[tuple[float, Ending]] = deque()
+        self._asleep = False
+
+    def takes(self, broker: Broker, message: MessageProxy) -> bool:
+        """Tell whether ``message``, which has failed, may end in another thread, after the hooks that follow an end.
+
+        Not where a hook may do more than to tidy up its thread, as ours do, who say so by ``tidies_after_nack``: it is
+        called when the message has ended, by the thread that ran it, as Dramatiq promises.
+        """
+        return (
+            isinstance(message, Delivery)
+            and not message.queue_name.endswith(".DQ")
+            and len(self._open) < AT_MOST
+            and all(getattr(m, "tidies_after_nack", False) for m in self._hooks.of(broker.middleware, "after_nack"))
+        )
+
+    def take(self, ending: Ending) -> None:
+        """Have a message end once its failure is recorded; at once, into the spool, while Postgres is away.
+
+        Raises:
+          BrokerConnectionError: When it could not end into the spool.
+        """
+        self._start()
+        self._open.add(ending)
+        try:
+            away = self._hand_in(ending)
+            ending.message.handed_over = away is None
+        except BaseException:
+            # An interrupt: it is given back.
+            ending.cancelled = ending.settled = True
+            self._open.discard(ending)
+            raise
+        if away is not None:
+            self._open.discard(ending)
+            ending.to_spool(away)
+            ending.end(ending.message)
+            ending.ended()
+
+    def tell(self, endings: Sequence[Ending], error: BaseException | None) -> None:
+        """Note that failures are recorded, or what kept them from being so."""
+        self._told.put((endings, error))
+
+    def _hand_in(self, ending: Ending) -> PostgresAway | None:
+        ending.until, ending.settled, ending.cancelled = time.monotonic() + self._writer.wait, False, False
+        try:
+            self._writer.hand_in(ending)
+        except PostgresAway as e:
+            ending.settled = True
+            return e
+        self._waiting.append(ending)
+        if self._asleep:
+            self._asleep = False
+            self._told.put(None)
+        return None
+
+    def _start(self) -> None:
+        if self._process == os.getpid():
+            return
+        with self._starting:
+            if self._process != os.getpid():
+                self._forget()
+                threading.Thread(target=self._keep, name="failed", daemon=True).start()
+                self._process = os.getpid()
+
+    def _keep(self) -> None:
+        while True:
+            try:
+                for ending, error in [*self._news(), *self._overdue()]:
+                    self._settle(ending, error)
+                self._try_again()
+            except BaseException:  # noqa: BLE001 - without this thread no failed message would end any more
+                logger.opt(exception=True).critical("failed messages cannot be ended")
+                time.sleep(AGAIN_AFTER)
+
+    def _news(self) -> list[tuple[Ending, BaseException | None]]:
+        """Wait until there is something to do, and return what is recorded, or is not."""
+        news = []
+        try:
+            told = self._told.get(timeout=self._pause())
+            while True:
+                if told is not None:
+                    news += [(ending, told[1]) for ending in told[0] if not ending.settled]
+                told = self._told.get_nowait()
+        except Empty:
+            return news
+
+    def _pause(self) -> float | None:
+        while self._waiting and self._waiting[0].settled:
+            self._waiting.popleft()
+        if not self._waiting and not self._again:
+            self._asleep = True
+            # One may have come before it was known that nobody is awake.
+            if not self._waiting:
+                return None
+            self._asleep = False
+        due = [self._waiting[0].until] if self._waiting else []
+        due += [self._again[0][0]] if self._again else []
+        return max(0.0, min(due) - time.monotonic())
+
+    def _overdue(self) -> list[tuple[Ending, BaseException | None]]:
+        late: list[tuple[Ending, BaseException | None]] = []
+        now = time.monotonic()
+        while self._waiting and (self._waiting[0].settled or self._waiting[0].until <= now):
+            ending = self._waiting.popleft()
+            if not ending.settled:
+                ending.cancelled = True
+                late.append((ending, self._writer.late()))
+        return late
+
+    def _settle(self, ending: Ending, error: BaseException | None) -> None:
+        if ending.settled:
+            return
+        ending.settled = True
+        ending.recorded = error is None
+        with lines_of(ending.message):
+            try:
+                if error is not None:
+                    ending.to_spool(error)
+                self._end(ending)
+            except Exception as e:  # noqa: BLE001 - it is held until it has ended
+                if not isinstance(e, BrokerConnectionError):
+                    logger.opt(exception=True).critical("message {} cannot be ended", ending.message.message_id)
+                self._put_off(ending, e)
+
+    def _end(self, ending: Ending) -> None:
+        ending.end(ending.message)
+        self._open.discard(ending)
+        try:
+            ending.ended()
+        except Exception:  # noqa: BLE001 - it has ended, whoever wanted to tell of that
+            logger.opt(exception=True).error("nobody is told of the failure of message {}", ending.message.message_id)
+
+    def _put_off(self, ending: Ending, why: Exception) -> None:
+        logger.warning(
+            "failed message {} has not ended yet; trying again in {} seconds: {}",
+            ending.message.message_id,
+            AGAIN_AFTER,
+            why,
+        )
+        self._again.append((time.monotonic() + AGAIN_AFTER, ending))
+
+    def _try_again(self) -> None:
+        now = time.monotonic()
+        while self._again and self._again[0][0] <= now:
+            _, ending = self._again.popleft()
+            ending.settled = False
+            if ending.recorded:
+                self._settle(ending, None)
+                continue
+            # Postgres may be back by now, and have room where the spool has none.
+            ending.message.to_spool = None
+            away = self._hand_in(ending)
+            if away is not None:
+                ending.settled = False
+                self._settle(ending, away)
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        if self._process != os.getpid():
+            return
+        end = time.monotonic() + STOP_WITHIN
+        while self._open and time.monotonic() < end:
+            time.sleep(0.01)
+        if self._open:
+            logger.warning("{} failed messages have not ended, and go back to their queues", len(self._open))
