@@ -195,6 +195,7 @@ class DeadLetters(Middleware):
             else "the message was rejected without an exception"
         )
         original, original_key = self._original(message)
+        where = _or(None, place, task_name, error)
         replayed = replay_of(message.options)
         return Failure(
             delivery_id=_delivery_id(message, task_id),
@@ -217,8 +218,8 @@ class DeadLetters(Middleware):
             original_key=original_key,
             fingerprint=_or(None, fingerprint, task_name, error),
             title=_or(None, self._title, error, error_message),
-            place=_or(None, place, task_name, error),
-            attempts=_or(None, self._attempts, message, task_name, error, execution),
+            place=where,
+            attempts=_or(None, self._attempts, message, error, error_message, where, execution),
             replayed_row=replayed[0] if replayed else None,
             replay_item=replayed[1] if replayed else None,
         )
@@ -245,12 +246,18 @@ class DeadLetters(Middleware):
         return self.redact.text(text)[:MESSAGE_KEPT] or None
 
     def _attempts(
-        self, message: MessageProxy, task_name: str, error: BaseException | None, execution: _Execution | None
+        self,
+        message: MessageProxy,
+        error: BaseException | None,
+        error_message: str,
+        where: str | None,
+        execution: _Execution | None,
     ) -> list[dict[str, Any]]:
         """Return the last executions. What was skipped adds none; where workers were lost, it is each start."""
         if execution is not None:
             worker = process_name(self._worker_name)
-            now = attempts.attempt(task_name, error, execution.started_at, worker, self.redact)
+            said = "" if error is None else attempts.short(message_of(error), self.redact, error_message)
+            now = attempts.told(error, execution.started_at, worker, said, where)
             return attempts.last([*attempts.redacted(execution.earlier, self.redact), now])
         found = attempts.travelled(message.options, _retries(message))
         if isinstance(error, WorkerLost):

@@ -205,8 +205,10 @@ def main() -> None:
     from worker import migrate
 
     slow = {
-        **{"fsync": "on", "synchronous_commit": "on"},
-        **{"commit_delay": str(COMMIT_TAKES_MS * 1000), "commit_siblings": "0"},
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "commit_delay": str(COMMIT_TAKES_MS * 1000),
+        "commit_siblings": "0",
     }
     with running_cluster(slow) as cluster, running_redis() as redis_url, cluster.database() as database:
         migrate.upgrade(database.owner_url)
