@@ -30,6 +30,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from db import deadline, times
 from db.errors import ConfigurationError, TenantRequired
+from db.fair_pool import FairPool
 from db.open_transaction import OpenTransaction
 from db.outgoing import Outgoing
 from db.statement_watchdog import StatementWatchdog
@@ -245,7 +246,7 @@ def _bind(scope: Scope) -> Engine:
     url = _url(config, scope)
     engine = state.engines.get(url)
     if engine is None:
-        engine = create_engine(url, **_engine_arguments(config))
+        engine = create_engine(url, poolclass=FairPool, **_engine_arguments(config))
         _listen(engine)
         # Two threads may both get here: all must use the one that is kept.
         engine = state.engines.setdefault(url, engine)

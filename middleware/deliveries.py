@@ -10,6 +10,7 @@ from typing import Any, Final
 from dramatiq import Message, MessageProxy
 from dramatiq.common import current_millis
 
+from db.tenancy import Tenancy
 from middleware.errors import WorkerLost
 from middleware.message_checks import InvalidMessage, decode
 
@@ -65,6 +66,7 @@ class Delivery(MessageProxy):
       give_back: Whether it goes back to its queue as it was, instead of ending, because of that.
       began: When it began to run, if it has: in seconds since 1970, and on :func:`time.perf_counter`'s clock.
       took: For how many seconds it ran.
+      tenancy: Whom it ran for, if it ran.
     """
 
     def __init__(self, message: Message[Any], redis_id: str, raw: bytes) -> None:
@@ -92,6 +94,7 @@ class Delivery(MessageProxy):
         self.give_back = False
         self.began: tuple[float, float] | None = None
         self.took: float | None = None
+        self.tenancy: Tenancy | None = None
 
     @property
     def held_as(self) -> tuple[str, int]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import dramatiq
 from dramatiq import Message, MessageProxy, Worker
+from dramatiq import worker as worker_module
 from dramatiq.common import iter_queue
 from dramatiq.compat import StreamablePipe
 from dramatiq.middleware.time_limit import _CtypesTimeoutManager
@@ -100,6 +101,12 @@ def catch_what_escapes(thread: WorkerThread, caught: Callable[[MessageProxy, Bas
     thread.process_message = process_message  # type: ignore[method-assign]
 
 
+def delay_nothing(thread: ConsumerThread) -> None:
+    """Keep a thread that consumes no delay queue from looking after each message whether a delayed one is due."""
+    if not thread.queue_name.endswith(".DQ"):
+        thread.handle_delayed_messages = lambda: None  # type: ignore[method-assign]
+
+
 def surround_messages(thread: WorkerThread | ConsumerThread, surround: Callable[[Handle], Handle]) -> None:
     """Put something around all that a thread, which has begun to run, does with a message."""
     # A consumer's own are the delayed and the undefined ones.
@@ -161,6 +168,32 @@ def give_back_waiting(worker: Worker) -> int:
         if not consumer.is_alive():
             consumer.close()
     return sum(map(len, waiting.values()))
+
+
+def give_back_last(worker: Worker, queue_name: str, count: int) -> None:
+    """Give back so many of a queue's messages that wait in this process to be run, those that would be last.
+
+    Raises:
+      ConnectionClosed: When Redis did not say so. They wait here no more.
+    """
+    queue = worker.work_queue
+    waiting = list(iter_queue(queue))
+    of_queue = [item for item in sorted(waiting) if item.message.queue_name == queue_name]
+    last = of_queue[max(0, len(of_queue) - count) :]
+    going = {id(item) for item in last}
+    for item in waiting:
+        if id(item) not in going:
+            queue.put(item)
+    for _ in waiting:
+        # Only now, so that who joins the queue does not find it done meanwhile.
+        queue.task_done()
+    if last:
+        worker.consumers[queue_name].requeue_messages([item.message for item in last])
+
+
+def prefetch_is_set() -> bool:
+    """Tell whether the environment says how many messages a worker holds of a queue."""
+    return worker_module.QUEUE_PREFETCH > 0
 
 
 def queues_were_named(worker: Worker) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from dramatiq import Broker, Worker
@@ -74,17 +74,19 @@ class EventLoop(EventLoopThread):
         if not self.loop.is_running():
             raise RuntimeError("Event loop is not running.")
         job = _Job(coro)
-        self.loop.call_soon_threadsafe(job.start)
         interrupt: Interrupt | None = None
+        start = job.start
         while True:
             try:
+                self.loop.call_soon_threadsafe(start)
                 # Interrupts come between two waits.
                 while not job.done.wait(self.interrupt_check_ival):
                     pass
                 break
             except Interrupt as e:
                 interrupt = interrupt or e
-                self.loop.call_soon_threadsafe(job.cancel)
+                # It may have come before the loop was told to start it.
+                start = job.start_cancelled
         try:
             if interrupt is not None:
                 raise interrupt
@@ -108,10 +110,20 @@ class _Job:
         self.error: BaseException | None = None
 
     def start(self) -> None:
+        if self._task is not None:
+            return
         self._task = asyncio.get_running_loop().create_task(self._run())
-        self._task.add_done_callback(lambda _: self.done.set())
+        self._task.add_done_callback(self._ended)
 
-    def cancel(self) -> None:
+    def _ended(self, _: object) -> None:
+        if isinstance(self._coro, Coroutine):
+            # Cancelled before its first step it would be said never to have been awaited.
+            self._coro.close()
+        self.done.set()
+
+    def start_cancelled(self) -> None:
+        """Start it, if it was not, so that it can end; and have it end."""
+        self.start()
         if self._task is not None:
             self._task.cancel()
 

@@ -17,6 +17,8 @@ class Holdings:
         self._changed = threading.Condition()
         # What the one consumer waits for: to wake it for less costs as much as a job does.
         self._wanted = 0
+        #: How many have been held and are so no more.
+        self.let_go = 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -24,15 +26,17 @@ class Holdings:
     def __contains__(self, held_as: object) -> bool:
         return held_as in self._ids
 
-    def add(self, held_as: tuple[str, int]) -> None:
-        """Note that it is held."""
+    def add(self, held_as: Iterable[tuple[str, int]]) -> None:
+        """Note that they are held."""
         with self._changed:
-            self._ids.add(held_as)
+            self._ids.update(held_as)
 
     def discard(self, held_as: Iterable[tuple[str, int]]) -> None:
         """Note that they are held no more."""
         with self._changed:
+            before = len(self._ids)
             self._ids.difference_update(held_as)
+            self.let_go += before - len(self._ids)
             self._tell()
 
     def clear(self) -> None:
@@ -44,6 +48,10 @@ class Holdings:
     def _tell(self) -> None:
         if len(self._ids) < self._wanted:
             self._changed.notify_all()
+
+    def is_wanted(self, but: int) -> bool:
+        """Tell whether the consumer waits for no more than that ``but`` so many of these are let go of."""
+        return len(self._ids) - but < self._wanted
 
     def ids(self) -> set[str]:
         """Return the Redis ids of what is held."""

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,7 +54,7 @@ def why_not_kept() -> str | None:
 
 
 @contextmanager
-def kept(tell: Callable[[str], object]) -> Iterator[None]:
+def kept(tell: Callable[[str], object], left_running: Callable[[], bool]) -> Iterator[None]:
     """Fork: the child goes on into the ``with`` block as the worker process, the parent stays behind as its keeper.
 
     The keeper passes on the signals that it gets, and ends as the worker has ended: with the same status, or by the
@@ -62,7 +63,9 @@ def kept(tell: Callable[[str], object]) -> Iterator[None]:
 
     Arguments:
       tell: Called in the keeper when the worker ended by itself, and not well; with JSON: its ``status``, or minus the
-        signal, and ``peak``, its peak memory in MiB. May raise.
+        signal, and ``peak``, its peak memory in MiB. With an empty string when it ended otherwise and left something
+        running. May raise.
+      left_running: Asked in the keeper, when the worker has ended, whether it did so amid a message.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     parent = os.getppid()
@@ -72,7 +75,7 @@ def kept(tell: Callable[[str], object]) -> Iterator[None]:
     keeper = os.getpid()
     worker = os.fork()
     if worker:
-        _keep(worker, parent, tell)
+        _keep(worker, parent, tell, left_running)
     signal.pthread_sigmask(signal.SIG_SETMASK, {*before, *STOPS})
     _end_with(keeper)
     try:
@@ -81,7 +84,7 @@ def kept(tell: Callable[[str], object]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _keep(worker: int, parent: int, tell: Callable[[str], object]) -> NoReturn:
+def _keep(worker: int, parent: int, tell: Callable[[str], object], left_running: Callable[[], bool]) -> NoReturn:
     code = os.EX_SOFTWARE
     try:
         gc.disable()
@@ -89,6 +92,8 @@ def _keep(worker: int, parent: int, tell: Callable[[str], object]) -> NoReturn:
         code, peak, told_to_stop = _watch(worker)
         if code and not told_to_stop:
             _say(worker, code, peak, tell)
+        elif left_running():
+            _try_to(partial(tell, ""))
         _end_as(code)
     finally:
         os._exit(code if code >= 0 else 128 - code)
@@ -110,16 +115,18 @@ def _watch(worker: int) -> tuple[int, int, bool]:
             os.kill(worker, number)
 
 
-def _say(worker: int, code: int, peak: int, tell: Callable[[str], object]) -> None:
-    said = json.dumps({"status": code, "peak": peak})
-
+def _try_to(tell: Callable[[], object]) -> None:
     def try_to_tell() -> None:
         with suppress(Exception):
-            tell(said)
+            tell()
 
     telling = threading.Thread(target=try_to_tell, name="tell", daemon=True)
     telling.start()
     telling.join(TELL_WITHIN)
+
+
+def _say(worker: int, code: int, peak: int, tell: Callable[[str], object]) -> None:
+    _try_to(partial(tell, json.dumps({"status": code, "peak": peak})))
     with suppress(Exception):
         logger.critical(
             "worker process {}, kept by {}, {}; peak memory {} MiB", worker, os.getpid(), how_it_ended(code), peak

@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import redis
-from dramatiq import Message, MessageProxy, Middleware
+from dramatiq import Message, MessageProxy, Middleware, Worker
 from dramatiq.broker import Consumer
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import current_millis, dq_name
@@ -29,21 +29,30 @@ from loguru import logger
 
 from middleware import unique
 from middleware.deliveries import Delivery, Entry, NotToRun
-from middleware.dramatiq_internals import catch_what_escapes, exception_of, is_consumer_thread
+from middleware.dramatiq_internals import (
+    catch_what_escapes,
+    delay_nothing,
+    exception_of,
+    give_back_last,
+    is_consumer_thread,
+    prefetch_is_set,
+)
 from middleware.encoding import encode
 from middleware.errors import EnqueuedInPart
 from middleware.heartbeat import Heartbeat
 from middleware.holdings import Holdings
 from middleware.hooks import Hooks
 from middleware.job_metrics import JobMetrics, note_sent_now
+from middleware.journal import Journal
 from middleware.keeper import kept, why_not_kept
 from middleware.log_context import lines_of
-from middleware.lossless_consumer import LosslessConsumer
+from middleware.lossless_consumer import FLUSH_WITHIN, LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
 from middleware.outbox import Outbox
 from middleware.process_facts import process_facts
 from middleware.redis_ids import redis_id_of
+from middleware.shared_starts import SharedStarts
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
@@ -177,11 +186,13 @@ class LosslessBroker(RedisBroker):
         self._run_once = Scripts(waiting_client, namespace)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
         self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
+        self.journal = Journal(self._marks, self._end)
         self.tally = Tally()
         self.metrics = metrics
         if metrics is not None:
             metrics.actors = self.actors
         self._threads: int | None = None
+        self._worker: Worker | None = None
         self._run_in_time = Scripts(lease_client or client, namespace)
         self._heartbeat = Heartbeat(
             self._run_in_time,
@@ -201,6 +212,8 @@ class LosslessBroker(RedisBroker):
         self.suspected: set[str] = set()
         self.solitude = Solitude(self._busy)
         self._holdings: dict[str, Holdings] = {}
+        self._consumers: dict[str, LosslessConsumer] = {}
+        self.prefetch_is_set = prefetch_is_set()
         self._local = _OfThread()
 
     def _suspect(self, queues: set[str]) -> None:
@@ -216,11 +229,30 @@ class LosslessBroker(RedisBroker):
 
     def begin(self, message: Delivery) -> None:
         """Note that ``message`` begins to run, in case that its worker does not survive it. Raises nothing."""
-        self._marks.mark(_entry(message))
+        self.journal.begin(_entry(message))
 
     def forget(self, message: Delivery) -> None:
         """Note that ``message`` does not run any more."""
         self._marks.forget(_entry(message))
+
+    def give_back_last(self, queue_name: str, count: int) -> None:
+        """Give back so many of the messages that wait in this process, those that would be run last.
+
+        Raises:
+          ConnectionClosed: When Redis did not say so; the next consumer gives them back.
+        """
+        if self._worker is not None:
+            give_back_last(self._worker, queue_name, count)
+
+    def _end(self, queue_name: str, epoch: int, messages: Sequence[Delivery]) -> None:
+        """End messages of one queue, fetched under one lease, of which nothing follows.
+
+        Raises:
+          ConnectionClosed: When Redis did not say so.
+        """
+        ids = (message.redis_id.encode("utf-8", "surrogateescape") for message in messages)
+        others = self.run("finish_many", queue_name, self.broker_id, epoch, *ids)
+        self._consumers[queue_name].have_ended(messages, others)
 
     def still_holds(self, message: Delivery) -> bool:
         """Tell whether ``message`` is still this process'; as far as is known, where Redis cannot be asked."""
@@ -242,7 +274,9 @@ class LosslessBroker(RedisBroker):
         # The lease must stand before anything is taken under it.
         self._heartbeat.cover(queue_name)
         self._local.due.clear()
-        return LosslessConsumer(self, queue_name, prefetch, timeout, holdings)
+        consumer = LosslessConsumer(self, queue_name, prefetch, timeout, holdings)
+        self._consumers[queue_name] = consumer
+        return consumer
 
     def fetch(self, script: str, queue_name: str, count: int) -> tuple[int, list[Any]]:
         """Take up to ``count`` messages; return under which lease, and what the script said.
@@ -394,7 +428,7 @@ class LosslessBroker(RedisBroker):
                 args[0].began = time.time(), time.perf_counter()
             else:
                 if signal == "worker_boot":
-                    self._threads = args[0].worker_threads
+                    self._worker, self._threads = args[0], args[0].worker_threads
                 self._call_before(signal, *args, **kwargs)
             return
         message = args[0]
@@ -413,6 +447,9 @@ class LosslessBroker(RedisBroker):
             if message.give_back:
                 # It does not end.
                 return
+            if message.failed:
+                # Whoever gets it next must ask whether there is a row.
+                self._marks.send(_entry(message))
         hook = "before_nack" if message.failed else "before_ack"
         for middleware in self._hooks.of(self.middleware, hook):
             try:
@@ -457,6 +494,8 @@ class LosslessBroker(RedisBroker):
             self._call_after(f"after_{signal}", *args, **kwargs)
             if signal == "worker_thread_boot":
                 catch_what_escapes(args[0], partial(self._caught, args[0]))
+            elif signal == "consumer_thread_boot":
+                delay_nothing(args[0])
 
     def _call_after(self, hook: str, *args: Any, **kwargs: Any) -> None:
         for middleware in reversed(self._hooks.of(self.middleware, hook)):
@@ -475,18 +514,31 @@ class LosslessBroker(RedisBroker):
     def _boot_kept(self) -> None:
         """Boot in a child of this process, which stays behind as its keeper, where that can be."""
         why_not = why_not_kept()
-        with nullcontext() if why_not else kept(partial(self._run_in_time, "obituary", self.broker_id)):
+        if why_not:
             self._call_after("after_process_boot")
+        else:
+            starts = SharedStarts()
+            with kept(partial(self._tell_end, starts), lambda: bool(starts.running())):
+                self._marks.share(starts)
+                self._call_after("after_process_boot")
         if why_not:
             # Only now is it known where to log.
             logger.warning("how this process ends will be seen by nobody of ours: {}", why_not)
+
+    def _tell_end(self, starts: SharedStarts, how: str) -> None:
+        running = (part for entry in starts.running().items() for part in entry)
+        self._run_in_time("obituary", self.broker_id, how, *running)
 
     def _after_process(self, message: Delivery, **kwargs: Any) -> None:
         if message.began is not None and message.took is None:
             message.took = time.perf_counter() - message.began[1]
         # Retries, callbacks, pipelines and groups enqueue here.
-        with self.collecting() as collected:
+        before, collected = self._local.collecting, list[tuple[str, Entry]]()
+        self._local.collecting = collected
+        try:
             interrupt = self._call_all("after_process_message", message, **kwargs)
+        finally:
+            self._local.collecting = before
         succeeded = kwargs.get("exception") is None
         retried = any(message_id == message.message_id for message_id, _ in collected)
         if interrupt is not None and not retried:
@@ -578,6 +630,8 @@ class LosslessBroker(RedisBroker):
           ConnectionClosed: For any error of Redis, where something is not to be given back.
         """
         but = set(but)
+        with suppress(ConnectionClosed):
+            self.journal.flush()
         if not but:
             self._heartbeat.leave()
             return
@@ -594,6 +648,7 @@ class LosslessBroker(RedisBroker):
         """Give back at once whatever this process still holds."""
         if self.outbox is not None:
             self.outbox.relay.close()
+        self.journal.close(FLUSH_WITHIN)
         if self._heartbeat.stop():
             self._merge_lanes()
         self._marks.close()

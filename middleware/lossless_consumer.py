@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,11 @@ LEAVE_ALONE_AT_MOST = 60.0
 DUE_AT_ONCE = 100
 #: Seconds for which a busy consumer lets room for several messages gather, so that one call fetches them all.
 GATHER = 0.02
+#: Seconds that telling Redis what has ended may take when a consumer is closed.
+FLUSH_WITHIN = 3.0
+#: Seconds of work that a busy consumer has here in advance, messages that it has so at most, and seconds of which it
+#: reckons how many that are.
+AHEAD, AHEAD_AT_MOST, RECKON_OVER = 0.04, 1_000, 0.02
 #: What the script answers when a message has ended that names a group which was never begun, or is forgotten.
 GROUP_UNKNOWN = 2
 #: What the script answers that fetched nothing because the queue is paused; seconds between two looks whether it is.
@@ -56,6 +61,10 @@ def _text(redis_id: bytes) -> str:
 
 def _bytes(redis_id: str) -> bytes:
     return redis_id.encode("utf-8", "surrogateescape")
+
+
+def _warn(message: Delivery) -> None:
+    logger.warning("message {} was given to another worker while this one had it: it may run twice", message.message_id)
 
 
 def _lock_of(message: Delivery) -> str:
@@ -99,7 +108,8 @@ class LosslessConsumer(Consumer):
         self._broker = broker
         self._queue_name = queue_name
         self._delayed = queue_name.endswith(".DQ")
-        self._prefetch = min(prefetch, DUE_AT_ONCE) if self._delayed else prefetch
+        self._prefetch = self._least = min(prefetch, DUE_AT_ONCE) if self._delayed else prefetch
+        self._reckoned = time.monotonic(), holdings.let_go
         self._timeout = timeout / 1000
         self._holdings = holdings
         self._cache: deque[tuple[bytes, bytes, int, int]] = deque()
@@ -158,12 +168,12 @@ class LosslessConsumer(Consumer):
             solitude.release(self)
             lost = worker_lost(suspect.evidence)
             condemned = condemn(suspect.delivery, lost)
-            self._holdings.add(condemned.held_as)
+            self._holdings.add([condemned.held_as])
             return condemned
         if solitude.wait(self._timeout):
             self._suspect = None
             self._patience = PATIENCE
-            self._holdings.add(suspect.delivery.held_as)
+            self._holdings.add([suspect.delivery.held_as])
             self._alone_since = time.monotonic()
             solitude.hand_over(self, suspect.delivery.held_as)
             with lines_of(suspect.delivery):
@@ -187,10 +197,11 @@ class LosslessConsumer(Consumer):
 
     def _return_cache(self) -> None:
         """Give back what was fetched and not yet handed to Dramatiq."""
-        cached = [_text(redis_id) for redis_id, *_ in self._cache]
+        cached = [(_text(redis_id), epoch) for redis_id, *_, epoch in self._cache]
         self._cache.clear()
         if cached:
-            self._give_back(cached)
+            self._holdings.discard(cached)
+            self._give_back(redis_id for redis_id, _ in cached)
 
     def _delivery(self, redis_id: bytes, raw: bytes, epoch: int, *, begun_before: bool) -> Delivery:
         delivery = deliver(raw, self._queue_name, _text(redis_id))
@@ -202,8 +213,12 @@ class LosslessConsumer(Consumer):
         if not self._cache:
             if self._unsorted:
                 self._sort()
+            self._reckon()
             self._holdings.wait_below(self._prefetch // 2 + 1, GATHER)
             if not self._holdings.wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
+                if len(self._holdings) > self._least and not self._delayed:
+                    # What was quick has become slow, and others may have nothing to do.
+                    self._broker.give_back_last(self._queue_name, len(self._holdings) - self._least)
                 # Much may have come meanwhile. Whose is last there should not wait for it to be sorted.
                 self._unsorted = self._broker.fair and not self._delayed
                 return None
@@ -211,25 +226,36 @@ class LosslessConsumer(Consumer):
                 return None
             if self._idle and not self._wait():
                 return None
-        with self._broker.solitude.fetching() as may:
-            if may or self._delayed:
-                return self._hand_over()
+            with self._broker.solitude.fetching() as may:
+                if may or self._delayed:
+                    self._fetch()
+        if self._delayed or not self._broker.solitude.is_wanted():
+            return self._hand_over()
         # A message of another queue wants to be alone in this process; other processes may run these meanwhile.
         self._return_cache()
         self._broker.run("put_back", self._queue_name, self._broker.broker_id)
         return None
 
+    def _reckon(self) -> None:
+        """Have as much here in advance as is done in a moment: quick messages wait for nobody, and slow ones here for
+        no others."""
+        if self._delayed or self._broker.prefetch_is_set:
+            return
+        (then, before), now, let_go = self._reckoned, time.monotonic(), self._holdings.let_go
+        if now - then >= RECKON_OVER:
+            self._reckoned = now, let_go
+            wanted = int((let_go - before) / (now - then) * AHEAD)
+            self._prefetch = max(self._least, min(wanted, AHEAD_AT_MOST))
+
     def _hand_over(self) -> MessageProxy | None:
         if not self._cache:
-            self._fetch()
-            if not self._cache:
-                return None
+            return None
         redis_id, raw, begun_before, epoch = self._cache.popleft()
         delivery = self._delivery(redis_id, raw, epoch, begun_before=bool(begun_before))
         if not self._delayed and delivery.options.get("eta") is not None:
             self._delay(delivery)
+            self._holdings.discard([delivery.held_as])
             return None
-        self._holdings.add(delivery.held_as)
         if self._delayed and "eta" in delivery.options:
             # It is due by the server's clock; Dramatiq would ask ours.
             note_due(delivery.options, delivery.options["eta"])
@@ -284,6 +310,8 @@ class LosslessConsumer(Consumer):
             self._unsorted = found.pop(0) > 0
         for redis_id, raw, begun_before in zip(found[::3], found[1::3], found[2::3], strict=True):
             self._cache.append((redis_id, raw, begun_before, epoch))
+        # Before anybody who wants to be alone can ask.
+        self._holdings.add([(_text(redis_id), epoch) for redis_id in found[::3]])
         # Fewer than asked for: there are no more.
         self._idle = len(self._cache) < count and not self._unsorted
 
@@ -307,9 +335,38 @@ class LosslessConsumer(Consumer):
         if message.give_back:
             self._give_back_interrupted(message)
             return
+        if self._is_plain(message):
+            self._broker.forget(message)
+            self._broker.journal.end(message, urgent=self._holdings.is_wanted(len(self._broker.journal)))
+            return
         if self._finish(message):
             self._count(message)
         self._no_longer_held([message])
+
+    def _is_plain(self, message: Delivery) -> bool:
+        """Tell whether nothing follows from the end of ``message``, and nobody waits for it."""
+        return (
+            message.succeeded
+            and not message.follow_ups
+            and message.to_spool is None
+            and message.group is None
+            and not self._delayed
+            and UNIQUE not in message.options
+        )
+
+    def have_ended(self, messages: Sequence[Delivery], others: Container[int]) -> None:
+        """Let go of messages that have ended in one step.
+
+        Arguments:
+          messages: All of this queue.
+          others: Which of them, counted from 1, Redis says were not this process' any more.
+        """
+        for n, message in enumerate(messages, 1):
+            if n in others:
+                _warn(message)
+            else:
+                self._count(message)
+        self._let_go(messages)
 
     def _finish(self, message: Delivery) -> int:
         """Take the step in which a message ends, and return what Redis says."""
@@ -332,9 +389,7 @@ class LosslessConsumer(Consumer):
                 f"this worker waits with the failure of message {message.message_id}"
             )
         if not done:
-            logger.warning(
-                "message {} was given to another worker while this one had it: it may run twice", message.message_id
-            )
+            _warn(message)
         if done == GROUP_UNKNOWN and message.group is not None:
             logger.error(
                 "message {} succeeded, but its group {} is not known: begun by a stock producer, or forgotten; its "
@@ -363,10 +418,18 @@ class LosslessConsumer(Consumer):
             broker.metrics.ended(message, outcome, queue)
 
     def _no_longer_held(self, messages: Iterable[Delivery]) -> None:
+        messages = list(messages)
         for message in messages:
-            self._holdings.discard([message.held_as])
             self._broker.forget(message)
-            if self._broker.solitude.release(message.held_as):
+        self._let_go(messages)
+
+    def _let_go(self, messages: Sequence[Delivery]) -> None:
+        self._holdings.discard([message.held_as for message in messages])
+        solitude = self._broker.solitude
+        if not solitude.is_wanted():
+            return
+        for message in messages:
+            if solitude.release(message.held_as):
                 # Other work gets as much time as it took, so that a crash amid long jobs does not stop a queue.
                 now = time.monotonic()
                 self._look_again = now + min(now - self._alone_since, LEAVE_ALONE_AT_MOST)
@@ -397,8 +460,9 @@ class LosslessConsumer(Consumer):
             self._no_longer_held(deliveries)
 
     def close(self) -> None:
-        """Give back what was fetched and not yet handed to Dramatiq."""
+        """Give back what was fetched and not yet handed to Dramatiq; tell Redis what has ended."""
         try:
+            self._broker.journal.close(FLUSH_WITHIN)
             self._return_suspect()
         finally:
             self._return_cache()

@@ -58,5 +58,7 @@ class SafePipelines(Pipelines):
         result: Any = None,
         exception: BaseException | None = None,
     ) -> None:
+        if message.options.get("pipe_target") is None:
+            return
         with failing(message, "pipe_target", exception):
             super().after_process_message(broker, message, result=result, exception=exception)

@@ -21,6 +21,10 @@ class Solitude:
         self._fetching = 0
         self._who: object | None = None
 
+    def is_wanted(self) -> bool:
+        """Tell whether somebody is alone or wants to be."""
+        return self._who is not None
+
     def wait_until_free(self, seconds: float) -> bool:
         """Wait until nobody is alone or wants to be, and tell whether that came to be."""
         with self._changed:

@@ -1,4 +1,8 @@
-"""Notes in Redis which messages a process has begun to run, without waiting for Redis to say so."""
+"""Notes in Redis which messages a process has begun to run, without waiting for Redis to say so.
+
+In a process that has a keeper what it begins is in memory that both share, and Redis is told soon; in others each start
+is sent before the message runs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import redis
 from loguru import logger
 
 from middleware.sending import is_quiet, send_at_once
+from middleware.shared_starts import SharedStarts
 
 #: Seconds between two looks whether an encrypted connection still stands, after which Redis is tried again at the
 #: earliest, or as long as the last try took, and between two complaints that starts cannot be noted.
@@ -44,22 +49,50 @@ class StartMarks:
 
     def __init__(self, client: redis.Redis, key: str) -> None:
         self._client = client
-        self._head = b"*4\r\n$4\r\nHSET\r\n" + _bulk(key.encode())
+        self._key = _bulk(key.encode())
+        self._shared: SharedStarts | None = None
+        self._unsent: dict[bytes, int] = {}
         self._local = _OfThread()
         self._open: list[Any] = []
         self._running: dict[bytes, int] = {}
         self._complained = float("-inf")
         self._not_before = float("-inf")
 
-    def mark(self, name: bytes) -> None:
-        """Note that the message ``name`` begins now. Raises nothing."""
+    def share(self, starts: SharedStarts) -> None:
+        """Note in ``starts``, too, from now on, and send only what :meth:`send` is called for."""
+        self._shared = starts
+
+    def mark(self, name: bytes) -> bool:
+        """Note that the message ``name`` begins now; tell whether it is yet to be sent. Raises nothing."""
         now = time.time()
         milliseconds = int(now * 1000)
         self._running[name] = milliseconds
+        if self._shared is not None and self._shared.note(name, milliseconds):
+            self._unsent[name] = milliseconds
+            return True
+        self._try_to_send({name: milliseconds}, now)
+        return False
+
+    def unsent(self) -> bool:
+        """Tell whether something that runs is yet to be sent."""
+        return bool(self._unsent)
+
+    def send(self, name: bytes | None = None) -> None:
+        """Send what is yet to be sent: of one message, or of all that have not ended meanwhile. Raises nothing."""
+        found: dict[bytes, int] = {}
+        for one in list(self._unsent) if name is None else (name,):
+            milliseconds = self._unsent.pop(one, None)
+            if milliseconds is not None:
+                found[one] = milliseconds
+        if found:
+            self._try_to_send(found, time.time())
+
+    def _try_to_send(self, starts: dict[bytes, int], now: float) -> None:
         if now < self._not_before:
             # Whoever starts a job should not wait for Redis each time.
             return
-        command = self._head + _bulk(name) + _bulk(b"%d" % milliseconds)
+        fields = b"".join(_bulk(name) + _bulk(b"%d" % milliseconds) for name, milliseconds in starts.items())
+        command = b"*%d\r\n$4\r\nHSET\r\n%b%b" % (2 + 2 * len(starts), self._key, fields)
         try:
             try:
                 self._send(command)
@@ -108,8 +141,11 @@ class StartMarks:
             connection.disconnect()
 
     def forget(self, name: bytes) -> None:
-        """Note, here alone, that the message ``name`` has ended."""
-        self._running.pop(name, None)
+        """Note, here alone, that the message ``name`` has ended; called by the thread that ran it."""
+        began = self._running.pop(name, None)
+        if began is not None and self._shared is not None:
+            self._unsent.pop(name, None)
+            self._shared.clear()
 
     def running(self) -> dict[bytes, int]:
         """Return what should have been noted by now, and when it began, in milliseconds since 1970."""

@@ -22,6 +22,7 @@ from db import current_message, open_transaction
 from db.current_message import Execution
 from db.errors import InvalidTenant
 from db.tenancy import Tenancy, bind, current_tenancy, parse_uuid
+from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
 from middleware.errors import SendRefused, TenantError, TenantNotGiven, TenantNotValid
 from middleware.signatures import parameters_of
@@ -87,7 +88,10 @@ class TenantContext(Middleware):
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         try:
-            bind(_arrived(broker, message))
+            arrived = _arrived(broker, message)
+            bind(arrived)
+            if isinstance(message, Delivery):
+                message.tenancy = arrived
             current_message.bind(Execution(message.message_id))
             # A job that went before it in this thread may have left one open.
             open_transaction.forget()
@@ -129,6 +133,9 @@ class TenantContext(Middleware):
         _unbind()
 
     def _bind_again(self, broker: Broker, message: MessageProxy) -> None:
+        if isinstance(message, Delivery) and message.tenancy is not None:
+            bind(message.tenancy)
+            return
         try:
             bind(_arrived(broker, message))
         except Exception:  # noqa: BLE001 - it was refused, or its actor is unknown: it belongs to whom it names

@@ -26,6 +26,7 @@ STOCK_MARKERS = {
     "fetch": b"\r\nfetch\r\n",
     "fetch_due": b"\r\nfetch\r\n",
     "finish": b"\r\nack\r\n",
+    "finish_many": b"\r\nack\r\n",
     "enqueue": b"\r\nenqueue\r\n",
     "beat": b"\r\nfetch\r\n",
     "relay": b"\r\nenqueue\r\n",

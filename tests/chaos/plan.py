@@ -59,7 +59,7 @@ FAULTS = {
     "lose a command to Redis": 2,
 }
 #: Scripts whose answer or command gets lost.
-SCRIPTS = ("fetch", "fetch_due", "finish", "enqueue", "beat", "relay")
+SCRIPTS = ("fetch", "fetch_due", "finish", "finish_many", "enqueue", "beat", "relay")
 
 #: Of the whole time, until when messages are sent and faults begin; and poison, which needs the longest to end.
 SENDING, FAULTING, POISONING = 0.62, 0.66, 0.35

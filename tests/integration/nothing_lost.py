@@ -98,9 +98,16 @@ def in_acks(client: redis.Redis) -> int:
 
 
 def marker_of(one: Side, what: str) -> bytes:
-    """Return what stands in the commands of a broker that ``fetch``, ``finish`` or ``enqueue``."""
+    """Return what stands in the commands of a broker that ``fetch``, ``enqueue``, and ``finish`` a message, of which
+    something follows, or ``finish_many``."""
     if type(one.broker) is RedisBroker:
-        return {"fetch": b"$11\r\nattribution\r\n", "finish": b"\r\nack\r\n", "enqueue": b"\r\nenqueue\r\n"}[what]
+        ends = b"\r\nack\r\n"
+        return {
+            "fetch": b"$11\r\nattribution\r\n",
+            "finish": ends,
+            "finish_many": ends,
+            "enqueue": b"\r\nenqueue\r\n",
+        }[what]
     sha: str = one.broker.run._scripts[what].sha  # type: ignore[attr-defined]
     return sha.encode()
 

@@ -431,7 +431,7 @@ class TestCalls:
         assert cost(lambda: [one.send(child) for _ in range(5)]) == 5
         assert cost(lambda: run(one, [child.message() for _ in range(5)], callback)) == 6
 
-    def test_ending_a_message_is_one_call_in_a_group_or_not(
+    def test_ending_a_message_is_one_call_in_a_group_and_fewer_else(
         self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         names: list[str] = []
@@ -448,7 +448,9 @@ class TestCalls:
         monkeypatch.setattr(one.broker, "run", spy)
         with one.working():
             eventually(lambda: kept(client) == 0)
-        assert [name for name in names if name not in {"held", "requeue", "tell"}] == ["finish"] * 11
+        assert names.count("finish") == 5
+        assert 1 <= names.count("finish_many") <= 6
+        assert {*names} <= {"finish", "finish_many", "held", "requeue", "tell"}
 
 
 def finish(run: Scripts, child: str, group: str = "g", ours: bool = True) -> Any:

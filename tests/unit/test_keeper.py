@@ -27,7 +27,7 @@ def child(work):
         print("not kept:", why_not_kept(), flush=True)
         return
     keeper = os.getpid()
-    with kept(tell):
+    with kept(tell, lambda: work == "exit amid"):
         assert os.getppid() == keeper
         if work == "signals wait":
             signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
@@ -37,6 +37,8 @@ def child(work):
         os._exit(3)
     if work == "signal":
         os.kill(os.getpid(), int(sys.argv[2]))
+    if work == "exit amid":
+        os._exit(0)
     if work == "tell fails":
         os._exit(5)
 
@@ -90,6 +92,10 @@ def test_the_keeper_ends_by_the_same_signal(number: int) -> None:
 
 def test_the_keeper_exits_with_the_same_status() -> None:
     assert run("exit") == ['told {"status": 3', "ended 3"]
+
+
+def test_an_end_that_is_well_is_told_where_it_came_amid_a_message() -> None:
+    assert run("exit amid") == ["told ", "ended 0"]
 
 
 def test_what_cannot_be_told_changes_nothing() -> None:

@@ -45,6 +45,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "rpop": (KEY,),
     "sadd": (KEY, "m"),
     "sismember": (KEY, "m"),
+    "smismember": (KEY, "m"),
     "smembers": (KEY,),
     "scard": (KEY,),
     "sscan": (KEY, "0"),
