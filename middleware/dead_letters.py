@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq import Broker, Message, MessageProxy
 from dramatiq.common import q_name
@@ -23,7 +23,6 @@ from middleware.classification import UNKNOWN, Classifier
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import exception_of
 from middleware.errors import NotRecorded, WorkerLost
-from middleware.failure_endings import Ending, FailureEndings
 from middleware.fingerprint import MESSAGE_KEPT, fingerprint, normalise, place
 from middleware.message_checks import InvalidMessage
 from middleware.process_facts import process_name
@@ -33,6 +32,9 @@ from middleware.signatures import positional_names
 from middleware.tenant_context import correlation_of
 from middleware.text import class_of, clean, message_of
 from middleware.traceback_text import traceback_text
+
+if TYPE_CHECKING:
+    from middleware.failure_endings import FailureEndings
 
 #: Characters kept of an exception's message, and of its traceback.
 MESSAGE_LIMIT = 10_000
@@ -135,9 +137,7 @@ class DeadLetters(Middleware):
     ) -> None:
         # Not with the exception, whose frames hold all that the job had at hand.
         ended = self._announce(failure, exception_of(message))
-        endings.take(
-            Ending(failure, endings.tell, message, end, partial(self._to_spool, message, failure), ended),
-        )
+        endings.take(failure, message, end, partial(self._to_spool, message, failure), ended)
 
     def _to_spool(self, message: Delivery, failure: Failure, error: BaseException) -> None:
         logger.error(

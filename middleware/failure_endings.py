@@ -21,9 +21,11 @@ from dramatiq.middleware import Middleware
 from loguru import logger
 
 from db.failure_writer import FailureWriter, HandedIn, PostgresAway
+from db.failures import Failure
 from middleware.deliveries import Delivery
 from middleware.hooks import Hooks
 from middleware.log_context import lines_of
+from middleware.lossless_broker import LosslessBroker
 
 #: Failed messages that wait here to be recorded, after which threads wait themselves. Each may have a long traceback.
 AT_MOST = 256
@@ -33,16 +35,12 @@ AGAIN_AFTER, STOP_WITHIN = 1.0, 2.5
 
 
 @dataclass(slots=True, eq=False)
-class Ending(HandedIn):
+class _Ending(HandedIn):
     """A failed message, and how it ends."""
 
     message: Delivery
-    #: Takes it out of Redis, with its failure put into the spool in the same step if it says so. Raises
-    #: BrokerConnectionError when Redis did not do so.
     end: Callable[[Delivery], object]
-    #: Makes it say so, because of what kept its failure from being recorded.
     to_spool: Callable[[BaseException], object]
-    #: Called when it has ended.
     ended: Callable[[], object]
     recorded: bool = False
     #: Until when it waits to be recorded, on :func:`time.monotonic`'s clock; and whether it does not wait any more.
@@ -65,10 +63,10 @@ class FailureEndings(Middleware):
         self._forget()
 
     def _forget(self) -> None:
-        self._open: set[Ending] = set()
-        self._waiting: deque[Ending] = deque()
-        self._told: SimpleQueue[tuple[Sequence[Ending], BaseException | None] | None] = SimpleQueue()
-        self._again: deque[tuple[float, Ending]] = deque()
+        self._open: set[_Ending] = set()
+        self._waiting: deque[_Ending] = deque()
+        self._told: SimpleQueue[tuple[Sequence[_Ending], BaseException | None] | None] = SimpleQueue()
+        self._again: deque[tuple[float, _Ending]] = deque()
         self._asleep = False
 
     def takes(self, broker: Broker, message: MessageProxy) -> bool:
@@ -84,13 +82,28 @@ class FailureEndings(Middleware):
             and all(getattr(m, "tidies_after_nack", False) for m in self._hooks.of(broker.middleware, "after_nack"))
         )
 
-    def take(self, ending: Ending) -> None:
+    def take(
+        self,
+        failure: Failure,
+        message: Delivery,
+        end: Callable[[Delivery], object],
+        to_spool: Callable[[BaseException], object],
+        ended: Callable[[], object],
+    ) -> None:
         """Have a message end once its failure is recorded; at once, into the spool, while Postgres is away.
+
+        Arguments:
+          failure: Of ``message``.
+          end: Takes it out of Redis, with its failure put into the spool in the same step if it says so; raises
+            BrokerConnectionError when Redis did not do so.
+          to_spool: Makes it say so, because of what kept its failure from being recorded.
+          ended: Called when it has ended.
 
         Raises:
           BrokerConnectionError: When it could not end into the spool.
         """
         self._start()
+        ending = _Ending(failure, self._tell, message, end, to_spool, ended)
         self._open.add(ending)
         try:
             away = self._hand_in(ending)
@@ -106,11 +119,11 @@ class FailureEndings(Middleware):
             ending.end(ending.message)
             ending.ended()
 
-    def tell(self, endings: Sequence[Ending], error: BaseException | None) -> None:
+    def _tell(self, endings: Sequence[_Ending], error: BaseException | None) -> None:
         """Note that failures are recorded, or what kept them from being so."""
         self._told.put((endings, error))
 
-    def _hand_in(self, ending: Ending) -> PostgresAway | None:
+    def _hand_in(self, ending: _Ending) -> PostgresAway | None:
         ending.until, ending.settled, ending.cancelled = time.monotonic() + self._writer.wait, False, False
         try:
             self._writer.hand_in(ending)
@@ -142,7 +155,7 @@ class FailureEndings(Middleware):
                 logger.opt(exception=True).critical("failed messages cannot be ended")
                 time.sleep(AGAIN_AFTER)
 
-    def _news(self) -> list[tuple[Ending, BaseException | None]]:
+    def _news(self) -> list[tuple[_Ending, BaseException | None]]:
         """Wait until there is something to do, and return what is recorded, or is not."""
         news = []
         try:
@@ -167,8 +180,8 @@ class FailureEndings(Middleware):
         due += [self._again[0][0]] if self._again else []
         return max(0.0, min(due) - time.monotonic())
 
-    def _overdue(self) -> list[tuple[Ending, BaseException | None]]:
-        late: list[tuple[Ending, BaseException | None]] = []
+    def _overdue(self) -> list[tuple[_Ending, BaseException | None]]:
+        late: list[tuple[_Ending, BaseException | None]] = []
         now = time.monotonic()
         while self._waiting and (self._waiting[0].settled or self._waiting[0].until <= now):
             ending = self._waiting.popleft()
@@ -177,7 +190,7 @@ class FailureEndings(Middleware):
                 late.append((ending, self._writer.late()))
         return late
 
-    def _settle(self, ending: Ending, error: BaseException | None) -> None:
+    def _settle(self, ending: _Ending, error: BaseException | None) -> None:
         if ending.settled:
             return
         ending.settled = True
@@ -192,7 +205,7 @@ class FailureEndings(Middleware):
                     logger.opt(exception=True).critical("message {} cannot be ended", ending.message.message_id)
                 self._put_off(ending, e)
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: _Ending) -> None:
         ending.end(ending.message)
         self._open.discard(ending)
         try:
@@ -200,7 +213,7 @@ class FailureEndings(Middleware):
         except Exception:  # noqa: BLE001 - it has ended, whoever wanted to tell of that
             logger.opt(exception=True).error("nobody is told of the failure of message {}", ending.message.message_id)
 
-    def _put_off(self, ending: Ending, why: Exception) -> None:
+    def _put_off(self, ending: _Ending, why: Exception) -> None:
         logger.warning(
             "failed message {} has not ended yet; trying again in {} seconds: {}",
             ending.message.message_id,
@@ -230,5 +243,7 @@ class FailureEndings(Middleware):
         end = time.monotonic() + STOP_WITHIN
         while self._open and time.monotonic() < end:
             time.sleep(0.01)
+        if isinstance(broker, LosslessBroker):
+            broker.journal.close(max(0.0, end - time.monotonic()))
         if self._open:
             logger.warning("{} failed messages have not ended, and go back to their queues", len(self._open))

@@ -346,7 +346,8 @@ class LosslessConsumer(Consumer):
     def _is_plain(self, message: Delivery) -> bool:
         """Tell whether nothing follows from the end of ``message``, and nobody waits for it."""
         return (
-            message.succeeded
+            # What ends later and has not gone to the spool is recorded.
+            (message.succeeded or message.handed_over)
             and not message.follow_ups
             and message.to_spool is None
             and message.group is None
@@ -449,6 +450,7 @@ class LosslessConsumer(Consumer):
         dead-letter queue for seven days."""
         if isinstance(message, Delivery) and message.ends_later is not None and not message.lost:
             message.ends_later(self.ack)
+            self._broker.leave()
             return
         self.ack(message)
 

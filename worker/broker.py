@@ -172,7 +172,7 @@ def make_broker(
     if record is None:
         record_all = failed_jobs.end_all
         # A process that was frozen meanwhile may have lost its messages to another.
-        writer = FailureWriter(lambda endings: failed_jobs.end_all(endings, lambda: _check_lease(broker, endings)))
+        writer = FailureWriter(lambda endings: failed_jobs.end_all(endings, lambda: _before_rows(broker, endings)))
         record, endings = writer.record, FailureEndings(writer)
     broker: LosslessBroker | MemoryBroker
     if settings.stub:
@@ -214,8 +214,11 @@ def _make_outbox(settings: Settings, run: Scripts, queues: set[str]) -> Outbox:
     return Outbox(relay, keys=settings.keys, takes_all=settings.outbox)
 
 
-def _check_lease(broker: Broker, endings: Iterable[Ending]) -> None:
-    if isinstance(broker, LosslessBroker) and not broker.surely_holds(ending.delivery_id for ending in endings):
+def _before_rows(broker: Broker, endings: Iterable[Ending]) -> None:
+    if not isinstance(broker, LosslessBroker):
+        return
+    broker.tell_starts()
+    if not broker.surely_holds(ending.delivery_id for ending in endings):
         raise LeaseUnsure("this process may have been given up, so what it holds may be another's")
 
 

@@ -149,6 +149,8 @@ def storm(
         steady.start()
         while not client.llen(WAITS):
             time.sleep(0.1)
+        # What waited for the worker to start is no measure.
+        time.sleep(3)
         client.delete(WAITS)
         time.sleep(BEFORE)
         seen["MiB before"], began = resident(processes[0]), time.time()
@@ -176,8 +178,8 @@ def storm(
         while client.exists("dramatiq:attribution.msgs") and time.time() < end:
             time.sleep(0.1)
         seen["log"] = templates(logs[0])
-        waits = [tuple(map(float, one.split(b":"))) for one in client.lrange(WAITS, 0, -1)]  # type: ignore[union-attr]
-        # Those from before the key was removed have run, too.
+        said_waits: Any = client.lrange(WAITS, 0, -1)
+        waits = [tuple(map(float, str(one, "ascii").split(":"))) for one in said_waits]
         seen["steady jobs that did not run"] = client.hlen("dramatiq:attribution.msgs")
     for name, of_phase in (
         ("before", [wait for sent, wait in waits if sent < began]),
