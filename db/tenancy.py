@@ -6,11 +6,13 @@ The tenant lives in a context variable: coroutines, ``asyncio.to_thread`` and ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 from uuid import UUID
 
 from db.errors import InvalidTenant, TenantRequired
@@ -49,6 +51,18 @@ def parse_uuid(name: str, value: object) -> UUID:
         except ValueError:
             pass
     raise InvalidTenant(f"{name} must be a UUID, not {value!r}")
+
+
+_CANONICAL: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def is_canonical(value: object) -> bool:
+    """Tell whether ``value`` is a string that says a UUID as ``str(UUID(value))`` does, as nearly all do."""
+    return isinstance(value, str) and _CANONICAL.fullmatch(value) is not None
+
+
+#: A UUID as text; making that takes as long as reading one.
+text_of: Callable[[UUID], str] = lru_cache(maxsize=1_024)(str)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import multiprocessing
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -66,6 +66,13 @@ def is_dramatiqs_own_enqueue(message: Message[Any]) -> bool:
     ``Retries`` marks what it enqueues; a due message is enqueued by the thread that consumes the delay queue.
     """
     return "requeue_timestamp" in message.options or is_consumer_thread()
+
+
+def sent_by_somebody(messages: Iterable[Message[Any]]) -> list[Message[Any]]:
+    """Return those of ``messages`` that this thread enqueues because somebody sends them: see above."""
+    if is_consumer_thread():
+        return []
+    return [message for message in messages if "requeue_timestamp" not in message.options]
 
 
 def is_consumer_thread() -> bool:

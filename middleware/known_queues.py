@@ -5,17 +5,18 @@ Stock Dramatiq accepts a message for any queue on Redis, where it then waits for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dramatiq import Broker, Message
 from dramatiq.common import q_name
-from dramatiq.middleware import Middleware
 
-from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
+from middleware.dramatiq_internals import sent_by_somebody
 from middleware.errors import UndeclaredQueue
+from middleware.hooks import BeforeEnqueue
 
 
-class KnownQueues(Middleware):
+class KnownQueues(BeforeEnqueue):
     """Lets actors be declared on, and messages be sent to, the given queues only.
 
     Arguments:
@@ -39,6 +40,8 @@ class KnownQueues(Middleware):
     def before_declare_queue(self, broker: Broker, queue_name: str) -> None:
         self._check(queue_name, "cannot declare")
 
-    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        if not is_dramatiqs_own_enqueue(message):
-            self._check(message.queue_name, f"message for actor {message.actor_name!r} goes to")
+    def before_enqueue_many(self, broker: Broker, messages: Sequence[Message[Any]], delay: int | None) -> None:
+        sent = sent_by_somebody(messages)
+        if not {message.queue_name for message in sent} <= self._queues:
+            for message in sent:
+                self._check(message.queue_name, f"message for actor {message.actor_name!r} goes to")

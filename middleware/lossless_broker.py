@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
-from uuid import uuid4
 
 import redis
 from dramatiq import Message, MessageProxy, Middleware, Worker
@@ -49,15 +50,15 @@ from middleware.log_context import lines_of
 from middleware.lossless_consumer import FLUSH_WITHIN, LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
+from middleware.messages import make_message
 from middleware.outbox import Outbox
 from middleware.process_facts import process_facts
-from middleware.redis_ids import redis_id_of
+from middleware.redis_ids import new_id, new_ids, redis_id_of
 from middleware.shared_starts import SharedStarts
 from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
 from middleware.tally import Tally
-from middleware.unique import outcome
 
 #: Milliseconds after which what a silent process holds is given back, milliseconds that all get to come back in after
 #: Redis was away, and seconds between two signs of life.
@@ -89,13 +90,13 @@ def _fail(message: Delivery, error: BaseException | None) -> None:
         message.stuff_exception(error)
 
 
-def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
+def _to_enqueue(message: Message[Any], delay: int | None, an_id: str) -> Message[Any]:
     """Return ``message`` as it is to be put into Redis, with an id of its own there."""
-    options, queue_name = {**message.options, "redis_message_id": str(uuid4())}, message.queue_name
+    options, queue_name = {**message.options, "redis_message_id": an_id}, message.queue_name
     if delay is not None:
         queue_name, options["eta"] = dq_name(queue_name), current_millis() + delay
     # Not copy(), which asks the class for its fields.
-    return Message(
+    return make_message(
         queue_name,
         message.actor_name,
         message.args,
@@ -108,9 +109,18 @@ def _to_enqueue(message: Message[Any], delay: int | None) -> Message[Any]:
 
 def _entry_of(message: Message[Any]) -> Entry:
     # Only now, after the hooks, is it known whose it is. The options are this copy's own.
-    redis_id = redis_id_of(message.options["redis_message_id"], message.options)
-    message.options["redis_message_id"] = redis_id
+    options = message.options
+    redis_id = options["redis_message_id"] = redis_id_of(options["redis_message_id"], options)
     return message.queue_name, redis_id, encode(message)
+
+
+def _by_queue(entries: Sequence[Entry]) -> list[Argument]:
+    """Return what ``enqueue.lua`` is told of them, in their order."""
+    said: list[Argument] = []
+    for queue_name, group in groupby(entries, itemgetter(0)):
+        of_queue = [part for entry in group for part in entry[1:]]
+        said += (queue_name, len(of_queue) // 2, *of_queue)
+    return said
 
 
 def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
@@ -337,11 +347,11 @@ class LosslessBroker(RedisBroker):
         old_id = message.options.get("redis_message_id")
         # A delayed message that is due: it moves when its delivery ends, which is next.
         moves = is_consumer_thread() and old_id in self._local.due
-        message = _to_enqueue(message, delay)
+        message = _to_enqueue(message, delay, new_id())
         if self._local.collecting is not None and delay is None and not moves:
             note_sent_now(message.options)
         try:
-            self.emit_before("enqueue", message, delay)
+            self._before_enqueue([message], delay)
         except MiddlewareError as e:
             if not moves:
                 raise
@@ -361,16 +371,52 @@ class LosslessBroker(RedisBroker):
                 raise ConnectionFailed(
                     f"message {message.message_id} for actor {message.actor_name!r} was not enqueued: {e}"
                 ) from e
-            if not outcome(message).sent:
+            if not unique.was_sent(message):
                 unique.refuse(message)
                 return message
-        self.emit_after("enqueue", message, delay)
+        self._after_enqueue([message], delay)
         return message
+
+    def _before_enqueue(self, messages: Sequence[Message[Any]], delay: int | None) -> None:
+        """Call the hooks of messages that are enqueued: ours, that come first, with all at once, and from the first of
+        anybody else's on one message after the other.
+        """
+        first, rest = self._hooks.before_enqueue(self.middleware)
+        for ours in first:
+            try:
+                ours.before_enqueue_many(self, messages, delay)
+            except MiddlewareError:
+                raise
+            except Exception:  # noqa: BLE001 - what one of them is must be nothing to the others
+                for message in messages:
+                    self._call_before_enqueue([ours], message, delay)
+        if rest:
+            for message in messages:
+                self._call_before_enqueue(rest, message, delay)
+
+    def _call_before_enqueue(self, hooks: Sequence[Middleware], message: Message[Any], delay: int | None) -> None:
+        for middleware in hooks:
+            try:
+                # Dramatiq, too, gives None where nothing is delayed.
+                middleware.before_enqueue(self, message, delay)  # type: ignore[arg-type]
+            except MiddlewareError:
+                raise
+            except Exception:  # noqa: BLE001 - Dramatiq's rule
+                logger.opt(exception=True).critical("before_enqueue of {!r} raised", middleware)
+
+    def _after_enqueue(self, messages: Iterable[Message[Any]], delay: int | None) -> None:
+        hooks = self._hooks.of(self.middleware, "after_enqueue")[::-1]
+        for message in messages:
+            for middleware in hooks:
+                try:
+                    middleware.after_enqueue(self, message, delay)  # type: ignore[arg-type]
+                except Exception:  # noqa: BLE001 - Dramatiq's rule
+                    logger.opt(exception=True).critical("after_enqueue of {!r} raised", middleware)
 
     def _put(self, messages: Sequence[Message[Any]], entries: Sequence[Entry]) -> list[Message[Any]]:
         """Put messages on their queues, and return them with what became of each."""
         if not any(UNIQUE in message.options for message in messages):
-            self.run("enqueue", *(part for entry in entries for part in entry))
+            self.run("enqueue", *_by_queue(entries))
             return list(messages)
         parts: list[Argument] = [unique.KEEP]
         for message, entry in zip(messages, entries, strict=True):
@@ -393,25 +439,20 @@ class LosslessBroker(RedisBroker):
           MiddlewareError: When one of them is refused, as ``send()`` would; then none was enqueued.
           EnqueuedInPart: When Redis did not say that it has all of them.
         """
-        prepared = [_to_enqueue(message, delay) for message in messages]
-        for message in prepared:
-            self.emit_before("enqueue", message, delay)
+        prepared = [_to_enqueue(message, delay, an_id) for message, an_id in zip(messages, new_ids(), strict=False)]
+        self._before_enqueue(prepared, delay)
         now = [message.options.pop("now", None) for message in prepared]
         entries = [_entry_of(message) for message in prepared]
         if self._local.collecting is not None:
             self._local.collecting += [(m.message_id, entry) for m, entry in zip(prepared, entries, strict=True)]
+        elif self.outbox is None or not self.outbox.takes():
+            prepared = self._put_all(prepared, entries)
         else:
-            left = [
-                n
-                for n, entry in enumerate(entries)
-                if now[n] or self.outbox is None or not self.outbox.take(prepared[n], *entry)
-            ]
+            left = [n for n, entry in enumerate(entries) if now[n] or not self.outbox.take(prepared[n], *entry)]
             done = self._put_all([prepared[n] for n in left], [entries[n] for n in left])
             for n, message in zip(left, done, strict=True):
                 prepared[n] = message
-        for message in prepared:
-            if outcome(message).sent:
-                self.emit_after("enqueue", message, delay)
+        self._after_enqueue(filter(unique.was_sent, prepared), delay)
         return prepared
 
     def _put_all(self, messages: list[Message[Any]], entries: list[Entry]) -> list[Message[Any]]:

@@ -115,22 +115,21 @@ def check_options(options: Mapping[str, Any]) -> None:
       InvalidMessage: Naming the first that would break a worker.
     """
     for name, value in options.items():
+        rule = _OPTIONS.get(name)
+        if rule is None and name not in _ACTORS_ONLY:
+            continue
         if value is None and name not in _NOT_NULL:
             continue
-        if name in _ACTORS_ONLY:
+        if rule is None:
             said = f"option {name!r} can be given to the actor only, not to a message: {_cut(value)}"
             raise InvalidMessage(said, f"option {name} can be given to the actor only")
-        rule = _OPTIONS.get(name)
-        if rule is not None and not rule[0](value):
+        if not rule[0](value):
             said = f"option {name!r} must be {rule[1]}, not {_cut(value)}"
             raise InvalidMessage(said, f"option {name} must be {rule[1]}")
-    if not _FOLLOW_UPS.isdisjoint(options):
-        for _, target in follow_ups(options):
-            check_options(target["options"])
-
-
-#: Most messages have neither.
-_FOLLOW_UPS = {"pipe_target", "group_completion_callbacks"}
+    if "pipe_target" not in options and "group_completion_callbacks" not in options:
+        return
+    for _, target in follow_ups(options):
+        check_options(target["options"])
 
 
 def follow_ups(options: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

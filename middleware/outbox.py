@@ -59,6 +59,10 @@ class Outbox:
         self._keys = keys
         self._takes_all = takes_all
 
+    def takes(self) -> bool:
+        """Tell whether there is a transaction in this context that messages may leave with."""
+        return self._takes_all and innermost() is not None
+
     def take(self, message: Message[Any], queue: str, redis_id: str, data: bytes) -> bool:
         """Take a message along with the transaction of this context; tell whether there is one that does.
 

@@ -7,7 +7,7 @@ count and, with the last child, the callbacks are one step in Redis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +17,8 @@ from dramatiq.middleware import GroupCallbacks
 from dramatiq.rate_limits import RateLimiterBackend
 
 from middleware.deliveries import Delivery, GroupChild
-from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
+from middleware.dramatiq_internals import sent_by_somebody
+from middleware.hooks import BeforeEnqueue
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.safe_follow_ups import failing
@@ -27,6 +28,8 @@ KEEP = 30 * 86_400_000
 #: Which of its group's children a message is, through retries and redeliveries. Its id does not say: a group may hold
 #: one message several times.
 _CHILD = "group_completion_child"
+#: Options of which one is there where it, or what follows from it, may be of a group.
+_OF_GROUPS = frozenset({"group_completion_uuid", "pipe_target"})
 
 
 class GroupCounts(RateLimiterBackend):
@@ -53,7 +56,7 @@ class GroupCounts(RateLimiterBackend):
             ) from e
 
 
-class SafeGroupCallbacks(GroupCallbacks):
+class SafeGroupCallbacks(BeforeEnqueue, GroupCallbacks):
     """Enqueues a group's callbacks once, when each of its children has succeeded.
 
     A child that ends as a failure keeps its group open: the callbacks come should it succeed later, under the same
@@ -70,9 +73,10 @@ class SafeGroupCallbacks(GroupCallbacks):
     def __init__(self, rate_limiter_backend: RateLimiterBackend, *, barrier_ttl: int = KEEP) -> None:
         super().__init__(rate_limiter_backend, barrier_ttl=barrier_ttl)
 
-    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        if not is_dramatiqs_own_enqueue(message):
-            message.options.update(_marked(message.options))
+    def before_enqueue_many(self, broker: Broker, messages: Sequence[Message[Any]], delay: int | None) -> None:
+        for message in sent_by_somebody(messages):
+            if not _OF_GROUPS.isdisjoint(message.options):
+                message.options.update(_marked(message.options))
 
     def after_process_message(
         self,

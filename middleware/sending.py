@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 from typing import Any
 
 # Not CDLL, which lets go of the interpreter's lock, as a socket's own send() does: among busy threads it takes longer
 # to get it back than to hand a few bytes to the kernel.
-_send = ctypes.PyDLL(None).send
+_libc = ctypes.PyDLL(None, use_errno=True)
+_send = _libc.send
 _send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
 _send.restype = ctypes.c_ssize_t
 
-_recv = ctypes.PyDLL(None).recv
+_recv = _libc.recv
 _recv.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
 _recv.restype = ctypes.c_ssize_t
 _peeked = ctypes.create_string_buffer(1)
 
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+def is_idle(to: socket.socket) -> bool:
+    """Tell whether there is nothing to be read at this moment, not even the end, or an error.
+
+    Arguments:
+      to: A socket of the kernel's, or one that encrypts.
+    """
+    pending = getattr(to, "pending", None)
+    if pending is not None and pending():
+        return False
+    return _peek(to) < 0 and ctypes.get_errno() == errno.EAGAIN
 
 
 def is_quiet(to: Any) -> bool:
@@ -26,7 +40,11 @@ def is_quiet(to: Any) -> bool:
     Arguments:
       to: A socket on which nothing is ever to be read.
     """
-    return type(to) is not socket.socket or _recv(to.fileno(), _peeked, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) < 0
+    return type(to) is not socket.socket or _peek(to) < 0
+
+
+def _peek(to: socket.socket) -> int:
+    return int(_recv(to.fileno(), _peeked, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
 
 
 def send_at_once(to: Any, data: bytes) -> bool:

@@ -8,23 +8,23 @@ where retries and dead letters do their work; afterwards nothing is bound.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid5
 
 from dramatiq import Broker, Message, MessageProxy
 from dramatiq.errors import ActorNotFound
-from dramatiq.middleware import Middleware, MiddlewareError
+from dramatiq.middleware import MiddlewareError
 
 from db import current_message, open_transaction
 from db.current_message import Execution
 from db.errors import InvalidTenant
-from db.tenancy import Tenancy, bind, current_tenancy, parse_uuid
+from db.tenancy import Tenancy, bind, current_tenancy, is_canonical, parse_uuid, text_of
 from middleware.deliveries import Delivery
-from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
+from middleware.dramatiq_internals import sent_by_somebody
 from middleware.errors import SendRefused, TenantError, TenantNotGiven, TenantNotValid
+from middleware.hooks import BeforeEnqueue
 from middleware.signatures import parameters_of
 
 #: Makes correlation ids of message ids that are no UUIDs.
@@ -44,18 +44,7 @@ def correlation_of(options: Mapping[str, Any], message_id: object) -> UUID:
     return uuid5(CORRELATION_NAMESPACE, "")
 
 
-@dataclass(slots=True)
-class _Parts:
-    """What of a message this middleware may change, before it is encoded."""
-
-    actor_name: str
-    message_id: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-class TenantContext(Middleware):
+class TenantContext(BeforeEnqueue):
     """Binds every job to its tenant. First in the list, so that all other middleware works inside the binding.
 
     Actors are tenant-scoped unless declared with ``tenant_scoped=False``.
@@ -69,22 +58,30 @@ class TenantContext(Middleware):
     def actor_options(self) -> set[str]:
         return {"tenant_scoped"}
 
-    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        if is_dramatiqs_own_enqueue(message):
-            return
-        parts = _Parts(message.actor_name, message.message_id, message.args, message.kwargs, message.options)
-        try:
-            _address(broker, parts, current_tenancy() or Tenancy(None))
-        except MiddlewareError:
-            raise
-        except Exception as e:
-            # Dramatiq would log this and send the message as it is.
-            raise SendRefused(f"message for actor {message.actor_name!r} cannot be prepared: {e!r}") from e
-        # Messages are frozen, but this one is ours until it is encoded. The caller's dicts are left alone: the same
-        # message may be sent again.
-        object.__setattr__(message, "args", parts.args)
-        object.__setattr__(message, "kwargs", parts.kwargs)
-        message.options.update(parts.options)
+    def before_enqueue_many(self, broker: Broker, messages: Sequence[Message[Any]], delay: int | None) -> None:
+        ambient = current_tenancy() or Tenancy(None)
+        for message in sent_by_somebody(messages):
+            try:
+                args, kwargs = _address(
+                    broker,
+                    message.actor_name,
+                    message.message_id,
+                    message.args,
+                    message.kwargs,
+                    message.options,
+                    ambient,
+                )
+            except MiddlewareError:
+                raise
+            except Exception as e:
+                # Dramatiq would log this and send the message as it is.
+                raise SendRefused(f"message for actor {message.actor_name!r} cannot be prepared: {e!r}") from e
+            # Messages are frozen, but this one is ours until it is encoded, and its options are. The caller's
+            # arguments are left alone: the same message may be sent again.
+            if args is not message.args:
+                object.__setattr__(message, "args", args)
+            if kwargs is not message.kwargs:
+                object.__setattr__(message, "kwargs", kwargs)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         try:
@@ -186,71 +183,110 @@ def _named_tenant(message: MessageProxy) -> Tenancy:
     return Tenancy(tenant_id, correlation_of(message.options, message.message_id))
 
 
-def _address(broker: Broker, parts: _Parts, ambient: Tenancy) -> None:
-    """Fill in the tenant and correlation id of a message about to be sent, and of those that are to follow it."""
-    scoped = _scoped(broker, parts.actor_name)
-    tenant_id = _tenant_to_send(broker, parts, ambient, scoped)
-    correlation_id = parts.options.get("correlation_id")
-    if correlation_id is not None:
-        try:
-            correlation_id = parse_uuid("correlation_id", correlation_id)
-        except InvalidTenant as e:
-            raise TenantNotValid(f"message for actor {parts.actor_name!r}: {e}") from None
-    else:
-        correlation_id = ambient.correlation_id or correlation_of({}, parts.message_id)
-    parts.args = tuple(_plain(a) for a in parts.args)
-    parts.kwargs = {name: _plain(value) for name, value in parts.kwargs.items()}
-    parts.options = {name: _plain(value) for name, value in parts.options.items()}
-    parts.options["correlation_id"] = str(correlation_id)
+#: What JSON has of its own, but for what is made of it.
+_ATOMS: Final = frozenset({str, int, float, bool, type(None)})
+
+
+def _address(
+    broker: Broker,
+    actor_name: str,
+    message_id: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: dict[str, Any],
+    ambient: Tenancy,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Fill in the tenant and correlation id of a message about to be sent, and of those that are to follow it.
+
+    Returns its arguments as they are to be sent, and changes its ``options``.
+    """
+    actor = broker.actors.get(actor_name)
+    scoped = None if actor is None else bool(actor.options.get("tenant_scoped", True))
+    tenant_id, kwargs = _tenant_to_send(broker, actor_name, kwargs, options, ambient, scoped)
+    correlation_id = _correlation_to_send(actor_name, message_id, options, ambient)
+    if not _ATOMS.issuperset(map(type, args)):
+        args = tuple(_plain(a) for a in args)
+    if kwargs and not _ATOMS.issuperset(map(type, kwargs.values())):
+        kwargs = {name: _plain(value) for name, value in kwargs.items()}
+    if not _ATOMS.issuperset(map(type, options.values())):
+        options |= {name: _plain(value) for name, value in options.items()}
+    options["correlation_id"] = correlation_id
     if tenant_id is not None:
-        parts.options["tenant_id"] = str(tenant_id)
+        options["tenant_id"] = text_of(tenant_id)
+    if "pipe_target" in options or "group_completion_callbacks" in options:
+        _address_follow_ups(broker, options, Tenancy(tenant_id or ambient.tenant_id, UUID(correlation_id)))
+    return args, kwargs
+
+
+def _correlation_to_send(actor_name: str, message_id: str, options: Mapping[str, Any], ambient: Tenancy) -> str:
+    given = options.get("correlation_id")
+    if given is not None:
+        try:
+            return str(parse_uuid("correlation_id", given))
+        except InvalidTenant as e:
+            raise TenantNotValid(f"message for actor {actor_name!r}: {e}") from None
+    if ambient.correlation_id is not None:
+        return text_of(ambient.correlation_id)
+    return message_id if is_canonical(message_id) else str(correlation_of({}, message_id))
+
+
+def _address_follow_ups(broker: Broker, options: dict[str, Any], inherited: Tenancy) -> None:
     # Checked now: once the parent has run it is too late to tell the sender.
-    inherited = Tenancy(tenant_id or ambient.tenant_id, correlation_id)
-    target = parts.options.get("pipe_target")
+    target = options.get("pipe_target")
     if isinstance(target, dict):
-        parts.options["pipe_target"] = _address_follow_up(broker, target, inherited)
-    callbacks = parts.options.get("group_completion_callbacks")
+        options["pipe_target"] = _address_follow_up(broker, target, inherited)
+    callbacks = options.get("group_completion_callbacks")
     if isinstance(callbacks, list):
-        parts.options["group_completion_callbacks"] = [_address_follow_up(broker, c, inherited) for c in callbacks]
+        options["group_completion_callbacks"] = [_address_follow_up(broker, c, inherited) for c in callbacks]
 
 
 def _address_follow_up(broker: Broker, target: dict[str, Any], ambient: Tenancy) -> dict[str, Any]:
-    parts = _Parts(
-        actor_name=str(target.get("actor_name")),
-        message_id=str(target.get("message_id")),
-        args=tuple(target.get("args") or ()),
-        kwargs=dict(target.get("kwargs") or {}),
-        options=dict(target.get("options") or {}),
+    options = dict(target.get("options") or {})
+    args, kwargs = _address(
+        broker,
+        str(target.get("actor_name")),
+        str(target.get("message_id")),
+        tuple(target.get("args") or ()),
+        dict(target.get("kwargs") or {}),
+        options,
+        ambient,
     )
-    _address(broker, parts, ambient)
-    return {**target, "args": parts.args, "kwargs": parts.kwargs, "options": parts.options}
+    return {**target, "args": args, "kwargs": kwargs, "options": options}
 
 
-def _tenant_to_send(broker: Broker, parts: _Parts, ambient: Tenancy, scoped: bool | None) -> UUID | None:
+def _tenant_to_send(
+    broker: Broker,
+    actor_name: str,
+    kwargs: dict[str, Any],
+    options: Mapping[str, Any],
+    ambient: Tenancy,
+    scoped: bool | None,
+) -> tuple[UUID | None, dict[str, Any]]:
+    """Return the tenant of a message that is sent, and its keyword arguments without that, where it is moved."""
+    if ambient.tenant_id is not None and scoped is not False and not ("tenant_id" in options or "tenant_id" in kwargs):
+        # As most are sent.
+        return ambient.tenant_id, kwargs
     given: dict[str, UUID] = {}
     try:
-        if parts.options.get("tenant_id") is not None:
-            given["tenant_id="] = parse_uuid("tenant_id", parts.options["tenant_id"])
-        if scoped is not None and parts.kwargs.get("tenant_id") is not None:
-            given["the argument tenant_id"] = parse_uuid("tenant_id", parts.kwargs["tenant_id"])
+        if options.get("tenant_id") is not None:
+            given["tenant_id="] = parse_uuid("tenant_id", options["tenant_id"])
+        if scoped is not None and kwargs.get("tenant_id") is not None:
+            given["the argument tenant_id"] = parse_uuid("tenant_id", kwargs["tenant_id"])
     except InvalidTenant as e:
-        raise TenantNotValid(f"message for actor {parts.actor_name!r}: {e}") from None
-    if scoped is not None and "tenant_id" in parts.kwargs and not _takes_tenant_id(broker, parts.actor_name):
-        parts.kwargs = {name: value for name, value in parts.kwargs.items() if name != "tenant_id"}
+        raise TenantNotValid(f"message for actor {actor_name!r}: {e}") from None
+    if scoped is not None and "tenant_id" in kwargs and not _takes_tenant_id(broker, actor_name):
+        kwargs = {name: value for name, value in kwargs.items() if name != "tenant_id"}
     if ambient.tenant_id is not None and (scoped is not False or given):
         given["the enclosing tenant_context"] = ambient.tenant_id
-    if len(set(given.values())) > 1:
+    if len(given) > 1 and len(set(given.values())) > 1:
         differing = ", ".join(f"{where} {tenant_id}" for where, tenant_id in given.items())
-        raise TenantNotValid(f"message for actor {parts.actor_name!r} is given different tenants: {differing}")
-    if not given:
-        if scoped:
-            raise TenantNotGiven(
-                f"actor {parts.actor_name!r} is tenant-scoped and no tenant is given: send inside "
-                "tenant_context(tenant_id), or with send_with_options(tenant_id=...), or declare the actor with "
-                "tenant_scoped=False"
-            )
-        return None
-    return next(iter(given.values()))
+        raise TenantNotValid(f"message for actor {actor_name!r} is given different tenants: {differing}")
+    if scoped and not given:
+        raise TenantNotGiven(
+            f"actor {actor_name!r} is tenant-scoped and no tenant is given: send inside tenant_context(tenant_id), or "
+            "with send_with_options(tenant_id=...), or declare the actor with tenant_scoped=False"
+        )
+    return next(iter(given.values()), None), kwargs
 
 
 def _takes_tenant_id(broker: Broker, actor_name: str) -> bool:

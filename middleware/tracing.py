@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final
 
 from dramatiq import Broker, Message, MessageProxy, Worker
 from dramatiq.errors import Retry
-from dramatiq.middleware import Middleware
 
 from middleware.deliveries import Delivery
-from middleware.dramatiq_internals import exception_of, is_consumer_thread, is_dramatiqs_own_enqueue
+from middleware.dramatiq_internals import exception_of, is_consumer_thread, sent_by_somebody
+from middleware.hooks import BeforeEnqueue
 from middleware.redaction import Redactor
 from middleware.tally import FAILED, RETRIED, SUCCEEDED, UNCOUNTED
 
@@ -61,7 +61,7 @@ class _OfThread(threading.local):
     rejecting: Token[Context] | None = None
 
 
-class Tracing(Middleware):
+class Tracing(BeforeEnqueue):
     """Gives each message that is sent a span, and each execution. Before all middleware that sends, skips or fails.
 
     What follows from a job, a callback, the next of a pipeline, a child, is sent within its span. A retry, a delayed
@@ -124,7 +124,7 @@ class Tracing(Middleware):
             sql.stop()
         self.flush()
 
-    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+    def before_enqueue_many(self, broker: Broker, messages: Sequence[Message[Any]], delay: int | None) -> None:
         spans = self._spans
         if spans is None:
             # A sender's own process sets its provider when it likes.
@@ -132,9 +132,9 @@ class Tracing(Middleware):
             if provider is None:
                 return
             spans = self._trace_to(provider)
-        if is_dramatiqs_own_enqueue(message) or message.options.get("traceparent") is not None:
-            return
-        spans.sending(message)
+        for message in sent_by_somebody(messages):
+            if message.options.get("traceparent") is None:
+                spans.sending(message)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         if self._spans is not None:

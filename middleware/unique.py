@@ -11,15 +11,15 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from dramatiq import Actor, Broker, Message
-from dramatiq.middleware import Middleware
 
-from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
+from middleware.dramatiq_internals import sent_by_somebody
 from middleware.errors import InvalidUnique, NotUnique, SendRefused
+from middleware.hooks import BeforeEnqueue
 from middleware.message_checks import UNIQUE
 from middleware.signatures import positional_names
 
@@ -98,7 +98,13 @@ def outcome(message: Message[Any]) -> Outcome:
     return Outcome(**message.options.get(OUTCOME, {"sent": True}))
 
 
-class UniqueJobs(Middleware):
+def was_sent(message: Message[Any]) -> bool:
+    """Tell whether ``message``, which ``send()`` returned, was sent: ``outcome(message).sent``, asked of each."""
+    said = message.options.get(OUTCOME)
+    return said is None or bool(said["sent"])
+
+
+class UniqueJobs(BeforeEnqueue):
     """Gives messages of actors that are ``unique`` their key. After ``TenantContext``, which says whose they are.
 
     Raises (at import):
@@ -126,25 +132,29 @@ class UniqueJobs(Middleware):
         if unknown:
             raise InvalidUnique(f"{what}: by names {unknown[0]!r}, which {actor.fn.__name__}() does not take")
 
-    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
-        actor = broker.actors.get(message.actor_name)
-        if actor is None or is_dramatiqs_own_enqueue(message):
-            return
-        unique = actor.options.get("unique")
-        # Those of an earlier sending of the same message.
-        message.options.pop(UNIQUE, None)
-        message.options.pop(OUTCOME, None)
-        if unique is None:
-            return
-        if message.options.get("group_completion_uuid") is not None:
-            raise SendRefused(
-                f"message for actor {message.actor_name!r}, which is unique, cannot be a member of a group: where it "
-                "is not sent the group would never be complete"
-            )
-        try:
-            message.options[UNIQUE] = _option(broker, actor, unique, message)
-        except Exception as e:
-            raise SendRefused(f"message for actor {message.actor_name!r}: what makes it unique: {e!r}") from e
+    def before_enqueue_many(self, broker: Broker, messages: Sequence[Message[Any]], delay: int | None) -> None:
+        for message in sent_by_somebody(messages):
+            actor = broker.actors.get(message.actor_name)
+            if actor is None:
+                continue
+            # Those of an earlier sending of the same message.
+            message.options.pop(UNIQUE, None)
+            message.options.pop(OUTCOME, None)
+            unique = actor.options.get("unique")
+            if unique is not None:
+                _make_unique(broker, actor, unique, message)
+
+
+def _make_unique(broker: Broker, actor: Actor[..., Any], unique: Unique, message: Message[Any]) -> None:
+    if message.options.get("group_completion_uuid") is not None:
+        raise SendRefused(
+            f"message for actor {message.actor_name!r}, which is unique, cannot be a member of a group: where it is "
+            "not sent the group would never be complete"
+        )
+    try:
+        message.options[UNIQUE] = _option(broker, actor, unique, message)
+    except Exception as e:
+        raise SendRefused(f"message for actor {message.actor_name!r}: what makes it unique: {e!r}") from e
 
 
 def _option(broker: Broker, actor: Actor[..., Any], unique: Unique, message: Message[Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Probe:
         try:
             with asking():
                 self._client.set(key, b"", ex=KEPT)
-            self._run("enqueue", self._queue, probe_id, self._message(probe_id).encode())
+            self._run("enqueue", self._queue, 1, probe_id, self._message(probe_id).encode())
             while True:
                 with asking():
                     came = bool(answer(self._client.get(key)))

@@ -9,6 +9,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError, MasterDownError
 from redis.retry import Retry
 
+from middleware.quick_pool import QuickPool
 from worker.settings import Settings
 
 #: Seconds that a worker may be told to wait for a message at a time (``dramatiq_worker_timeout``; delayed ones twice).
@@ -65,4 +66,7 @@ def make_redis(settings: Settings, *, waits: bool = False, answers_within: float
         if settings.redis_ssl_verify is False:
             # Heroku signs its own: https://devcenter.heroku.com/articles/connecting-heroku-redis
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-    return redis.Redis.from_url(settings.redis_url, **options)
+    client = redis.Redis(connection_pool=QuickPool.from_url(settings.redis_url, **options))
+    # As from_url() does of the pool that it makes.
+    client.auto_close_connection_pool = True
+    return client

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 import dramatiq
 from dramatiq.actor import ActorDecorator
 
+from middleware.messages import QuickActor
 from worker.broker import queues
 from worker.queues import Queue, check_queue_name
 from worker.scheduler.schedule import Schedule
@@ -104,6 +105,7 @@ def _declare(
             raise RoutingError(
                 f"actor {name!r} is declared already, in {broker.actors[name].fn.__module__}: names must be unique"
             )
+        options.setdefault("actor_class", QuickActor)
         declare = dramatiq.actor(queue_name=str(queue), actor_name=name, broker=broker, **options)
         return declare(fn)
 

@@ -8,10 +8,12 @@ from typing import Any
 import dramatiq
 import pytest
 import redis
-from dramatiq import Message
+from dramatiq import Message, Middleware
 from dramatiq.errors import ConnectionFailed
 
 from middleware.errors import EnqueuedInPart, OptionRefused, TenantNotGiven
+from middleware.hooks import BeforeEnqueue
+from middleware.tenant_context import TenantContext
 from tests.cut_wire import CutWire
 from tests.integration.nothing_lost import QUEUE, TENANT, Side, kept, marker_of, ours
 from tests.waiting import eventually
@@ -132,3 +134,63 @@ def test_an_actor_sends_many(one: Side, client: redis.Redis) -> None:
     with one.working():
         eventually(lambda: sorted(ran) == [*range(10)])
         eventually(lambda: kept(client) == 0)
+
+
+class Noting(Middleware):
+    """An application's middleware, which notes when it sees what, and whether that has its tenant."""
+
+    def __init__(self, name: str, seen: list[tuple[str, int, bool]]) -> None:
+        self._name, self._seen = name, seen
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self._seen.append((self._name, message.args[0], "correlation_id" in message.options))
+
+    def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self._seen.append((f"after {self._name}", message.args[0], True))
+
+
+def test_the_hooks_of_others_see_one_message_after_the_other(one: Side) -> None:
+    seen: list[tuple[str, int, bool]] = []
+    one.broker.add_middleware(Noting("first", seen), before=TenantContext)
+    one.broker.add_middleware(Noting("last", seen))
+    enqueue_many(messages(one.actor(print), 2))
+    assert seen == [
+        ("first", 0, False),
+        ("last", 0, True),
+        ("first", 1, False),
+        ("last", 1, True),
+        ("after last", 0, True),
+        ("after first", 0, True),
+        ("after last", 1, True),
+        ("after first", 1, True),
+    ]
+
+
+class Choking(BeforeEnqueue):
+    """Fails, as nothing should, at one message among several."""
+
+    def before_enqueue_many(self, broker: Any, messages: Any, delay: Any) -> None:
+        for message in messages:
+            if message.args[0] == 1:
+                raise ValueError("one")
+            message.options["looked_at"] = True
+
+
+def test_a_hook_that_fails_at_one_looks_at_the_others(one: Side) -> None:
+    one.broker.add_middleware(Choking())
+    sent = enqueue_many(messages(one.actor(print), 3))
+    assert [message.options.get("looked_at") for message in sent] == [True, None, True]
+
+
+def test_what_is_said_again_puts_there_what_is_not_there_once(one: Side, client: redis.Redis) -> None:
+    run = one.broker.run  # type: ignore[attr-defined]
+    words = (QUEUE, 3, "a", b"1", "b", b"2", "c", b"3", "other", 1, "d", b"4", QUEUE, 1, "e", b"5")
+    run("enqueue", *words)
+    run("enqueue", *words)
+    assert client.lrange(f"dramatiq:{QUEUE}", 0, -1) == [b"a", b"b", b"c", b"e"]
+    assert client.hgetall("dramatiq:other.msgs") == {b"d": b"4"}
+    client.lpop(f"dramatiq:{QUEUE}")
+    client.hdel(f"dramatiq:{QUEUE}.msgs", "a")
+    run("enqueue", *words)
+    assert client.lrange(f"dramatiq:{QUEUE}", 0, -1) == [b"b", b"c", b"e", b"a"]
+    assert client.hlen(f"dramatiq:{QUEUE}.msgs") == 4

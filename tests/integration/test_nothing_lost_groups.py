@@ -381,7 +381,7 @@ class TestAtRun:
         one = side(ours, wire.url)
         child, callback = one.actor(lambda: None), one.actor(lambda: None)
         run(one, [child.message()], callback)
-        begin: str = Scripts(client, "dramatiq")._scripts["begin_group"].sha  # type: ignore[attr-defined]
+        begin: str = Scripts(client, "dramatiq")._scripts["begin_group"].sha
         wire.lose_answer_to(begin.encode())
         run(one, [child.message(), child.message()], callback)
         assert wire.lost.is_set()

@@ -4,7 +4,7 @@ from typing import Any
 
 from dramatiq.middleware import Middleware
 
-from middleware.hooks import Hooks
+from middleware.hooks import BeforeEnqueue, Hooks
 
 
 class Acks(Middleware):
@@ -42,3 +42,30 @@ def test_a_change_of_the_list_is_noticed() -> None:
     assert hooks.of(middleware, "before_ack") == middleware
     del middleware[0]
     assert hooks.of(middleware, "before_ack") == middleware
+
+
+class Ours(BeforeEnqueue):
+    def before_enqueue_many(self, broker: Any, messages: Any, delay: Any) -> None: ...
+
+
+class Heir(Ours):
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None: ...
+
+
+class Anybodys(Middleware):
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None: ...
+
+
+def test_those_that_come_first_and_can_be_are_given_many_messages_at_once() -> None:
+    first, second, theirs, third = Ours(), Ours(), Anybodys(), Ours()
+    hooks = Hooks()
+    assert hooks.before_enqueue([first, Acks(), second]) == ([first, second], [])
+    assert hooks.before_enqueue([first, second, theirs, third]) == ([first, second], [theirs, third])
+    assert hooks.before_enqueue([theirs, first]) == ([], [theirs, first])
+
+
+def test_who_inherits_and_does_it_otherwise_is_given_one_after_the_other() -> None:
+    patched, heir = Ours(), Heir()
+    patched.before_enqueue = lambda broker, message, delay: None  # type: ignore[method-assign]
+    assert Hooks().before_enqueue([heir]) == ([], [heir])
+    assert Hooks().before_enqueue([patched]) == ([], [patched])

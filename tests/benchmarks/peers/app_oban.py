@@ -1,5 +1,6 @@
 import asyncio
 import os
+from contextlib import contextmanager
 
 import note
 from oban import Oban, worker
@@ -17,16 +18,42 @@ async def main():
         await asyncio.Event().wait()
 
 
-def send_all(count):
+async def connect():
+    return await Oban.create_pool(os.environ["PGDSN"])
+
+
+def send_all(numbers, job="noop"):
     async def send():
-        pool = await Oban.create_pool(os.environ["PGDSN"])
+        pool = await connect()
         oban = Oban(pool=pool)
-        for first in range(0, count, 1000):
-            await oban.enqueue_many([Noop.new({"number": n}) for n in range(first, min(first + 1000, count))])
+        for first in range(0, len(numbers), 1000):
+            await oban.enqueue_many([Noop.new({"number": n}) for n in numbers[first : first + 1000]])
         await pool.close()
 
     asyncio.run(send())
 
+
+def one_by_one(numbers):
+    async def send():
+        pool = await connect()
+        oban = Oban(pool=pool)
+        for number in numbers:
+            await oban.enqueue(Noop.new({"number": number}))
+        await pool.close()
+
+    asyncio.run(send())
+
+
+@contextmanager
+def sender():
+    with asyncio.Runner() as runner:
+        pool = runner.run(connect())
+        oban = Oban(pool=pool)
+        yield lambda number: runner.run(oban.enqueue(Noop.new({"number": number})))
+        runner.run(pool.close())
+
+
+in_bulk = send_all
 
 if __name__ == "__main__":
     asyncio.run(main())

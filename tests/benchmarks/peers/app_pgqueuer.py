@@ -1,6 +1,7 @@
 import asyncio
 import os
 import sys
+from contextlib import contextmanager
 
 import asyncpg
 import note
@@ -18,15 +19,37 @@ async def main():
     return queuer
 
 
-def send_all(count):
+async def connect():
+    return Queries(AsyncpgDriver(await asyncpg.connect(os.environ["PGDSN"])))
+
+
+def send_all(numbers, job="noop"):
     async def send():
-        queries = Queries(AsyncpgDriver(await asyncpg.connect(os.environ["PGDSN"])))
-        for first in range(0, count, 1000):
-            numbers = range(first, min(first + 1000, count))
-            await queries.enqueue(["noop"] * len(numbers), [b"%d" % n for n in numbers], [0] * len(numbers))
+        queries = await connect()
+        for first in range(0, len(numbers), 1000):
+            some = numbers[first : first + 1000]
+            await queries.enqueue(["noop"] * len(some), [b"%d" % n for n in some], [0] * len(some))
 
     asyncio.run(send())
 
+
+def one_by_one(numbers):
+    async def send():
+        queries = await connect()
+        for number in numbers:
+            await queries.enqueue("noop", b"%d" % number)
+
+    asyncio.run(send())
+
+
+@contextmanager
+def sender():
+    with asyncio.Runner() as runner:
+        queries = runner.run(connect())
+        yield lambda number: runner.run(queries.enqueue("noop", b"%d" % number))
+
+
+in_bulk = send_all
 
 if __name__ == "__main__":
     # What `pgq run` does; the command of 1.6 does not start with some versions of typer.

@@ -1,5 +1,6 @@
 import asyncio
 import os
+from contextlib import contextmanager
 
 import note
 from taskiq_redis import RedisStreamBroker
@@ -12,11 +13,22 @@ async def noop(number: int) -> None:
     note.ran(number)
 
 
-def send_all(count):
+def send_all(numbers, job="noop"):
     async def send():
         await broker.startup()
-        for number in range(count):
+        for number in numbers:
             await noop.kiq(number)
         await broker.shutdown()
 
     asyncio.run(send())
+
+
+@contextmanager
+def sender():
+    with asyncio.Runner() as runner:
+        runner.run(broker.startup())
+        yield lambda number: runner.run(noop.kiq(number))
+        runner.run(broker.shutdown())
+
+
+one_by_one = send_all

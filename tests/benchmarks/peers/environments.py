@@ -5,9 +5,22 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.benchmarks.peers.peers import Peer
+
+#: Whoever works in Postgres does so with the driver that we have, and in the same version.
+_DRIVER = (f"psycopg[binary]=={version('psycopg')}", f"SQLAlchemy=={version('SQLAlchemy')}")
+PACKAGES = {
+    "celery": ("celery[redis]", *_DRIVER),
+    "dramatiq": ("dramatiq[redis]==2.2.1", *_DRIVER),
+    "oban": ("oban", "psycopg[binary]"),
+    "pgqueuer": ("pgqueuer[asyncpg,cli]",),
+    "procrastinate": ("procrastinate", "psycopg[binary]"),
+    "rq": ("rq",),
+    "taskiq": ("taskiq-redis",),
+}
 
 
 def python_for(peer: Peer) -> str | None:
@@ -27,20 +40,22 @@ def programs_of(peer: Peer, folder: Path) -> Path | None:
     """Return the folder of a peer's programs, which are installed where they are not; None where they cannot be."""
     if not peer.environment:
         return Path(sys.executable).parent
-    made = folder / peer.environment
-    if not (made / "complete").exists():
+    made, packages = folder / peer.environment, PACKAGES[peer.environment]
+    complete = made / "complete"
+    if not complete.exists() or complete.read_text().split() != list(packages):
         python = python_for(peer)
         if python is None:
             return None
-        subprocess.run([python, "-m", "venv", "--clear", str(made)], check=True)
-        pip = [str(made / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *peer.packages]
+        if not complete.exists():
+            subprocess.run([python, "-m", "venv", "--clear", str(made)], check=True)
+        pip = [str(made / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *packages]
         subprocess.run(pip, check=True, capture_output=True)
-        (made / "complete").touch()
+        complete.write_text("\n".join(packages) + "\n")
     return made / "bin"
 
 
-def versions_of(programs: Path) -> dict[str, str]:
-    """Return what is installed beside these programs."""
+def versions_of(peer: Peer, programs: Path) -> dict[str, str]:
+    """Return the versions of what makes this peer."""
     listed = subprocess.run(
         [
             str(programs / "python"),
@@ -51,4 +66,7 @@ def versions_of(programs: Path) -> dict[str, str]:
         text=True,
         check=True,
     )
-    return dict(line.split(" ", 1) for line in listed.stdout.splitlines())
+    installed = dict(line.split(" ", 1) for line in listed.stdout.splitlines())
+    asked = PACKAGES.get(peer.environment, ("dramaturg", "dramatiq", "psycopg", "SQLAlchemy"))
+    names = {name.split("[")[0].split("==")[0].lower() for name in (*asked, "redis")}
+    return {name: version for name, version in sorted(installed.items()) if name in names}

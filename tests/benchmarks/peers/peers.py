@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -11,89 +11,79 @@ class Peer:
     """One variant.
 
     Attributes:
-      name: What the table calls it.
-      app: The module beside this file that has ``send_all(count)``.
+      name: What tables call it.
+      app: The module beside this file that has ``send_all(numbers, job)``, ``sender()`` and what else it can.
       worker: The command of the worker, whose program is one of its environment.
-      environment: Which environment it runs in; ours is the one that runs this.
-      packages: What that one holds.
-      python: The oldest Python that they run on.
+      environment: Which environment it runs in, one of those of ``environments.py``; ours is the one that runs this.
+      python: The oldest Python that it runs on.
       prepare: A command that makes its tables.
       settings: Variables of its own.
+      share: Of a row's jobs, for those whom all of them would take minutes.
+      extra: Measured only when it is asked for.
     """
 
     name: str
     app: str
     worker: tuple[str, ...]
     environment: str = ""
-    packages: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 11)
     prepare: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    share: float = 1.0
+    extra: bool = False
+
+    def but(self, name: str, *, extra: bool = False, **settings: str) -> Peer:
+        """Return a variant with other settings."""
+        return replace(self, name=name, extra=extra, settings={**self.settings, **settings})
 
 
 _CELERY = ("celery", "-A", "app_celery", "worker", "--without-gossip", "--without-mingle", "-l", "ERROR", "-c", "8")
-_DRAMATIQ = ("dramatiq", "app_dramatiq", "--processes", "1", "--threads", "8")
+_TAKES_PREFETCH = "dramatiq_queue_prefetch"
+#: Of what was tried (32, 128, 256, 512), where stock Dramatiq drains fastest.
+BEST_PREFETCH = "128"
 
-PEERS = (
-    Peer("Dramaturg", "app_ours", ("dramatiq", "app_ours", "--processes", "1", "--threads", "8")),
-    Peer("Dramatiq", "app_dramatiq", _DRAMATIQ, "dramatiq", ("dramatiq[redis]==2.2.1",)),
-    Peer(
-        "Dramatiq, prefetch 32",
-        "app_dramatiq",
-        _DRAMATIQ,
-        "dramatiq",
-        ("dramatiq[redis]==2.2.1",),
-        settings={"dramatiq_queue_prefetch": "32"},
-    ),
-    Peer(
-        "Dramatiq, prefetch 128",
-        "app_dramatiq",
-        _DRAMATIQ,
-        "dramatiq",
-        ("dramatiq[redis]==2.2.1",),
-        settings={"dramatiq_queue_prefetch": "128"},
-    ),
-    Peer("Celery, threads", "app_celery", (*_CELERY, "-P", "threads"), "celery", ("celery[redis]",)),
-    Peer("Celery, prefork", "app_celery", (*_CELERY, "-P", "prefork"), "celery", ("celery[redis]",)),
-    Peer("RQ", "app_rq", ("rq", "worker", "--url", "$REDIS_URL", "--quiet"), "rq", ("rq",)),
-    Peer(
-        "taskiq, Redis streams",
-        "app_taskiq",
-        ("taskiq", "worker", "app_taskiq:broker", "--workers", "1", "--log-level", "ERROR"),
-        "taskiq",
-        ("taskiq-redis",),
-    ),
-    Peer(
-        "PgQueuer",
-        "app_pgqueuer",
-        ("python", "app_pgqueuer.py"),
-        "pgqueuer",
-        ("pgqueuer[asyncpg,cli]",),
-        prepare=("pgq", "install"),
-    ),
-    Peer(
-        "PgQueuer, 100 at a time",
-        "app_pgqueuer",
-        ("python", "app_pgqueuer.py", "100"),
-        "pgqueuer",
-        ("pgqueuer[asyncpg,cli]",),
-        prepare=("pgq", "install"),
-    ),
-    Peer(
-        "Oban for Python",
-        "app_oban",
-        ("python", "app_oban.py"),
-        "oban",
-        ("oban", "psycopg[binary]"),
-        python=(3, 12),
-        prepare=("oban", "install", "--dsn", "$PGDSN"),
-    ),
-    Peer(
-        "procrastinate",
-        "app_procrastinate",
-        ("procrastinate", "--app", "app_procrastinate.app", "worker", "--concurrency", "8"),
-        "procrastinate",
-        ("procrastinate", "psycopg[binary]"),
-        prepare=("procrastinate", "--app", "app_procrastinate.app", "schema", "--apply"),
-    ),
+_EIGHT = ("--processes", "1", "--threads", "8")
+#: One queue, as the others have, and as an entry of the Procfile.
+OURS = Peer("Dramaturg", "app_ours", ("dramatiq", "app_ours", *_EIGHT, "--queues", "attribution"))
+STOCK = Peer("Dramatiq", "app_dramatiq", ("dramatiq", "app_dramatiq", *_EIGHT), "dramatiq")
+STOCK_PREFETCHES = tuple(
+    STOCK.but(f"Dramatiq, prefetch {size}", extra=size != BEST_PREFETCH, **{_TAKES_PREFETCH: size})
+    for size in ("32", "128", "256", "512")
+)
+STOCK_AT_BEST = next(peer for peer in STOCK_PREFETCHES if peer.settings[_TAKES_PREFETCH] == BEST_PREFETCH)
+CELERY_THREADS = Peer("Celery, threads", "app_celery", (*_CELERY, "-P", "threads"), "celery")
+CELERY_PREFORK = Peer("Celery, prefork", "app_celery", (*_CELERY, "-P", "prefork"), "celery")
+RQ = Peer("RQ", "app_rq", ("rq", "worker", "--url", "$REDIS_URL", "--quiet"), "rq", share=0.1, extra=True)
+TASKIQ = Peer(
+    "taskiq, Redis streams",
+    "app_taskiq",
+    ("taskiq", "worker", "app_taskiq:broker", "--workers", "1", "--log-level", "ERROR"),
+    "taskiq",
+)
+PGQUEUER_DEFAULT = Peer(
+    "PgQueuer, 10 at a time",
+    "app_pgqueuer",
+    ("python", "app_pgqueuer.py"),
+    "pgqueuer",
+    prepare=("pgq", "install"),
+    extra=True,
+)
+PGQUEUER = replace(
+    PGQUEUER_DEFAULT, name="PgQueuer, 100 at a time", worker=("python", "app_pgqueuer.py", "100"), extra=False
+)
+OBAN = Peer(
+    "Oban for Python",
+    "app_oban",
+    ("python", "app_oban.py"),
+    "oban",
+    python=(3, 12),
+    prepare=("oban", "install", "--dsn", "$PGDSN"),
+)
+PROCRASTINATE = Peer(
+    "procrastinate",
+    "app_procrastinate",
+    ("procrastinate", "--app", "app_procrastinate.app", "worker", "--concurrency", "8"),
+    "procrastinate",
+    prepare=("procrastinate", "--app", "app_procrastinate.app", "schema", "--apply"),
+    share=0.1,
 )

@@ -1,140 +1,188 @@
-"""Runs one peer once: fills its queue, starts its worker, waits for every job, and reckons from what the jobs noted."""
+"""One run of one peer: it enqueues in a process, a worker works, and what the jobs noted is read."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
 
 from tests.benchmarks.peers.peers import Peer
+from tests.benchmarks.peers.processes import processor_time
+from tests.benchmarks.peers.reckoning import Incomplete, Note, read
+from tests.benchmarks.peers.servers import Servers
+from tests.servers import Database
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+#: Seconds within which all jobs of a run must have run.
+WITHIN = 900
 
 
-class Incomplete(Exception):
-    """Raised when jobs did not run, or what did so is not what was sent."""
+class Stage:
+    """Empty servers, and a folder, for one peer."""
 
-
-@dataclass(frozen=True)
-class Run:
-    """What one run showed.
-
-    Attributes:
-      rate: Jobs a second, from the first that ran to the last.
-      enqueued: Messages a second, from one thread.
-      first: Seconds from the start of the worker to its first job.
-      again: Jobs that ran more than once.
-      memory: MiB of the worker's processes while it ran, shared pages of several counted once for each.
-    """
-
-    rate: float
-    enqueued: float
-    first: float
-    again: int
-    memory: float
-
-
-def run(peer: Peer, programs: Path, environment: Mapping[str, str], count: int, within: float = 600) -> Run:
-    """Run ``count`` jobs of ``peer``.
-
-    Raises:
-      Incomplete: When they have not all run within so many seconds.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        noted = Path(folder) / "ran"
-        variables = {
+    def __init__(self, peer: Peer, programs: Path, database: Database, redis_url: str, folder: Path) -> None:
+        self.peer = peer
+        self.database = database
+        self.redis_url = redis_url
+        self.noted = folder / "ran"
+        self.log = folder / "log"
+        self._programs = programs
+        self._sending: list[subprocess.Popen[str]] = []
+        self.variables = {
             **os.environ,
-            **environment,
+            **database.environment(),
+            "REDIS_URL": redis_url,
+            "PGDSN": database.owner_url,
             **peer.settings,
-            "RAN": str(noted),
+            "RAN": str(self.noted),
             "PATH": f"{programs}:{os.environ['PATH']}",
             "PYTHONPATH": f"{HERE}:{ROOT}" if not peer.environment else str(HERE),
         }
-        say = f"import time, {peer.app} as app\nt = time.perf_counter()\napp.send_all({count})\n"
-        sent = subprocess.run(
-            [str(programs / "python"), "-c", f"{say}print(time.perf_counter() - t)"],
-            env=variables,
-            cwd=HERE,
-            check=True,
-            capture_output=True,
-            text=True,
+
+    def _command(self, command: Sequence[str]) -> list[str]:
+        program, *rest = (self.variables[part[1:]] if part.startswith("$") else part for part in command)
+        return [str(self._programs / program), *rest]
+
+    def prepare(self) -> None:
+        """Make the peer's tables."""
+        if self.peer.prepare:
+            command = self._command(self.peer.prepare)
+            subprocess.run(command, env=self.variables, cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+
+    def begin(self, what: str, *arguments: object) -> subprocess.Popen[str]:
+        """Start sending as ``note_sending.py`` does."""
+        command = self._command(("python", "note_sending.py", self.peer.app, what, *map(str, arguments)))
+        sending = subprocess.Popen(
+            command, env=self.variables, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        command = [part if not part.startswith("$") else variables[part[1:]] for part in peer.worker]
+        self._sending.append(sending)
+        return sending
+
+    def send(self, what: str, *arguments: object) -> Any:
+        """Send, and return what was seen.
+
+        Raises:
+          Incomplete: When that failed.
+        """
+        return self.end(self.begin(what, *arguments))
+
+    def end(self, sending: subprocess.Popen[str]) -> Any:
+        """Wait for what :meth:`begin` started, as :meth:`send` does."""
+        said, problems = sending.communicate()
+        if sending.returncode:
+            raise Incomplete(f"{self.peer.name}: it does not send\n{problems[-3000:]}")
+        return json.loads(said.splitlines()[-1])
+
+    def close(self) -> None:
+        """End what sends yet."""
+        for sending in self._sending:
+            with sending:
+                sending.kill()
+
+    @contextmanager
+    def worker(self, processes: int = 1) -> Iterator[Worker]:
+        """Run the peer's worker for as long as the block."""
+        command = list(self.peer.worker)
+        if "--processes" in command:
+            command[command.index("--processes") + 1] = str(processes)
         began = time.monotonic_ns()
-        with (Path(folder) / "log").open("w+") as log:
-            worker = subprocess.Popen(
-                [str(programs / command[0]), *command[1:]],
-                env=variables,
-                cwd=HERE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+        with self.log.open("w+") as log:
+            process = subprocess.Popen(
+                self._command(command), env=self.variables, cwd=HERE, stdout=log, stderr=log, start_new_session=True
             )
+            worker = Worker(process, self.noted, began)
             try:
-                memory = _wait(worker, noted, count, within)
+                yield worker
             except Incomplete as e:
                 log.seek(0)
-                raise Incomplete(f"{peer.name}: {e}\n{log.read()[-3000:]}") from None
+                raise Incomplete(f"{self.peer.name}: {e}\n{log.read()[-3000:]}") from None
             finally:
-                _stop(worker)
-        return _reckon(peer, noted, count, began, float(sent.stdout.split()[-1]), memory)
+                worker.stop()
+
+    def notes(self) -> list[Note]:
+        """Return what the jobs noted, by time."""
+        return read(self.noted.read_bytes().splitlines())
+
+    def column(self, query: str) -> list[Any]:
+        """Return what a query gives, as a superuser."""
+        with psycopg.connect(self.database.admin_url) as admin:
+            return [value for (value,) in admin.execute(query)]
+
+    def redis_seconds(self) -> float:
+        """Return the processor seconds of Redis by now."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            used = client.info("cpu")
+        return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
-def _wait(worker: subprocess.Popen[bytes], noted: Path, count: int, within: float) -> float:
-    """Wait until so many jobs have been noted; return the most memory that was seen, in MiB."""
-    until, most = time.monotonic() + within, 0.0
-    while True:
-        time.sleep(0.25)
-        most = max(most, _memory_of(worker.pid))
-        done = noted.read_bytes().count(b"\n") if noted.exists() else 0
-        if done >= count:
-            return most
-        if worker.poll() is not None:
-            raise Incomplete(f"its worker ended with {worker.returncode} after {done} of {count} jobs")
-        if time.monotonic() > until:
-            raise Incomplete(f"{done} of {count} jobs ran within {within:.0f} s")
+@dataclass
+class Worker:
+    """A peer's worker.
+
+    Attributes:
+      process: The one that was started, which leads a session of its own.
+      noted: Where its jobs note that they ran.
+      began: When it was started, in nanoseconds.
+    """
+
+    process: subprocess.Popen[bytes]
+    noted: Path
+    began: int
+
+    def wait_for(self, count: int, *, look_every: float = 0.05) -> int:
+        """Wait until so many jobs have been noted; return how many have.
+
+        Raises:
+          Incomplete: When they have not within :data:`WITHIN`, or the worker has ended.
+        """
+        until, done, read_to = time.monotonic() + WITHIN, 0, 0
+        while done < count:
+            time.sleep(look_every)
+            if self.noted.exists():
+                with self.noted.open("rb") as noted:
+                    noted.seek(read_to)
+                    new = noted.read()
+                read_to += len(new)
+                done += new.count(b"\n")
+            if done < count and self.process.poll() is not None:
+                raise Incomplete(f"its worker ended with {self.process.returncode} after {done} of {count} jobs")
+            if time.monotonic() > until:
+                raise Incomplete(f"{done} of {count} jobs ran within {WITHIN} s")
+        return done
+
+    def processor_time(self) -> float:
+        """Return the processor seconds of all its processes by now."""
+        return processor_time(self.process.pid)
+
+    def stop(self) -> None:
+        """Tell it to end, and see that it does; some take half a minute, of which nothing is measured."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(3)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
-def _memory_of(session: int) -> float:
-    """Return MiB of all processes of a session."""
-    pages = 0
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if int((process / "stat").read_text().rpartition(")")[2].split()[3]) == session:
-                    pages += int((process / "statm").read_text().split()[1])
-            except (OSError, IndexError):
-                continue
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _stop(worker: subprocess.Popen[bytes]) -> None:
-    if worker.poll() is None:
-        worker.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(15)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
-
-
-def _reckon(peer: Peer, noted: Path, count: int, began: int, sending: float, memory: float) -> Run:
-    lines = [line.split() for line in noted.read_text().splitlines()]
-    numbers = [int(number) for number, _ in lines]
-    if set(numbers) != set(range(count)):
-        raise Incomplete(f"{peer.name}: {count - len(set(numbers) & set(range(count)))} of {count} jobs never ran")
-    times = sorted(int(at) for _, at in lines)
-    return Run(
-        rate=(len(times) - 1) / ((times[-1] - times[0]) / 1e9),
-        enqueued=count / sending,
-        first=(times[0] - began) / 1e9,
-        again=len(numbers) - count,
-        memory=memory,
-    )
+@contextmanager
+def staged(peer: Peer, programs: Path, servers: Servers) -> Iterator[Stage]:
+    """Give a stage for one run of a peer."""
+    with servers.emptied() as database, tempfile.TemporaryDirectory() as folder:
+        stage = Stage(peer, programs, database, servers.redis_url, Path(folder))
+        stage.prepare()
+        with closing(stage):
+            yield stage

@@ -1,0 +1,150 @@
+"""Draws what was measured: ``python -m tests.benchmarks.peers.plot FILE.json FILE.svg``. Needs the extra ``bench``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.peers.peers import OURS
+from tests.benchmarks.peers.reckoning import Summary, summarise
+
+#: Readable on white and on black.
+GREY = "#808891"
+OURS_COLOUR = "#3b82f6"
+OTHERS = "#9aa3ad"
+LINES = (OURS_COLOUR, "#f59e0b", "#10b981", "#a855f7")
+
+#: Row, figure, title and digits of each small panel of bars.
+PANELS = (
+    ("transaction", "rate", "jobs of a tenant's transaction a second", 0),
+    ("failures", "rate", "failures a second", 0),
+    ("enqueue", "one_by_one", "sending one at a time, µs a message", 0),
+    ("enqueue", "in_bulk", "sending 1,000 at a time, µs a message", 0),
+    ("idle", "p50", "idle: send to start, ms; p50, the line to p95", 1),
+    ("idle", "calls", "idle: calls to Redis a second", 1),
+    ("starting", "first", "seconds from start to the first job", 2),
+    ("starting", "memory", "memory of an idle worker, MiB", 0),
+)
+#: Row, title, unit of the axis, and the points along it: what they are called, and the figures that add up there.
+CURVES = (
+    ("processes", "jobs a second by worker processes", [(f"{n}", [f"rate {n}"]) for n in (1, 2, 4)]),
+    (
+        "waiting",
+        "µs of processor a job, worker and Redis, by what waits",
+        [
+            (words, [f"cpu {name}", f"redis {name}"])
+            for words, name in (
+                ("10", "10"),
+                ("1,000", "1000"),
+                ("100,000", "100000"),
+                ("1,000,000", "1000000"),
+                ("100,000\ndelayed", "delayed"),
+            )
+        ],
+    ),
+)
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def draw(rows: Rows, path: Path) -> None:
+    """Draw every row that was measured.
+
+    Arguments:
+      rows: As the benchmark writes them.
+      path: An SVG.
+    """
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    # Text stays text, in the reader's font, and the file the same for the same figures.
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "peers", "font.size": 8, "lines.linewidth": 1.4})
+    # Each word names all of these: two are enough.
+    mpl.rcParams.update({"font.sans-serif": ["DejaVu Sans", "sans-serif"]})
+    from matplotlib import pyplot
+
+    panels = [panel for panel in PANELS if _summaries(rows, panel[0], panel[1])]
+    curves = [curve for curve in CURVES if curve[0] in rows]
+    top = _summaries(rows, "drain", "rate")
+    small = (len(panels) + 1) // 2 + (len(curves) + 1) // 2
+    heights = [0.3 + 0.24 * len(top)] * bool(top) + [1.55] * small
+    figure = pyplot.figure(figsize=(9, sum(heights) + 0.3), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    if top:
+        _bars(figure.add_subplot(grid[0, :]), top, "no-op jobs a second, one process of 8 threads", 0)
+    cells = ((row, column) for row in range(bool(top), len(heights)) for column in (0, 1))
+    for (row, figure_name, title, digits), cell in zip(panels, cells, strict=False):
+        whiskers = _summaries(rows, row, "p95") if figure_name == "p50" else None
+        _bars(figure.add_subplot(grid[cell]), _summaries(rows, row, figure_name), title, digits, whiskers)
+    if len(panels) % 2:
+        next(cells, None)
+    for (row, title, points), cell in zip(curves, cells, strict=False):
+        _curves(figure.add_subplot(grid[cell]), rows[row]["runs"], title, points)
+    figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+
+
+def _summaries(rows: Rows, row: str, figure: str) -> dict[str, Summary]:
+    if row not in rows:
+        return {}
+    found = summarise(rows[row]["runs"], figure, OURS.name)
+    most_first = rows[row]["figures"][figure]["more"]
+    best_last = sorted(found, key=lambda peer: found[peer].median, reverse=not most_first)
+    return {peer: found[peer] for peer in best_last}
+
+
+def _bars(
+    ax: Any, summaries: Mapping[str, Summary], title: str, digits: int, to: Mapping[str, Summary] | None = None
+) -> None:
+    """Draw a bar a peer, the best on top, with a line from the least to the most."""
+    names = list(summaries)
+    medians = [summaries[name].median for name in names]
+    ends = [(to or summaries)[name].median if to else summaries[name].most for name in names]
+    starts = [summaries[name].median if to else summaries[name].least for name in names]
+    ax.barh(names, medians, height=0.66, color=[OURS_COLOUR if name == OURS.name else OTHERS for name in names])
+    ax.hlines(names, starts, ends, color=GREY, linewidth=0.9)
+    for name, middle, end in zip(names, medians, ends, strict=True):
+        said = f"{middle:,.{digits}f}" + (f"; {end:,.{digits}f}" if to else "")
+        ax.annotate(said, (max(middle, end), name), (4, 0), textcoords="offset points", va="center", color=GREY)
+    ax.set_xlim(0, max(ends) * 1.22)
+    ax.xaxis.set_visible(False)
+    ax.spines["bottom"].set_visible(False)
+    _dress(ax, title)
+
+
+def _curves(
+    ax: Any,
+    runs: Mapping[str, Sequence[Mapping[str, float]]],
+    title: str,
+    points: Sequence[tuple[str, Sequence[str]]],
+) -> None:
+    """Draw a line a peer."""
+    for (peer, of_peer), colour in zip(runs.items(), LINES, strict=False):
+        added = {peer: [{words: sum(run[name] for name in names) for words, names in points} for run in of_peer]}
+        values = [summarise(added, words, peer)[peer].median for words, _ in points]
+        ax.plot([words for words, _ in points], values, marker="o", markersize=3, color=colour, label=peer)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, labelcolor=GREY, fontsize=7)
+    _dress(ax, title)
+
+
+def _dress(ax: Any, title: str) -> None:
+    ax.set_title(title, loc="left", color=GREY, fontsize=8.5)
+    ax.tick_params(colors=GREY, length=0)
+    for side, spine in ax.spines.items():
+        spine.set_color(GREY)
+        if side in ("top", "right"):
+            spine.set_visible(False)
+
+
+def main(given: Sequence[str]) -> None:
+    """Draw what was saved."""
+    if len(given) != 2:
+        sys.exit("which figures, and to which file: python -m tests.benchmarks.peers.plot peers.json peers.svg")
+    draw(json.loads(Path(given[0]).read_text())["rows"], Path(given[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

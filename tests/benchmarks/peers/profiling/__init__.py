@@ -1,0 +1,1 @@
+"""Where our own time goes: ``python -m tests.benchmarks.peers --profile``."""

@@ -1,0 +1,45 @@
+"""No-op jobs, one worker process with 8 threads, or 8 at once where there are no threads."""
+
+from __future__ import annotations
+
+from tests.benchmarks.peers import peers
+from tests.benchmarks.peers.reckoning import check, rate
+from tests.benchmarks.peers.rows.row import Figure, Row
+from tests.benchmarks.peers.running import Stage
+
+
+def measure(stage: Stage, count: int) -> dict[str, float]:
+    """From the first job that ran to the last, so that starting does not count."""
+    stage.send("all", count, "noop")
+    with stage.worker() as worker:
+        first = worker.wait_for(1, look_every=0.01)
+        used = worker.processor_time()
+        worker.wait_for(count)
+        used = worker.processor_time() - used
+    notes = stage.notes()
+    again = check([note.number for note in notes], range(count))
+    return {"rate": rate(notes), "cpu": used / (count - first) * 1e6, "again": again}
+
+
+ROW = Row(
+    title="{count} no-op jobs, one process of 8 threads",
+    peers=(
+        peers.OURS,
+        peers.STOCK,
+        *peers.STOCK_PREFETCHES,
+        peers.CELERY_THREADS,
+        peers.CELERY_PREFORK,
+        peers.TASKIQ,
+        peers.PGQUEUER_DEFAULT,
+        peers.PGQUEUER,
+        peers.OBAN,
+        peers.PROCRASTINATE,
+        peers.RQ,
+    ),
+    count=20_000,
+    figures={
+        "rate": Figure("jobs a second"),
+        "cpu": Figure("processor time a job, µs", more=False),
+    },
+    measure=measure,
+)
