@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dramatiq
@@ -163,15 +164,17 @@ def test_beyond_the_bound_threads_wait(
 
 
 def test_what_is_recorded_is_looked_up_by_index_from_the_first_row_on(database: Database) -> None:
-    def scans() -> dict[str, int]:
+    def reads() -> dict[str, tuple[int, int]]:
         with psycopg.connect(database.admin_url) as connection:
             found = connection.execute(
-                "SELECT indexrelname, idx_scan FROM pg_stat_user_indexes"
-                " WHERE indexrelname IN ('worker_failed_job_deliveries_pkey', 'worker_failed_job_details_pkey')"
+                "SELECT relname, idx_scan, seq_tup_read FROM pg_stat_user_tables"
+                " WHERE relname IN ('worker_failed_job_deliveries', 'worker_failed_job_details')"
             ).fetchall()
-        return dict(found)
+        return {name: (lookups, read) for name, lookups, read in found}
 
-    before = scans()
-    for _ in range(30):
-        failed_jobs.record_all([a_failure(), a_failure()])
-    eventually(lambda: all(count - before[name] >= 60 for name, count in scans().items()))
+    before = reads()
+    for _ in range(8):
+        failed_jobs.record_all([replace(a_failure(), tenant_id=TENANT) for _ in range(100)])
+    eventually(lambda: all(lookups - before[name][0] >= 800 for name, (lookups, _) in reads().items()))
+    # Not all of what was there before, for each.
+    assert all(read - before[name][1] < 800 for name, (_, read) in reads().items())
