@@ -1,8 +1,8 @@
 """Ends failed messages once their failures are recorded, without holding up the threads that ran them.
 
 A failed message stays held until its row is committed, and only then leaves Redis: whatever dies meanwhile, it comes
-again. Its thread goes on with the next one. What a process may hold bounds how many wait so, and beyond
-:data:`AT_MOST` threads wait for their rows as they always did: that is the back-pressure of a Postgres that is slow.
+again. Its thread goes on with the next one. How many of a queue wait so is bounded by what the process holds of it
+(:data:`middleware.holdings.ROOM_ASIDE`): where Postgres is slow, the rest of the queue waits in Redis, and no other.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from middleware.hooks import Hooks
 from middleware.log_context import lines_of
 from middleware.lossless_broker import LosslessBroker
 
-#: Failed messages that wait here to be recorded, after which threads wait themselves. Each may have a long traceback.
-AT_MOST = 256
+#: Failed messages of all queues that wait here to be recorded, after which threads wait themselves: each may have a
+#: long traceback.
+AT_MOST = 500
 #: Seconds between two attempts to end a message that Redis did not take; and those that a worker that stops waits for
 #: all of them. What is left then goes back, and is found to be recorded when it comes again.
 AGAIN_AFTER, STOP_WITHIN = 1.0, 2.5

@@ -216,9 +216,9 @@ class LosslessConsumer(Consumer):
             self._reckon()
             self._holdings.wait_below(self._prefetch // 2 + 1, GATHER)
             if not self._holdings.wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
-                if len(self._holdings) > self._least and not self._delayed:
+                if self._holdings.room_taken > self._least and not self._delayed:
                     # What was quick has become slow, and others may have nothing to do.
-                    self._broker.give_back_last(self._queue_name, len(self._holdings) - self._least)
+                    self._broker.give_back_last(self._queue_name, self._holdings.room_taken - self._least)
                 # Much may have come meanwhile. Whose is last there should not wait for it to be sorted.
                 self._unsorted = self._broker.fair and not self._delayed
                 return None
@@ -299,7 +299,7 @@ class LosslessConsumer(Consumer):
                 self._unsorted = self._broker.run("sort", self._queue_name) > 0
 
     def _fetch(self) -> None:
-        count = self._prefetch - len(self._holdings)
+        count = self._prefetch - self._holdings.room_taken
         epoch, found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)
         if self._delayed:
             milliseconds = found.pop(0)
@@ -450,6 +450,8 @@ class LosslessConsumer(Consumer):
         dead-letter queue for seven days."""
         if isinstance(message, Delivery) and message.ends_later is not None and not message.lost:
             message.ends_later(self.ack)
+            if message.handed_over:
+                self._holdings.set_aside(message.held_as)
             self._broker.leave()
             return
         self.ack(message)
