@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from db import failed_jobs
 from db.failures import Ending
 from db.tenancy import current_tenant
 from middleware.failure_endings import FailureEndings
+from middleware.shared_starts import SharedStarts
 from tests.integration.nothing_lost import TENANT, Side, in_acks, kept
 from tests.integration.test_failed_jobs import a_failure, rows
 from tests.servers import Database
@@ -29,11 +30,14 @@ class Gate:
 
     def __init__(self) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
+        #: Called once they are written.
+        self.written: Callable[[], object] = lambda: None
 
     def end_all(self, endings: Sequence[Ending], *more: Any) -> None:
         self.reached.set()
         assert self.open.wait(15)
         _end_all(endings, *more)
+        self.written()
 
 
 _end_all = failed_jobs.end_all
@@ -90,6 +94,30 @@ def test_a_thread_goes_on_while_the_row_is_written(
         eventually(lambda: kept(client) == 0)
         (row,) = rows(database)
     assert (row["task_id"], row["error_message"], row["tenant_id"]) == (sent, "no", TENANT)
+
+
+def test_of_what_has_a_row_redis_knows_that_it_began(
+    side: Side, gate: Gate, client: redis.Redis, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The journal tells of the first at once, and of the next when it has ended.
+    monkeypatch.setattr("middleware.journal.INTERVAL", 15)
+    broker: Any = side.broker
+    broker._marks.share(SharedStarts())
+    known: list[Any] = []
+    gate.written = lambda: known.extend(client.hkeys(f"dramatiq:__dramaturg__.started.{broker.broker_id}"))
+    gate.open.set()
+
+    def bad() -> None:
+        raise ValueError("no")
+
+    ran = threading.Event()
+    side.send(side.actor(lambda: ran.set()))
+    with side.working(threads=1):
+        assert ran.wait(15)
+        sent = side.send(side.actor(bad))
+        eventually(lambda: known)
+        eventually(lambda: rows(database))
+    assert f"attribution:{sent.options['redis_message_id']}".encode() in known
 
 
 def test_a_worker_that_stops_waits_for_rows(
