@@ -12,9 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from db.deadline import set_deadline
 from db.errors import DramaturgError
 from db.failures import Ending
@@ -31,16 +28,23 @@ AT_ONCE = 100
 #: one costs Postgres falls with each that it shares a transaction with, to a fifth at twenty.
 GATHER, GATHER_TIMES = 0.002, 3
 
-_AWAY = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout, TimeoutError)
-#: Classes of SQLSTATE among them that are about one failure: it is in another's way, or too much.
+#: Classes of SQLSTATE that are about one failure: it is in another's way, or too much.
 #: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _OF_ONE = ("40", "54")
 
 
 def is_away(error: BaseException) -> bool:
     """Tell whether ``error`` says that Postgres takes no failure: it is away, read-only, or the table is gone."""
+    try:
+        # Imported by whatever raised it, as a rule; a worker process that records nothing need not.
+        from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
+        from sqlalchemy.exc import TimeoutError as PoolTimeout
+    except ImportError:
+        # As good as away: nothing can be written.
+        return True
+    away = (OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeout, TimeoutError)
     state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    return isinstance(error, _AWAY) and not state.startswith(_OF_ONE)
+    return isinstance(error, away) and not state.startswith(_OF_ONE)
 
 
 class PostgresAway(DramaturgError):
@@ -71,13 +75,21 @@ class FailureWriter:
     Arguments:
       record_all: Writes failures, all or none; doing it twice must be harmless.
       wait: Seconds, see :data:`WAIT`.
+      prepare: Called before the first failure of a process is written, and before the time runs that it may take.
 
     Attributes:
       wait: As given.
     """
 
-    def __init__(self, record_all: Callable[[Sequence[Ending]], object], *, wait: float = WAIT) -> None:
+    def __init__(
+        self,
+        record_all: Callable[[Sequence[Ending]], object],
+        *,
+        wait: float = WAIT,
+        prepare: Callable[[], object] = lambda: None,
+    ) -> None:
         self._record_all = record_all
+        self._prepare = prepare
         self.wait = wait
         self._lock = threading.Lock()
         self._handed_in: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
@@ -143,6 +155,10 @@ class FailureWriter:
             return
         with self._lock:
             if self._process != os.getpid():
+                try:
+                    self._prepare()
+                except Exception as e:
+                    raise PostgresAway(f"{type(e).__name__}: {e}") from e
                 self._handed_in = queue.SimpleQueue()
                 self._thread = threading.Thread(target=self._write, name="failures", daemon=True)
                 self._thread.start()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
-
 from db.outgoing import Courier, Outgoing
+
+if TYPE_CHECKING:
+    # Whoever sends looks in here, in processes that use no database, too.
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
 
 
 class OpenTransaction:
@@ -42,7 +45,8 @@ class OpenTransaction:
         session = self.session
         if session is None:
             return False
-        sync = session.sync_session if isinstance(session, AsyncSession) else session
+        # An AsyncSession's own, or what is one.
+        sync: Session = getattr(session, "sync_session", session)  # type: ignore[arg-type]
         if not sync.in_transaction():
             if self.leaving:
                 # Nobody would commit another.

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Connection
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 
 class Courier(Protocol):

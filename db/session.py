@@ -22,13 +22,13 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.pool import ConnectionPoolEntry
 
-from db import deadline, times
+from db import configuration, connecting, deadline
+from db.configuration import Config
+from db.configuration import configure as configure
 from db.errors import ConfigurationError, TenantRequired
 from db.fair_pool import FairPool
 from db.open_transaction import OpenTransaction
@@ -42,20 +42,6 @@ _SCOPE_OPTION = "dramaturg_scope"
 _LOCK_TIMEOUT_OPTION = "dramaturg_lock_timeout"
 #: Among what SQLAlchemy keeps with a connection: what leaves with the transaction on it.
 _OUTGOING = "dramaturg_outgoing"
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """How sessions reach Postgres; see :func:`configure`."""
-
-    database_url: str
-    operator_database_url: str
-    pool_size: int
-    max_overflow: int
-    pool_timeout: float
-    connect_timeout: int
-    lock_timeout_ms: int
-    prepare_threshold: int | None
 
 
 @dataclass(slots=True)
@@ -80,7 +66,7 @@ class _State:
             engine.dispose(close=close)
 
 
-_state = _State()
+_state = _State(*configuration.heed(lambda config: _use(config)))
 _watchdog = StatementWatchdog()
 
 
@@ -99,41 +85,8 @@ def normalise_url(url: str) -> str:
     return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
-def configure(
-    database_url: str,
-    *,
-    operator_database_url: str | None = None,
-    pool_size: int = 8,
-    max_overflow: int = 4,
-    pool_timeout: float = 30.0,
-    connect_timeout: int = 5,
-    lock_timeout_ms: int = 30_000,
-    prepare_threshold: int | None = None,
-) -> None:
-    """Say how sessions reach Postgres. Connects to nothing; engines are made when first used.
-
-    Arguments:
-      database_url: The tenant-bound role's, as hosts give it (``postgres://``, ``?sslmode=``).
-      operator_database_url: The role's that works across tenants; ``database_url`` where there is only one credential.
-      pool_size, max_overflow: Connections kept, and opened beyond them under load, for each of the two URLs.
-      pool_timeout: Seconds to wait for a free connection.
-      connect_timeout: Seconds to wait for a new connection.
-      lock_timeout_ms: Milliseconds a statement may wait for a lock; never more than its job has left.
-      prepare_threshold: psycopg's; ``None`` never prepares, as PgBouncer before 1.21 needs it.
-
-    Raises:
-      ConfigurationError: When a URL is not a Postgres one.
-      ValueError: When ``prepare_threshold`` is less than 1.
-    """
-    if prepare_threshold is not None and prepare_threshold < 1:
-        # What begins a transaction is several statements in one string, which cannot be prepared at first sight.
-        raise ValueError(f"prepare_threshold must be None or at least 1, not {prepare_threshold!r}")
-    main = normalise_url(database_url)
-    operator = normalise_url(operator_database_url) if operator_database_url else main
+def _use(config: Config) -> None:
     global _state
-    config = Config(
-        main, operator, pool_size, max_overflow, pool_timeout, connect_timeout, lock_timeout_ms, prepare_threshold
-    )
     # Replaced whole: a transaction that begins at this moment finds a configuration and the engines made for it.
     before, _state = _state, _State(config)
     before.dispose()
@@ -193,14 +146,6 @@ def _forget_after_fork() -> None:
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-def _config(state: _State) -> Config:
-    if state.config is None:
-        raise ConfigurationError(
-            "db.session is not configured: import worker.broker with DATABASE_URL set, or call db.session.configure()"
-        )
-    return state.config
-
-
 def _engine_arguments(config: Config) -> dict[str, Any]:
     return {
         "isolation_level": "AUTOCOMMIT",
@@ -210,21 +155,12 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
         "pool_recycle": 1800,
         # A statement's values would otherwise stand in the text of every database error, and so in logs and rows.
         "hide_parameters": True,
-        "connect_args": {
-            "prepare_threshold": config.prepare_threshold,
-            "connect_timeout": config.connect_timeout,
-            "application_name": "dramaturg",
-            # A server whose host is gone says nothing; without these its silence lasts minutes, or two hours.
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 10_000,
-        },
+        "connect_args": configuration.connect_arguments(config),
     }
 
 
 def _listen(engine: Engine) -> None:
-    event.listen(engine, "connect", _connected)
+    event.listen(engine, "handle_error", connecting.drop_prepared)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "commit", _commit)
     event.listen(engine, "rollback", _rollback)
@@ -242,25 +178,31 @@ def _bind(scope: Scope) -> Engine:
     bound = state.scoped.get(scope)
     if bound is not None:
         return bound
-    config = _config(state)
+    config = configuration.checked(state.config)
     url = _url(config, scope)
     engine = state.engines.get(url)
     if engine is None:
-        engine = create_engine(url, poolclass=FairPool, **_engine_arguments(config))
-        _listen(engine)
+        engine = create_engine(normalise_url(url), poolclass=FairPool, **_engine_arguments(config))
+        event.listen(engine, "connect", connecting.set_up(config.prepare_threshold))
         # Two threads may both get here: all must use the one that is kept.
         engine = state.engines.setdefault(url, engine)
-    return state.scoped.setdefault(scope, engine.execution_options(**_options(config, scope)))
+    # What Engine.execution_options() makes asks for each event in two places.
+    scoped = Engine(
+        engine.pool, engine.dialect, engine.url, execution_options=_options(config, scope), hide_parameters=True
+    )
+    _listen(scoped)
+    return state.scoped.setdefault(scope, scoped)
 
 
 def _async_bind(scope: Scope) -> AsyncEngine:
     state = _state
-    config = _config(state)
+    config = configuration.checked(state.config)
     url = _url(config, scope)
     engines = state.async_engines.setdefault(asyncio.get_running_loop(), {})
     engine = engines.get(url)
     if engine is None:
-        engine = engines[url] = create_async_engine(url, **_engine_arguments(config))
+        engine = engines[url] = create_async_engine(normalise_url(url), **_engine_arguments(config))
+        event.listen(engine.sync_engine, "connect", connecting.set_up(config.prepare_threshold))
         _listen(engine.sync_engine)
     return engine.execution_options(**_options(config, scope))
 
@@ -305,18 +247,13 @@ def tenant_of(session: Session) -> UUID | None:
     return _tenant_id(session.connection().get_execution_options().get(_SCOPE_OPTION, "worker"))
 
 
-def _connected(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    driver: Any = record.driver_connection
-    times.adapt(driver.adapters)
-
-
 def _begin(connection: Connection) -> None:
     options = connection.get_execution_options()
-    connection.exec_driver_sql(
-        begin_statement(options[_SCOPE_OPTION], options[_LOCK_TIMEOUT_OPTION]),
-        # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string.
-        execution_options={"no_parameters": True},
-    )
+    statement = begin_statement(options[_SCOPE_OPTION], options[_LOCK_TIMEOUT_OPTION])
+    if not connecting.say(_driver_connection(connection), statement):
+        # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string. What
+        # is wrong, if anything is, becomes SQLAlchemy's error.
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     due, job = deadline.deadline(), deadline.job()
     if due is not None or job is not None:
         _watchdog.watch(_driver_connection(connection), due, job)

@@ -45,6 +45,8 @@ class StatementWatchdog:
         self._watched: WeakKeyDictionary[Any, _Watched] = WeakKeyDictionary()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        #: Until when the thread waits.
+        self._waits_until = math.inf
 
     def watch(
         self,
@@ -57,12 +59,15 @@ class StatementWatchdog:
         An async connection is watched from the loop it belongs to. Without a due time only :meth:`running` finds it.
         """
         loop = asyncio.get_running_loop() if isinstance(connection, psycopg.AsyncConnection) else None
+        until = math.inf if due is None else due
         with self._changed:
-            self._watched[connection] = _Watched(math.inf if due is None else due, job, loop)
+            self._watched[connection] = _Watched(until, job, loop)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="statement-watchdog", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if until < self._waits_until:
+                # It wakes for what it knows in any case, and jobs have much the same limits.
+                self._changed.notify()
 
     def unwatch(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         """Leave ``connection`` alone from here on; waits for a cancellation that is under way.
@@ -109,6 +114,7 @@ class StatementWatchdog:
                 overdue = [(c, w) for c, w in self._watched.items() if w.due <= now]
                 if not overdue:
                     next_due = min((w.due for w in self._watched.values()), default=math.inf)
+                    self._waits_until = next_due
                     self._changed.wait(None if next_due == math.inf else next_due - now)
                     continue
             for connection, watched in overdue:

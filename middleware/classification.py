@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Final
 
 import dramatiq.errors
-import psycopg
-import sqlalchemy.exc
 from dramatiq.middleware import TimeLimitExceeded
 
 from db.errors import ConfigurationError, InvalidTenant, TenantRequired
@@ -28,12 +26,13 @@ TENANT_ERROR: Final = "tenant_error"
 WORKER_LOST: Final = "worker_lost"
 CONFIGURATION_ERROR: Final = "configuration_error"
 
-#: By exception class, the nearest base first. Classes of libraries that may not be installed are named, not imported.
+#: By exception class, the nearest base first. Classes of libraries that may not be installed, or are not
+#: needed by every process, are named, not imported.
 BY_CLASS: Final[Mapping[type[BaseException] | str, str]] = {
     ValueError: VALIDATION_ERROR,  # pydantic's ValidationError is one
     KeyError: VALIDATION_ERROR,
-    sqlalchemy.exc.SQLAlchemyError: DATABASE_ERROR,
-    psycopg.Error: DATABASE_ERROR,
+    "sqlalchemy.exc.SQLAlchemyError": DATABASE_ERROR,
+    "psycopg.Error": DATABASE_ERROR,
     TimeoutError: TIMEOUT,
     TimeLimitExceeded: TIMEOUT,
     dramatiq.errors.RateLimitExceeded: RATE_LIMITED,

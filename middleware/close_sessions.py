@@ -7,7 +7,7 @@ from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.middleware import Middleware
 from loguru import logger
 
-from db import session
+from db import loaded
 
 
 class CloseSessions(Middleware):
@@ -17,7 +17,7 @@ class CloseSessions(Middleware):
         loop = get_event_loop_thread()
         if loop is not None and loop.is_alive():
             try:
-                loop.run_coroutine(session.dispose_async())
+                loop.run_coroutine(loaded.dispose_async())
             except Exception as e:  # noqa: BLE001 - the process ends, and the server notices
                 logger.warning("the event loop's database connections could not be closed: {}", type(e).__name__)
-        session.dispose()
+        loaded.dispose()

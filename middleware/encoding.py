@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from json import encoder as json_encoder
 from json.encoder import JSONEncoder as Json
-from json.encoder import encode_basestring_ascii
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from dramatiq import Message, get_encoder
 from dramatiq.encoder import JSONEncoder
 
-#: What :func:`json.dumps` makes for each call. Nothing is remembered between calls: of circles it says, as of anything
-#: else that is no JSON, that it cannot.
 _make: Any = getattr(json_encoder, "c_make_encoder", None)
-_chunks_of: Any = _make and _make(None, Json().default, encode_basestring_ascii, None, ":", ",", False, False, True)
+#: What :func:`json.dumps` makes for each call. It remembers nothing between calls, and so does not look for circles,
+#: which end it as well.
+_chunks_of: Any = _make and _make(None, Json().default, quoted, None, ":", ",", False, False, True)
 
 
 def encode(message: Message[Any]) -> bytes:
@@ -22,21 +22,17 @@ def encode(message: Message[Any]) -> bytes:
     if _chunks_of is None or type(get_encoder()) is not JSONEncoder:
         # An application's own, by dramatiq.set_encoder().
         return message.encode()
+    kwargs, sent = message.kwargs, message.message_timestamp
     try:
-        return _encode(message)
+        # Each part here and not in a function, and what most have in common not by the encoder: either takes longer
+        # than the part.
+        return (
+            f'{{"queue_name":{quoted(message.queue_name)},"actor_name":{quoted(message.actor_name)},'
+            f'"args":{"".join(_chunks_of(message.args, 0))},'
+            f'"kwargs":{"{}" if kwargs == {} else "".join(_chunks_of(kwargs, 0))},'
+            f'"options":{"".join(_chunks_of(message.options, 0))},'
+            f'"message_id":{quoted(message.message_id)},'
+            f'"message_timestamp":{sent if type(sent) is int else "".join(_chunks_of(sent, 0))}}}'
+        ).encode()
     except Exception:  # noqa: BLE001 - it knows better why
         return message.encode()
-
-
-def _encode(message: Message[Any]) -> bytes:
-    quoted = encode_basestring_ascii
-    return (
-        f'{{"queue_name":{quoted(message.queue_name)},"actor_name":{quoted(message.actor_name)},'
-        f'"args":{_json(message.args)},"kwargs":{"{}" if message.kwargs == {} else _json(message.kwargs)},'
-        f'"options":{_json(message.options)},'
-        f'"message_id":{quoted(message.message_id)},"message_timestamp":{_json(message.message_timestamp)}}}'
-    ).encode()
-
-
-def _json(value: object) -> str:
-    return "".join(_chunks_of(value, 0))

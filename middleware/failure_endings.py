@@ -33,6 +33,8 @@ AT_MOST = 500
 #: Seconds between two attempts to end a message that Redis did not take; and those that a worker that stops waits for
 #: all of them. What is left then goes back, and is found to be recorded when it comes again.
 AGAIN_AFTER, STOP_WITHIN = 1.0, 2.5
+#: Seconds between two complaints.
+COMPLAIN_EVERY = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +63,7 @@ class FailureEndings(Middleware):
         self._hooks = Hooks()
         self._starting = threading.Lock()
         self._process: int | None = None
+        self._complained = float("-inf")
         self._forget()
 
     def _forget(self) -> None:
@@ -125,12 +128,13 @@ class FailureEndings(Middleware):
         self._told.put((endings, error))
 
     def _hand_in(self, ending: _Ending) -> PostgresAway | None:
-        ending.until, ending.settled, ending.cancelled = time.monotonic() + self._writer.wait, False, False
+        ending.settled = ending.cancelled = False
         try:
             self._writer.hand_in(ending)
         except PostgresAway as e:
             ending.settled = True
             return e
+        ending.until = time.monotonic() + self._writer.wait
         self._waiting.append(ending)
         if self._asleep:
             self._asleep = False
@@ -215,13 +219,11 @@ class FailureEndings(Middleware):
             logger.opt(exception=True).error("nobody is told of the failure of message {}", ending.message.message_id)
 
     def _put_off(self, ending: _Ending, why: Exception) -> None:
-        logger.warning(
-            "failed message {} has not ended yet; trying again in {} seconds: {}",
-            ending.message.message_id,
-            AGAIN_AFTER,
-            why,
-        )
-        self._again.append((time.monotonic() + AGAIN_AFTER, ending))
+        now = time.monotonic()
+        if now - self._complained > COMPLAIN_EVERY:
+            self._complained = now
+            logger.warning("{} failed messages have not ended yet, and are tried again: {}", len(self._open), why)
+        self._again.append((now + AGAIN_AFTER, ending))
 
     def _try_again(self) -> None:
         now = time.monotonic()

@@ -16,7 +16,7 @@ from dramatiq.middleware import Shutdown, ShutdownNotifications
 from dramatiq.middleware.threading import raise_thread_exception
 from loguru import logger
 
-from db.session import close_for_good, running_statements
+from db.loaded import close_for_good, running_statements
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import give_back_waiting, stop_taking
 from middleware.errors import NotStarted

@@ -101,10 +101,13 @@ class Heartbeat:
         Raises:
           ConnectionClosed: When Redis cannot be asked; nothing may be fetched then.
         """
+        self._queues.add(queue_name)
+        asked = _now()
         with self._lock:
-            self._queues.add(queue_name)
             self._left = False
-            self.beat()
+            # All queues of a process begin at the same time: a beat that began since then was for this one, too.
+            if self._beaten_at < asked:
+                self.beat()
             if self._thread is None:
                 self._stop.clear()
                 self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)

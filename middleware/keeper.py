@@ -69,8 +69,8 @@ def kept(tell: Callable[[str], object], left_running: Callable[[], bool]) -> Ite
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     parent = os.getppid()
-    # What both have in common stays in common for longer if no collection writes to it.
-    gc.collect()
+    # What both have in common stays in common for longer if no collection writes to it. None before, either: it would
+    # look through all that was imported, and find nothing.
     gc.freeze()
     keeper = os.getpid()
     worker = os.fork()

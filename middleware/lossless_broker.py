@@ -70,7 +70,8 @@ MAX_STARTS = 3
 #: Seconds for which the last process of a queue puts together, when it ends, what waits there.
 MERGE_FOR = 3.0
 
-#: Messages, and bytes of them, that are enqueued in one step: others wait meanwhile, some milliseconds at most.
+#: Messages, and bytes of them, that are enqueued in one step: others wait meanwhile, some milliseconds at most. Redis'
+#: scripts can give no command more than 8,000 words, of which each message is two.
 AT_ONCE, BYTES_AT_ONCE = 1_000, 4 * 2**20
 
 
@@ -693,7 +694,7 @@ class LosslessBroker(RedisBroker):
     def close(self) -> None:
         """Give back at once whatever this process still holds."""
         if self.outbox is not None:
-            self.outbox.relay.close()
+            self.outbox.close()
         self.journal.close(FLUSH_WITHIN)
         if self._heartbeat.stop():
             self._merge_lanes()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from dramatiq import Message
@@ -15,12 +15,14 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import MiddlewareError
-from sqlalchemy import Connection
 
 from db.open_transaction import innermost
 from middleware import unique
 from middleware.dramatiq_internals import is_dramatiqs_own_enqueue
 from middleware.message_checks import UNIQUE
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 
 @dataclass

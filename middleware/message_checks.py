@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from dramatiq import Message
 
+from middleware.messages import make_message
+
 MILLISECONDS_AT_MOST = 10**15
 
 
@@ -216,7 +218,7 @@ def decode(data: bytes, queue_name: str, redis_id: str) -> Message[Any]:
     except Exception as e:  # noqa: BLE001 - nested so deep that it cannot be looked at
         raise InvalidMessage(f"cannot be checked: {type(e).__name__}", "cannot be checked", fields) from None
     fields["args"] = tuple(fields["args"])
-    return Message(**fields)
+    return make_message(**fields)
 
 
 def _check(fields: dict[str, Any], queue_name: str, redis_id: str) -> None:

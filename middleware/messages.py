@@ -18,18 +18,24 @@ def make_message(
     message_id: str,
     message_timestamp: int,
 ) -> Message[Any]:
-    """Return what ``Message`` with these makes, which sets them one after the other past its own guard."""
+    """Return what ``Message`` with these makes.
+
+    Not by way of its ``__dict__``, which would then be one more object for the garbage collector: where many messages
+    wait to be sent, that takes a fifth of the time.
+    """
     message: Message[Any] = object.__new__(Message)
-    message.__dict__.update(
-        queue_name=queue_name,
-        actor_name=actor_name,
-        args=args,
-        kwargs=kwargs,
-        options=options,
-        message_id=message_id,
-        message_timestamp=message_timestamp,
-    )
+    # They are frozen, and set past their own guard by Dramatiq, too.
+    _set(message, "queue_name", queue_name)
+    _set(message, "actor_name", actor_name)
+    _set(message, "args", args)
+    _set(message, "kwargs", kwargs)
+    _set(message, "options", options)
+    _set(message, "message_id", message_id)
+    _set(message, "message_timestamp", message_timestamp)
     return message
+
+
+_set = object.__setattr__
 
 
 def new_message_id() -> str:

@@ -7,25 +7,26 @@ puts them into Redis, with one script for all; what it could not, because it die
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from dramatiq import Message
 from loguru import logger
-from sqlalchemy import Connection
 
-from db import outbox
 from db.errors import InvalidTenant
-from db.failed.originals import as_kept
 from db.open_transaction import innermost
-from db.outbox import Parcel
 from db.sealing import Keys
 from db.tenancy import parse_uuid
 from middleware.dead_letters import task_id_of
-from middleware.relay import Relay
 from middleware.text import clean
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from middleware.relay import Relay
 
 
 @dataclass(slots=True, eq=False)
@@ -46,18 +47,36 @@ class Outbox:
     """Takes messages along with transactions: a :class:`db.outgoing.Courier`.
 
     Arguments:
-      relay: Brings them into Redis.
+      make_relay: Makes what brings them into Redis, when that is first needed: it imports SQLAlchemy.
       keys: Of ``FAILED_JOB_KEYS``, with which they are sealed in the table; none where it is not set.
       takes_all: Whether what is sent inside a transaction leaves with it; otherwise as it does outside of one.
-
-    Attributes:
-      relay: As given.
     """
 
-    def __init__(self, relay: Relay, *, keys: Keys | None = None, takes_all: bool = True) -> None:
-        self.relay = relay
+    def __init__(self, make_relay: Callable[[], Relay], *, keys: Keys | None = None, takes_all: bool = True) -> None:
+        self._make_relay = make_relay
+        self._relay: Relay | None = None
+        self._lock = threading.Lock()
         self._keys = keys
         self._takes_all = takes_all
+
+    @property
+    def relay(self) -> Relay:
+        """What brings messages into Redis."""
+        if self._relay is None:
+            with self._lock:
+                if self._relay is None:
+                    self._relay = self._make_relay()
+        return self._relay
+
+    def stop(self) -> None:
+        """Have the relay, if there is one, look no more, and do what is left at once."""
+        if self._relay is not None:
+            self._relay.stop()
+
+    def close(self) -> None:
+        """Wait until it has, but not for long."""
+        if self._relay is not None:
+            self._relay.close()
 
     def takes(self) -> bool:
         """Tell whether there is a transaction in this context that messages may leave with."""
@@ -86,16 +105,22 @@ class Outbox:
 
     def write(self, connection: Connection, tenant_id: UUID | None, things: Sequence[_Sent]) -> None:
         """Write their rows."""
+        from db import outbox
+
         # Before anybody else can see, relay, remove and forget them.
         not_after = self.relay.not_after()
         parcels = [
-            Parcel(sent.tenant_id, sent.queue, sent.redis_id, sent.message_id, sent.actor, self._as_kept(sent.data))
+            outbox.Parcel(
+                sent.tenant_id, sent.queue, sent.redis_id, sent.message_id, sent.actor, self._as_kept(sent.data)
+            )
             for sent in things
         ]
         for sent, row_id in zip(things, outbox.write(connection, tenant_id, parcels), strict=True):
             sent.row_id, sent.not_after = row_id, not_after
 
     def _as_kept(self, data: bytes) -> bytes:
+        from db.failed.originals import as_kept
+
         if self._keys is None:
             return as_kept(data, None)
         return as_kept(*self._keys.seal(data))

@@ -16,7 +16,7 @@ from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.middleware import Middleware
 from loguru import logger
 
-from db import session
+from db.loaded import close_for_good
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import dead_threads, say_booted, stop_taking
 from middleware.event_loop import EventLoop
@@ -156,6 +156,6 @@ class Supervision(Middleware):
             if running not in overdue and isinstance(running.message, Delivery):
                 # It does not fail because its statement is cancelled.
                 running.message.interrupted = True
-        session.close_for_good(CANCEL_WITHIN)
+        close_for_good(CANCEL_WITHIN)
         if isinstance(broker, LosslessBroker):
             broker.give_back_all(but=[one.message.redis_id for one in overdue if isinstance(one.message, Delivery)])

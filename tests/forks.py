@@ -39,7 +39,7 @@ OTHERS = (
     "dramatiq.middleware",
     "loguru",
     "psycopg",
-    "pydantic_settings",
+    "pydantic.main",
     "redis.asyncio",
     "rich.live",
     "rich.markup",

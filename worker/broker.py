@@ -7,7 +7,8 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq import Broker, Middleware
@@ -16,10 +17,11 @@ from dramatiq.rate_limits import RateLimiterBackend
 from dramatiq.rate_limits.backends import StubBackend
 from loguru import logger
 
-from db import failed_jobs, session
+from db import configuration
 from db.errors import ConfigurationError
 from db.failure_writer import WRITE_WITHIN, FailureWriter
 from db.failures import Ending, Failure
+from db.loaded import load
 from middleware.age_limit import AgeLimit
 from middleware.classification import Classifier
 from middleware.close_sessions import CloseSessions
@@ -42,7 +44,6 @@ from middleware.option_checks import OptionChecks
 from middleware.outbox import Outbox
 from middleware.process_facts import process_name
 from middleware.redaction import Redactor
-from middleware.relay import Relay
 from middleware.relay_outbox import RelayOutbox
 from middleware.replays import ReplayOutcomes
 from middleware.safe_follow_ups import SafeCallbacks, SafePipelines
@@ -63,10 +64,15 @@ from worker.explain.at_start import MissingKey
 from worker.logs.setup import Logs, configure_worker
 from worker.queues import Queue
 from worker.redis_client import make_redis
-from worker.replay.making import make_runner
 from worker.replay.replayer import Replayer
 from worker.scheduler.declared import Schedules
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from middleware.relay import Relay
+    from worker.replay.runner import Runner
 
 #: Gives failures their ``error_type``; an application adds its own with :meth:`Classifier.add`.
 classifier = Classifier()
@@ -120,7 +126,7 @@ def make_middleware(
             endings=endings,
         ),
         ReplayOutcomes(record, worker_name=settings.worker_name),
-        CrashGuard(failed_jobs.is_recorded if record_all else lambda _: False),
+        CrashGuard(_is_recorded if record_all else lambda _: False),
         FailedSkips(),
         AgeLimit(max_age=settings.max_age),
         SafeGroupCallbacks(StubBackend() if group_counts is None else group_counts),
@@ -136,10 +142,7 @@ def make_middleware(
         CurrentMessage(),
         AsyncIO(),
         CloseSessions(),
-        Replayer(
-            session.operator_transaction,
-            lambda broker, name, wait: make_runner(settings, broker, broker.client, name, wait, knows_all=False),
-        ),
+        Replayer(_operators, lambda broker, name, wait: _make_runner(settings, broker, name, wait)),
         RelayOutbox(),
         *([] if endings is None else [endings]),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
@@ -170,9 +173,12 @@ def make_broker(
     record_all: Callable[[Sequence[Ending]], object] | None = None
     endings: FailureEndings | None = None
     if record is None:
-        record_all = failed_jobs.end_all
+        record_all = _end_all
         # A process that was frozen meanwhile may have lost its messages to another.
-        writer = FailureWriter(lambda endings: failed_jobs.end_all(endings, lambda: _before_rows(broker, endings)))
+        writer = FailureWriter(
+            lambda endings: _end_all(endings, lambda: _before_rows(broker, endings)),
+            prepare=lambda: load("db.failed_jobs"),
+        )
         record, endings = writer.record, FailureEndings(writer)
     broker: LosslessBroker | MemoryBroker
     if settings.stub:
@@ -204,14 +210,43 @@ def make_broker(
 
 
 def _make_outbox(settings: Settings, run: Scripts, queues: set[str]) -> Outbox:
-    relay = Relay(
-        run,
-        keys=settings.keys,
-        knows=lambda queue: queue in queues,
-        record=failed_jobs.end_all,
-        worker_name=settings.worker_name,
-    )
-    return Outbox(relay, keys=settings.keys, takes_all=settings.outbox)
+    keys = settings.keys
+
+    def make() -> Relay:
+        from middleware.relay import Relay
+
+        return Relay(
+            run,
+            keys=keys,
+            knows=lambda queue: queue in queues,
+            record=_end_all,
+            worker_name=settings.worker_name,
+        )
+
+    return Outbox(make, keys=keys, takes_all=settings.outbox)
+
+
+# What imports SQLAlchemy is imported when it is first needed: a worker is at its first job three times as soon.
+
+
+def _end_all(endings: Sequence[Ending], check: Callable[[], object] = lambda: None) -> None:
+    load("db.failed_jobs").end_all(endings, check)
+
+
+def _operators() -> AbstractContextManager[Session]:
+    from db.session import operator_transaction
+
+    return operator_transaction()
+
+
+def _is_recorded(delivery_id: str) -> bool:
+    return bool(load("db.failed_jobs").is_recorded(delivery_id))
+
+
+def _make_runner(settings: Settings, broker: LosslessBroker, name: str, wait: Callable[[float], bool]) -> Runner:
+    from worker.replay.making import make_runner
+
+    return make_runner(settings, broker, broker.client, name, wait, knows_all=False)
 
 
 def _before_rows(broker: Broker, endings: Iterable[Ending]) -> None:
@@ -231,7 +266,7 @@ def _queues_of(modules: Iterable[str]) -> set[str] | None:
 
 def _configure_session(settings: Settings) -> None:
     if settings.database_url is not None:
-        session.configure(
+        configuration.configure(
             settings.database_url,
             operator_database_url=settings.operator_database_url,
             pool_size=settings.db_pool_size,

@@ -23,9 +23,6 @@ from loguru import logger
 from middleware.lossless_broker import LosslessBroker
 from middleware.lua_scripts import Scripts
 from middleware.tally import UNCOUNTED
-from worker.queue_admin import pauses
-from worker.queue_admin.keys import answer, asking
-from worker.replay.making import consumed_queues
 
 ACTOR: Final = "worker.probe"
 #: Seconds between two looks for the answer, for which to wait at most, and for which Redis keeps the answer's key,
@@ -106,6 +103,11 @@ class Probe:
         Raises:
           ConnectionClosed: For any error of Redis.
         """
+        # Every worker process knows the probe, and few send one.
+        from worker.queue_admin import pauses
+        from worker.queue_admin.keys import answer, asking
+        from worker.replay.making import consumed_queues
+
         if self._queue not in consumed_queues(self._client, self._namespace):
             # It would stay there for ever.
             return Probed("unconsumed")

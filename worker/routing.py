@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import dramatiq
 from dramatiq.actor import ActorDecorator
@@ -17,7 +17,9 @@ from dramatiq.actor import ActorDecorator
 from middleware.messages import QuickActor
 from worker.broker import queues
 from worker.queues import Queue, check_queue_name
-from worker.scheduler.schedule import Schedule
+
+if TYPE_CHECKING:
+    from worker.scheduler.schedule import Schedule
 
 P = ParamSpec("P")
 R = TypeVar("R")

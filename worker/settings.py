@@ -9,23 +9,20 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from db.configuration import check_url
 from db.errors import ConfigurationError
 from db.sealing import Keys
-from db.session import normalise_url
 from worker.alerts.signing import read_secrets
 from worker.console_tokens import read_tokens
 from worker.logs.levels import LEVELS, read_levels
 from worker.queues import check_queue_name
-from worker.recompute import parse_model
-from worker.scheduler.cron import Cron, InvalidExpression
 
 #: ``REDIS_URL`` for tests: Dramatiq's StubBroker, no server.
 STUB = "stub://"
 
-Words = Annotated[tuple[str, ...], NoDecode]
+Words = tuple[str, ...]
 #: The time limit is looked at once a second, and a job needs a moment to heed it.
 MIN_OVERTIME = 3_000
 Milliseconds = Annotated[int, Field(gt=0, le=7 * 86_400_000)]
@@ -40,15 +37,14 @@ OF_CELERY = {
 }
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every field is an environment variable of the same name in capitals.
 
     Use :meth:`load`, whose error names each variable and what is wrong with it, and never a value that may be secret.
     """
 
-    model_config = SettingsConfigDict(
-        case_sensitive=False, extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
-    )
+    # Not pydantic-settings' class: all that it would do is what load() does, and it takes each process 25 ms and 3 MiB.
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: str | None = Field(
         None,
@@ -302,6 +298,11 @@ class Settings(BaseSettings):
     @field_validator("attribution_models")
     @classmethod
     def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            return value
+        # It imports SQLAlchemy, which worker processes do after their first jobs, if at all.
+        from worker.recompute import parse_model
+
         return tuple(parse_model(name).value for name in value)
 
     @field_validator("renamed_actors")
@@ -322,6 +323,10 @@ class Settings(BaseSettings):
     @field_validator("schedule")
     @classmethod
     def _check_schedule(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            return value
+        from worker.scheduler.cron import Cron, InvalidExpression
+
         names = set[str]()
         for pair in value:
             name, _, expression = (part.strip() for part in pair.partition("="))
@@ -361,7 +366,7 @@ class Settings(BaseSettings):
     def _check_database_url(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                normalise_url(value)
+                check_url(value)
             except ConfigurationError as e:
                 raise ValueError(str(e)) from None
         return value

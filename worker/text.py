@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from db.times import FarTime
+from db.far_time import FarTime
 
 #: Format characters that scripts and emoji are written with; the others turn text around, or hide it.
 _JOINERS = frozenset("\u200c\u200d")

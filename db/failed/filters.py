@@ -13,8 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db.failed.statuses import STATUSES, Status
+from db.far_time import moment_of
 from db.session import tenant_of
-from db.times import moment_of
 
 #: Fewer characters of text than these are in too many rows, and no index finds them.
 TEXT_AT_LEAST: Final = 3

@@ -20,8 +20,8 @@ from db.failed.foreign_json import read
 from db.failed.groups import group_conditions
 from db.failed.originals import SEALED
 from db.failed.statuses import STATUSES, Status
+from db.far_time import moment_of
 from db.session import tenant_of
-from db.times import moment_of
 
 #: Jobs of a page, at most.
 PAGE_AT_MOST: Final = 1_000

@@ -18,8 +18,8 @@ from db.errors import DramaturgError
 from db.failed.events import NAME_AT_MOST, REASON_AT_MOST, checked, write_event
 from db.failed.filters import Filter
 from db.failed.foreign_json import read
+from db.far_time import moment_of
 from db.session import tenant_of
-from db.times import moment_of
 
 State = Literal["running", "paused", "stopped", "cancelled", "finished"]
 

@@ -74,6 +74,27 @@ DEFENCES = [
         (f"{LOST}endings.py", "-k", "began"),
     ),
     Defence(
+        "messages that are sent again at once are there once",
+        "middleware/lua/enqueue.lua",
+        '  if #ids > 1 and are_new(queue .. ".msgs", ids) then\n',
+        "  if #ids > 1 then\n",
+        ("tests/integration/test_enqueue_many.py", "-k", "lost_answer or said_again"),
+    ),
+    Defence(
+        "a connection that the server has closed is not at hand",
+        "middleware/quick_pool.py",
+        " and is_idle(connection._sock)",
+        "",
+        ("tests/integration/test_quick_pool.py", "-k", "server_closed"),
+    ),
+    Defence(
+        "an answer that an interrupt left unread is nobody else's",
+        "middleware/lua_scripts.py",
+        "            connection.disconnect()\n            raise\n",
+        "            raise\n",
+        ("tests/integration/test_quick_pool.py", "-k", "interrupt"),
+    ),
+    Defence(
         "a keeper knows what began just before its worker died",
         "middleware/lua/obituary.lua",
         '    redis.call("hsetnx", own',

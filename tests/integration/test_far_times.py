@@ -16,9 +16,9 @@ from sqlalchemy import text
 from db import failed_jobs, session
 from db.failed import Filter, count, find, history, iterate
 from db.failed.batches import Where, remove
+from db.far_time import FarTime
 from db.session import operator_transaction, transaction
 from db.tenancy import tenant_context
-from db.times import FarTime
 from tests.integration.command_line import CommandLine
 from tests.integration.failed_rows import fingerprint
 from tests.integration.replaying import Deployment

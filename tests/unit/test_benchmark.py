@@ -95,6 +95,6 @@ def test_rows_and_peers_are_chosen_by_name() -> None:
     with pytest.raises(SystemExit, match="drian"):
         chosen_rows("drian")
     names = [peer.name for peer in chosen_peers(ROWS["drain"], ["celery", "dramat"], everybody=False)]
-    assert {"Celery, threads", "Dramatiq, prefetch 512"} <= set(names)
+    assert {"Celery, threads", "Dramatiq, prefetch 32"} <= set(names)
     assert "RQ" not in names
-    assert "Dramatiq, prefetch 512" not in [peer.name for peer in chosen_peers(ROWS["drain"], [], everybody=False)]
+    assert "Dramatiq, prefetch 32" not in [peer.name for peer in chosen_peers(ROWS["drain"], [], everybody=False)]

@@ -36,6 +36,23 @@ def test_what_is_no_json_raises_the_same() -> None:
     assert str(ours.value) == str(dramatiqs.value)
 
 
+def test_a_circle_raises_the_same_and_is_forgotten() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Circular reference detected"):
+            encode(Message[Any]("q", "a", (circle,), {}, {}))
+    circle.clear()
+    assert b'"args":[[]]' in encode(Message[Any]("q", "a", (circle,), {}, {}))
+
+
+@pytest.mark.parametrize("fields", [{"kwargs": None}, {"queue_name": 5}, {"message_timestamp": None}, {"options": []}])
+def test_what_is_no_message_is_encoded_all_the_same(fields: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"queue_name": "q", "actor_name": "a", "args": (), "kwargs": {}, "options": {}, **fields}
+    message = Message[Any](**given)
+    assert encode(message) == message.encode()
+
+
 class Shouting(JSONEncoder):
     def encode(self, data: dict[str, Any]) -> bytes:
         return super().encode(data).upper()

@@ -8,7 +8,7 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from db.failed import Filter, find
-from db.times import FarTime
+from db.far_time import FarTime
 
 
 def held_fast(session: Session, where: Filter) -> Filter:

@@ -6,21 +6,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dramatiq import Broker, Worker
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from loguru import logger
-from sqlalchemy import text
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from db.failed.actions import Begin
-from db.replays import claims, runs
+from db import glance
 from middleware.lossless_broker import LosslessBroker
 from middleware.process_facts import process_name
 from worker.queues import Queue
-from worker.replay.runner import Runner
+
+if TYPE_CHECKING:
+    # A process imports them when there is a replay.
+    from db.failed.actions import Begin
+    from worker.replay.runner import Runner
 
 #: Seconds between two looks for replays that nobody runs, for which one is run before the next, and between two
 #: warnings of the same.
@@ -64,11 +65,14 @@ class Replayer(Middleware):
 
     def _keep(self, broker: LosslessBroker) -> None:
         name = f"{process_name(None)}/{uuid.uuid4()}"
-        runner = self._make_runner(broker, name, self._stop.wait)
+        runner: Runner | None = None
         more = False
         while not self._stop.wait(0 if more else EVERY):
             more = False
             try:
+                if runner is None and not self._may_have_work(broker):
+                    continue
+                runner = runner or self._make_runner(broker, name, self._stop.wait)
                 more = self.look(runner)
             except ConnectionClosed as e:
                 self._say(f"replays wait for Redis: {e}")
@@ -76,6 +80,10 @@ class Replayer(Middleware):
                 # Not its text: Postgres quotes what it does not take.
                 state = getattr(getattr(e, "orig", None), "sqlstate", None)
                 self._say(f"replays wait: {type(e).__name__}{f', SQLSTATE {state}' if state else ''}")
+
+    def _may_have_work(self, broker: LosslessBroker) -> bool:
+        """Tell whether there may be any, before all that is imported which does it."""
+        return glance.may_be_there(_MAY_HAVE_WORK) or bool(broker.run("removed_replays", 1))
 
     def _say(self, what: str) -> None:
         """Warn of what lasts, once in a while: where migrations are behind, or rights are missing, for ever."""
@@ -89,12 +97,17 @@ class Replayer(Middleware):
 
         One whose jobs wait long for their retries keeps no other from going on.
         """
+        from sqlalchemy import text
+        from sqlalchemy.exc import InterfaceError, OperationalError
+
+        from db.replays import claims, runs
+
         with self._begin() as session:
             found = runs.waiting(session, AT_A_TIME)
             for replay_id in claims.moved(session, AT_A_TIME):
                 # Of those that are cancelled, for one; whoever runs one does it at its end.
                 claims.follow_the_moved(session, replay_id)
-            tidy = session.execute(_TO_LET_GO).scalar_one()
+            tidy = session.execute(text(_TO_LET_GO)).scalar_one()
         if tidy:
             runner.tidy()
         runner.release_removed()
@@ -111,9 +124,15 @@ class Replayer(Middleware):
         return bool(found)
 
 
+# More than there is work for: what is left alone here is looked at in no other way.
+_MAY_HAVE_WORK: Final = """
+    SELECT FROM worker_replays
+    WHERE state IN ('running', 'paused', 'stopped')
+       OR (state = 'cancelled' AND finished_at > now() - interval '31 days')
+    UNION ALL SELECT FROM worker_failed_jobs WHERE status = 'in_progress'
+"""
 # Cheap, for it is asked for ever.
-_TO_LET_GO = text(
-    """
+_TO_LET_GO: Final = """
     SELECT EXISTS (
         SELECT FROM worker_replays replay JOIN worker_replay_items item ON item.replay_id = replay.id
         WHERE item.state = 'claimed' AND (
@@ -122,4 +141,3 @@ _TO_LET_GO = text(
         )
     )
     """
-)

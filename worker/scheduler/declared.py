@@ -7,8 +7,6 @@ from typing import Any
 from dramatiq import Broker
 from dramatiq.middleware import Middleware
 
-from worker.scheduler.schedule import check
-
 #: What actors have their :class:`~worker.scheduler.Schedule` under.
 OPTION = "schedule"
 
@@ -27,4 +25,7 @@ class Schedules(Middleware):
     def before_declare_actor(self, broker: Broker, actor: Any) -> None:
         given = actor.options.get(OPTION)
         if given is not None:
+            # Time zones are for who has a schedule.
+            from worker.scheduler.schedule import check
+
             actor.options[OPTION] = check(actor, given)

@@ -12,6 +12,8 @@ from tests.benchmarks.peers.peers import Peer
 
 #: Whoever works in Postgres does so with the driver that we have, and in the same version.
 _DRIVER = (f"psycopg[binary]=={version('psycopg')}", f"SQLAlchemy=={version('SQLAlchemy')}")
+#: What they stand on, where they do.
+_BELOW = ("asyncpg", "hiredis", "kombu", "redis", "taskiq", "uvloop")
 PACKAGES = {
     "celery": ("celery[redis]", *_DRIVER),
     "dramatiq": ("dramatiq[redis]==2.2.1", *_DRIVER),
@@ -68,5 +70,5 @@ def versions_of(peer: Peer, programs: Path) -> dict[str, str]:
     )
     installed = dict(line.split(" ", 1) for line in listed.stdout.splitlines())
     asked = PACKAGES.get(peer.environment, ("dramaturg", "dramatiq", "psycopg", "SQLAlchemy"))
-    names = {name.split("[")[0].split("==")[0].lower() for name in (*asked, "redis")}
+    names = {name.split("[")[0].split("==")[0].lower() for name in (*asked, *_BELOW)}
     return {name: version for name, version in sorted(installed.items()) if name in names}

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from tests.benchmarks.peers.peers import OURS
@@ -33,15 +34,15 @@ CURVES = (
     ("processes", "jobs a second by worker processes", [(f"{n}", [f"rate {n}"]) for n in (1, 2, 4)]),
     (
         "waiting",
-        "µs of processor a job, worker and Redis, by what waits",
+        "worker and Redis, µs a job, by what waits",
         [
             (words, [f"cpu {name}", f"redis {name}"])
             for words, name in (
-                ("10", "10"),
-                ("1,000", "1000"),
-                ("100,000", "100000"),
-                ("1,000,000", "1000000"),
-                ("100,000\ndelayed", "delayed"),
+                ("10 at\na time", "10"),
+                ("1 k at\na time", "1000"),
+                ("100 k", "100000"),
+                ("1 M", "1000000"),
+                ("100 k\ndelayed", "delayed"),
             )
         ],
     ),
@@ -108,6 +109,7 @@ def _bars(
     for name, middle, end in zip(names, medians, ends, strict=True):
         said = f"{middle:,.{digits}f}" + (f"; {end:,.{digits}f}" if to else "")
         ax.annotate(said, (max(middle, end), name), (4, 0), textcoords="offset points", va="center", color=GREY)
+    ax.set_yticks(names, [fill(name, 24) for name in names])
     ax.set_xlim(0, max(ends) * 1.22)
     ax.xaxis.set_visible(False)
     ax.spines["bottom"].set_visible(False)

@@ -55,8 +55,8 @@ def rate(notes: Sequence[Note], *, until: int | None = None) -> float:
     return (len(notes) - 1) / (((until or notes[-1].at) - notes[0].at) / 1e9)
 
 
-def rate_of_all(notes: Sequence[Note], processes: int) -> float:
-    """Return jobs a second from when the last of so many processes had its first job.
+def rate_of_all(notes: Sequence[Note], processes: int, *, until: int | None = None) -> float:
+    """Return jobs a second from when the last of so many processes had its first job, else as :func:`rate`.
 
     Raises:
       Incomplete: When fewer worked.
@@ -67,7 +67,7 @@ def rate_of_all(notes: Sequence[Note], processes: int) -> float:
     if len(first) < processes:
         raise Incomplete(f"{len(first)} of {processes} processes had a job")
     since = max(first.values())
-    return rate([note for note in notes if note.at >= since])
+    return rate([note for note in notes if note.at >= since], until=until)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -57,10 +57,16 @@ class Stage:
         return [str(self._programs / program), *rest]
 
     def prepare(self) -> None:
-        """Make the peer's tables."""
+        """Make the peer's tables.
+
+        Raises:
+          Incomplete: When that failed.
+        """
         if self.peer.prepare:
             command = self._command(self.peer.prepare)
-            subprocess.run(command, env=self.variables, cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run(command, env=self.variables, cwd=HERE, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise Incomplete(f"{self.peer.name}: its tables are not made\n{done.stderr[-3000:]}")
 
     def begin(self, what: str, *arguments: object) -> subprocess.Popen[str]:
         """Start sending as ``note_sending.py`` does."""
@@ -120,6 +126,34 @@ class Stage:
         """Return what a query gives, as a superuser."""
         with psycopg.connect(self.database.admin_url) as admin:
             return [value for (value,) in admin.execute(query)]
+
+    def wait_for_ends(self) -> int:
+        """Wait until nothing is left that was not acknowledged, after all jobs ran; return when, in nanoseconds.
+
+        Some acknowledge jobs in large batches, long after they ran.
+
+        Raises:
+          Incomplete: When something is left for a minute.
+        """
+        until = time.monotonic() + 60
+        with psycopg.connect(self.database.admin_url) as admin, redis.Redis.from_url(self.redis_url) as client:
+            admin.autocommit = True
+            while True:
+                left = sum(self._count(admin, client, what) for what in self.peer.left)
+                now = time.monotonic_ns()
+                if not left:
+                    return now
+                if time.monotonic() > until:
+                    raise Incomplete(f"{left} jobs ran and were not acknowledged within a minute")
+                time.sleep(0.005)
+
+    @staticmethod
+    def _count(admin: psycopg.Connection, client: redis.Redis, what: str) -> int:
+        if what.startswith("SELECT"):
+            ((count,),) = admin.execute(what).fetchall()
+            return int(count)
+        said: Any = client.execute_command(*what.split())
+        return int(said["pending"] if isinstance(said, dict) else said)
 
     def redis_seconds(self) -> float:
         """Return the processor seconds of Redis by now."""

@@ -14,10 +14,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from db.failed import InvalidFilter
+from db.far_time import moment_of
 from db.replays import items, keys, runs
 from db.replays.items import Reason, Refailed
 from db.replays.runs import RAMP, ReplaySettings, State
-from db.times import moment_of
 from worker.console import dry_runs
 from worker.console.access import Acting, ActingForAll, Looking, Work
 from worker.console.api import shapes

@@ -14,7 +14,7 @@ from tests.benchmarks.peers.reckoning import check
 from tests.benchmarks.peers.running import Stage, staged
 
 #: Jobs and how many of them, for a few seconds of each.
-JOBS = {"noop": 40_000, "transaction": 10_000, "fail": 8_000}
+JOBS = {"noop": 80_000, "transaction": 10_000, "fail": 8_000}
 _SETTINGS = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track_utility": "on"}
 
 

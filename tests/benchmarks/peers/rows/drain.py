@@ -9,16 +9,17 @@ from tests.benchmarks.peers.running import Stage
 
 
 def measure(stage: Stage, count: int) -> dict[str, float]:
-    """From the first job that ran to the last, so that starting does not count."""
+    """From the first job that ran until the last is acknowledged, so that starting does not count."""
     stage.send("all", count, "noop")
     with stage.worker() as worker:
         first = worker.wait_for(1, look_every=0.01)
         used = worker.processor_time()
         worker.wait_for(count)
+        ended = stage.wait_for_ends()
         used = worker.processor_time() - used
     notes = stage.notes()
     again = check([note.number for note in notes], range(count))
-    return {"rate": rate(notes), "cpu": used / (count - first) * 1e6, "again": again}
+    return {"rate": rate(notes, until=ended), "cpu": used / (count - first) * 1e6, "again": again}
 
 
 ROW = Row(

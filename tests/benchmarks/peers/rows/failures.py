@@ -35,14 +35,16 @@ def recorded(stage: Stage, count: int) -> int:
 
 
 def measure(stage: Stage, count: int) -> dict[str, float]:
-    """From the first job to the last row; where none is recorded, to the last job."""
+    """From the first job until the last is acknowledged and, but where none is, recorded."""
     records = stage.peer.settings.get("FAILURES") != "none"
     stage.send("all", count, "fail")
     with stage.worker() as worker:
         first = worker.wait_for(1, look_every=0.01)
         used = worker.processor_time()
         worker.wait_for(count)
-        until = recorded(stage, count) if records else None
+        until = stage.wait_for_ends()
+        if records:
+            until = max(until, recorded(stage, count))
         used = worker.processor_time() - used
     notes = stage.notes()
     again = check([note.number for note in notes], range(count))

@@ -20,10 +20,11 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
             first = worker.wait_for(1, look_every=0.01)
             used, redis_used = worker.processor_time(), stage.redis_seconds()
             worker.wait_for(sent)
+            ended = stage.wait_for_ends()
             used, redis_used = worker.processor_time() - used, stage.redis_seconds() - redis_used
         notes = stage.notes()
         check([note.number for note in notes], range(sent))
-        figures[f"rate {processes}"] = rate_of_all(notes, processes)
+        figures[f"rate {processes}"] = rate_of_all(notes, processes, until=ended)
         figures[f"cpu {processes}"] = used / (sent - first) * 1e6
         figures[f"redis {processes}"] = redis_used / (sent - first) * 1e6
         stage.noted.unlink()

@@ -1,7 +1,7 @@
-"""What a job costs while 10 to 1,000,000 wait, and beside 100,000 that are delayed.
+"""What a job costs while 100,000 or 1,000,000 wait, and beside 100,000 that are delayed; and where no more than 10 or
+1,000 have not ended at a time, because they are sent as others end.
 
-Processor time of the worker and of Redis for each of the first 20,000 jobs; Redis' part has that of sending one in it,
-because where few are to wait they are sent as others end.
+Processor time of the worker and of Redis for each of the first 20,000 jobs; Redis' part has that of sending one in it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tests.benchmarks.peers.running import Stage
 WAITING = (10, 1_000, 100_000, 1_000_000)
 DELAYED = 100_000
 DAY = 86_400_000
+COUNT = 20_000
 _NAMES = {**{f"{waiting}": waiting for waiting in WAITING}, "delayed": 1_000}
 
 
@@ -61,13 +62,15 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
 
 
 def _words(name: str) -> str:
-    return f"{DELAYED:,} delayed beside" if name == "delayed" else f"{_NAMES[name]:,} waiting"
+    if name == "delayed":
+        return f"{DELAYED:,} delayed beside"
+    return f"{_NAMES[name]:,} {'waiting' if _NAMES[name] > COUNT else 'at a time'}"
 
 
 ROW = Row(
     title="What a no-op job costs while others wait, the first {count}",
     peers=(peers.OURS, peers.STOCK, peers.STOCK_AT_BEST),
-    count=20_000,
+    count=COUNT,
     figures={
         **{f"cpu {name}": Figure(f"the worker's µs, {_words(name)}", more=False) for name in _NAMES},
         **{f"redis {name}": Figure(f"Redis' µs, sending too, {_words(name)}", more=False) for name in _NAMES},
