@@ -127,7 +127,8 @@ _INSERT = text(
     recorded AS (
         INSERT INTO worker_failed_jobs (id, status, remediation_notes, {", ".join(_COLUMNS)})
         SELECT id, 'pending', note, {", ".join(_COLUMNS)} FROM given
-        WHERE NOT EXISTS (SELECT FROM worker_failed_job_deliveries d WHERE d.delivery_id = given.delivery_id)
+        -- As a value, which is looked up in the index: of a table that has just begun to grow, Postgres reads all.
+        WHERE (SELECT true FROM worker_failed_job_deliveries d WHERE d.delivery_id = given.delivery_id) IS NOT TRUE
         ON CONFLICT DO NOTHING
         RETURNING id
     ),

@@ -34,13 +34,14 @@ def attempt(
       worker: What failure rows call the process.
       redact: Takes secrets out of the message.
     """
-    return Attempt(
-        at=at,
-        worker=worker,
-        exception_class=class_of(error) if error is not None else "(none)",
-        message=_short(message_of(error), redact) if error is not None else "",
-        place=place(actor_name, error),
-    ).as_json()
+    said = short(message_of(error), redact) if error is not None else ""
+    return told(error, at, worker, said, place(actor_name, error))
+
+
+def told(error: BaseException | None, at: datetime, worker: str | None, said: str, where: str | None) -> dict[str, Any]:
+    """Return what :func:`attempt` does, of which the message and the place are known already."""
+    kind = class_of(error) if error is not None else "(none)"
+    return Attempt(at=at, worker=worker, exception_class=kind, message=said, place=where).as_json()
 
 
 def travelled(options: Mapping[str, Any], executions: int) -> list[dict[str, Any]]:
@@ -66,8 +67,10 @@ def last(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def redacted(attempts: list[dict[str, Any]], redact: Redactor) -> list[dict[str, Any]]:
     """Return what travelled fit for a row that a tenant may read."""
+    if not attempts:
+        return []
     # Most say the same as the one before.
-    message = cache(lambda text: _short(text, redact))
+    message = cache(lambda text: short(text, redact))
     name = cache(lambda text: None if text is None else redact.text(text)[:NAME_KEPT])
     return [
         {
@@ -101,6 +104,13 @@ def _read(entry: object) -> dict[str, Any] | None:
     return None
 
 
-def _short(text: str, redact: Redactor) -> str:
+def short(text: str, redact: Redactor, redacted: str | None = None) -> str:
+    """Return a message fit for a row and cut to size.
+
+    Arguments:
+      redacted: The whole of it, where it was redacted already.
+    """
+    if redacted is not None and len(text) < MESSAGE_KEPT:
+        return redacted[:MESSAGE_KEPT]
     # The redactor's mark, of which only the ellipsis remains, is not put there again when this is read.
     return redact.text(text, MESSAGE_KEPT - 1)[:MESSAGE_KEPT]

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq import Broker, Message, MessageProxy
 from dramatiq.common import q_name
@@ -31,6 +32,9 @@ from middleware.signatures import positional_names
 from middleware.tenant_context import correlation_of
 from middleware.text import class_of, clean, message_of
 from middleware.traceback_text import traceback_text
+
+if TYPE_CHECKING:
+    from middleware.failure_endings import FailureEndings
 
 #: Characters kept of an exception's message, and of its traceback.
 MESSAGE_LIMIT = 10_000
@@ -65,7 +69,9 @@ class DeadLetters(Middleware):
         kept as it is.
       worker_name: Of this process; the host's name by default. The process id is added.
       clock: Returns the time, with a time zone.
-      announce: Told of each failure, once, with its exception, when its message has ended; must not raise or wait.
+      announce: Asked of each failure, once, with its exception, for what is to be called when its message has ended;
+        neither must raise or wait.
+      endings: Ends messages once their failures are recorded; by default the thread that ran a message waits for that.
 
     Attributes:
       redact: As given.
@@ -80,10 +86,12 @@ class DeadLetters(Middleware):
         seal: Callable[[bytes], tuple[bytes, str]] | None = None,
         worker_name: str | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        announce: Callable[[Failure, BaseException | None], object] | None = None,
+        announce: Callable[[Failure, BaseException | None], Callable[[], object]] | None = None,
+        endings: FailureEndings | None = None,
     ) -> None:
         self._record = record
-        self._announce = announce
+        self._announce = announce or _unheard
+        self._endings = endings
         self._classify = classify or Classifier()
         self.redact = redact or Redactor()
         self._seal = seal
@@ -105,27 +113,43 @@ class DeadLetters(Middleware):
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         if isinstance(message, Delivery):
             # Of an attempt to end it before this one.
-            message.to_spool = None
+            message.to_spool = message.ends_later = None
+        self._local.rejected = None
         try:
             failure = self.describe(broker, message)
         except Exception as e:
             raise self._not_recorded(message, e) from e
+        if isinstance(message, Delivery):
+            message.error_type = failure.error_type
+            if self._endings is not None and self._endings.takes(broker, message):
+                message.ends_later = partial(self._end_later, self._endings, message, failure)
+                return
         self._local.rejected = (message, failure)
         try:
             self._record(failure)
         except Exception as e:
             if not isinstance(message, Delivery):
                 raise self._not_recorded(message, e) from e
-            logger.error(
-                "failure of message {} for actor {} goes into the spool: {}",
-                message.message_id,
-                message.actor_name,
-                self.redact.text(message_of(e), 1_000),
-            )
-            try:
-                message.to_spool = json.dumps(failure.as_json()).encode()
-            except Exception as e2:
-                raise self._not_recorded(message, e2) from e2
+            self._to_spool(message, failure, e)
+
+    def _end_later(
+        self, endings: FailureEndings, message: Delivery, failure: Failure, end: Callable[[Delivery], object]
+    ) -> None:
+        # Not with the exception, whose frames hold all that the job had at hand.
+        ended = self._announce(failure, exception_of(message))
+        endings.take(failure, message, end, partial(self._to_spool, message, failure), ended)
+
+    def _to_spool(self, message: Delivery, failure: Failure, error: BaseException) -> None:
+        logger.error(
+            "failure of message {} for actor {} goes into the spool: {}",
+            message.message_id,
+            message.actor_name,
+            self.redact.text(message_of(error), 1_000),
+        )
+        try:
+            message.to_spool = json.dumps(failure.as_json()).encode()
+        except Exception as e:
+            raise self._not_recorded(message, e) from e
 
     def _not_recorded(self, message: MessageProxy, error: Exception) -> NotRecorded:
         logger.error(
@@ -137,13 +161,16 @@ class DeadLetters(Middleware):
         )
         return NotRecorded(f"failure of message {message.message_id} could not be recorded")
 
+    #: See :class:`middleware.failure_endings.FailureEndings`.
+    tidies_after_nack = True
+
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._local.execution = None
         rejected, self._local.rejected = getattr(self._local, "rejected", None), None
         # Only now: before_nack is called again and again while neither Postgres nor the spool takes the failure. And of
         # what is another worker's by now nothing was recorded.
-        if self._announce is not None and rejected is not None and rejected[0] is message:
-            self._announce(rejected[1], exception_of(message))
+        if rejected is not None and rejected[0] is message:
+            self._announce(rejected[1], exception_of(message))()
 
     def describe(self, broker: Broker, message: MessageProxy) -> Failure:
         """Return the failure of a dead message, for the tenant that is bound."""
@@ -168,6 +195,7 @@ class DeadLetters(Middleware):
             else "the message was rejected without an exception"
         )
         original, original_key = self._original(message)
+        where = _or(None, place, task_name, error)
         replayed = replay_of(message.options)
         return Failure(
             delivery_id=_delivery_id(message, task_id),
@@ -190,8 +218,8 @@ class DeadLetters(Middleware):
             original_key=original_key,
             fingerprint=_or(None, fingerprint, task_name, error),
             title=_or(None, self._title, error, error_message),
-            place=_or(None, place, task_name, error),
-            attempts=_or(None, self._attempts, message, task_name, error, execution),
+            place=where,
+            attempts=_or(None, self._attempts, message, error, error_message, where, execution),
             replayed_row=replayed[0] if replayed else None,
             replay_item=replayed[1] if replayed else None,
         )
@@ -218,12 +246,18 @@ class DeadLetters(Middleware):
         return self.redact.text(text)[:MESSAGE_KEPT] or None
 
     def _attempts(
-        self, message: MessageProxy, task_name: str, error: BaseException | None, execution: _Execution | None
+        self,
+        message: MessageProxy,
+        error: BaseException | None,
+        error_message: str,
+        where: str | None,
+        execution: _Execution | None,
     ) -> list[dict[str, Any]]:
         """Return the last executions. What was skipped adds none; where workers were lost, it is each start."""
         if execution is not None:
             worker = process_name(self._worker_name)
-            now = attempts.attempt(task_name, error, execution.started_at, worker, self.redact)
+            said = "" if error is None else attempts.short(message_of(error), self.redact, error_message)
+            now = attempts.told(error, execution.started_at, worker, said, where)
             return attempts.last([*attempts.redacted(execution.earlier, self.redact), now])
         found = attempts.travelled(message.options, _retries(message))
         if isinstance(error, WorkerLost):
@@ -238,6 +272,14 @@ class DeadLetters(Middleware):
         except BaseException as e:  # noqa: BLE001 - a row without a traceback beats no row
             text = f"(the traceback could not be formatted: {type(e).__name__})"
         return None if text is None else self.redact.text_ends(text, TRACEBACK_LIMIT)
+
+
+def _unheard(_failure: Failure, _error: BaseException | None) -> Callable[[], object]:
+    return _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def _or(default: T, fn: Callable[..., T], *args: Any) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,6 +55,9 @@ class Delivery(MessageProxy):
       follow_ups: What is to be enqueued when it ends, in the same step.
       continues: Which of them is the message itself, as a retry or now that it is due, counted from 1; 0 for none.
       to_spool: Its failure, which waits in Redis from its end on because Postgres is away.
+      ends_later: Takes what ends it, to be called when its failure is recorded; nothing where it is to end now.
+      handed_over: Whether it ends elsewhere by now.
+      error_type: Of its failure, once that is described.
       group: The part in a group of one that has succeeded, if it has any.
       lost: Whether the lease on it is lost: it is somebody else's.
       unsettled: Whether it is being processed, and the hooks that say how it ends have not all been called.
@@ -80,6 +84,9 @@ class Delivery(MessageProxy):
         self.follow_ups: list[Entry] = []
         self.continues = 0
         self.to_spool: bytes | None = None
+        self.ends_later: Callable[[Callable[[Delivery], object]], object] | None = None
+        self.handed_over = False
+        self.error_type: str | None = None
         self.group: GroupChild | None = None
         self.unsettled = False
         self.succeeded = False

@@ -154,7 +154,12 @@ def normalise(text: str) -> str:
     e-mail and network addresses, paths and names of files, and lists and objects of such. Names without quotes stay.
     """
     head = str.__getitem__(text, slice(0, MESSAGE_READ))
-    line = next((line for line in head.splitlines() if line and not line.isspace()), "")
+    return _without_values(next((line for line in head.splitlines() if line and not line.isspace()), ""))
+
+
+# Of a failure it is asked twice, for its fingerprint and for its title.
+@lru_cache(maxsize=64)
+def _without_values(line: str) -> str:
     line = _VALUES.sub(VALUE, _VALUE.sub(VALUE, line))
     return " ".join(line.split())[:MESSAGE_KEPT]
 

@@ -6,6 +6,7 @@ Counted in memory, because it is counted for every message: one lock, a few addi
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Container
@@ -26,6 +27,7 @@ from middleware.metric_families import (
     GIVEN_BACK,
     JOBS,
     QUARANTINES,
+    RECORDING,
     REDELIVERIES,
     REPLAYS,
     RUNNING,
@@ -153,9 +155,12 @@ class JobMetrics(Counts):
         """Count what few messages have."""
         if outcome in {FAILED, RETRIED}:
             error = exception_of(message)
-            self.add(ERRORS, queue, self._error_type(error), outcome)
+            # Of one that ends later the exception is not kept until then.
+            self.add(ERRORS, queue, message.error_type or self._error_type(error), outcome)
             if isinstance(error, WorkerLost):
                 self.add(QUARANTINES, queue)
+        if outcome == FAILED and message.began is not None and message.took is not None:
+            self.observe(RECORDING, time.perf_counter() - message.began[1] - message.took, queue)
         if message.to_spool is not None:
             self.add(SPOOLED, queue)
         if outcome in {SUCCEEDED, FAILED} and REPLAY in message.options:

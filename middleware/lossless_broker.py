@@ -246,6 +246,14 @@ class LosslessBroker(RedisBroker):
         """Note that ``message`` does not run any more."""
         self._marks.forget(_entry(message))
 
+    def tell_starts(self) -> None:
+        """Tell Redis now what has begun: of what has a row, whoever gets it next must know to ask. Raises nothing."""
+        self._marks.send()
+
+    def leave(self) -> None:
+        """Note that this thread runs nothing any more, though what it ran has not ended yet."""
+        self._marks.leave()
+
     def give_back_last(self, queue_name: str, count: int) -> None:
         """Give back so many of the messages that wait in this process, those that would be run last.
 
@@ -489,9 +497,6 @@ class LosslessBroker(RedisBroker):
             if message.give_back:
                 # It does not end.
                 return
-            if message.failed:
-                # Whoever gets it next must ask whether there is a row.
-                self._marks.send(_entry(message))
         hook = "before_nack" if message.failed else "before_ack"
         for middleware in self._hooks.of(self.middleware, hook):
             try:

@@ -216,9 +216,9 @@ class LosslessConsumer(Consumer):
             self._reckon()
             self._holdings.wait_below(self._prefetch // 2 + 1, GATHER)
             if not self._holdings.wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
-                if len(self._holdings) > self._least and not self._delayed:
+                if self._holdings.room_taken > self._least and not self._delayed:
                     # What was quick has become slow, and others may have nothing to do.
-                    self._broker.give_back_last(self._queue_name, len(self._holdings) - self._least)
+                    self._broker.give_back_last(self._queue_name, self._holdings.room_taken - self._least)
                 # Much may have come meanwhile. Whose is last there should not wait for it to be sorted.
                 self._unsorted = self._broker.fair and not self._delayed
                 return None
@@ -299,7 +299,7 @@ class LosslessConsumer(Consumer):
                 self._unsorted = self._broker.run("sort", self._queue_name) > 0
 
     def _fetch(self) -> None:
-        count = self._prefetch - len(self._holdings)
+        count = self._prefetch - self._holdings.room_taken
         epoch, found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)
         if self._delayed:
             milliseconds = found.pop(0)
@@ -346,7 +346,8 @@ class LosslessConsumer(Consumer):
     def _is_plain(self, message: Delivery) -> bool:
         """Tell whether nothing follows from the end of ``message``, and nobody waits for it."""
         return (
-            message.succeeded
+            # What ends later and has not gone to the spool is recorded.
+            (message.succeeded or message.handed_over)
             and not message.follow_ups
             and message.to_spool is None
             and message.group is None
@@ -445,12 +446,19 @@ class LosslessConsumer(Consumer):
             logger.warning("message {} cannot be given back yet: {}", message.message_id, e)
 
     def nack(self, message: MessageProxy) -> None:
-        """End a failed message. Stock Dramatiq keeps it, arguments and all, in a dead-letter queue for seven days."""
+        """End a failed message, now or once its failure is recorded. Stock Dramatiq keeps it, arguments and all, in a
+        dead-letter queue for seven days."""
+        if isinstance(message, Delivery) and message.ends_later is not None and not message.lost:
+            message.ends_later(self.ack)
+            if message.handed_over:
+                self._holdings.set_aside(message.held_as)
+            self._broker.leave()
+            return
         self.ack(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Give messages back, to the head of their queue."""
-        deliveries = [m for m in messages if isinstance(m, Delivery)]
+        """Give messages back, to the head of their queue, but for what ends elsewhere."""
+        deliveries = [m for m in messages if isinstance(m, Delivery) and not m.handed_over]
         if deliveries:
             self._give_back(m.redis_id for m in deliveries)
             self._no_longer_held(deliveries)

@@ -120,6 +120,14 @@ SPOOLED: Final = Family(
     ("queue",),
     500,
 )
+RECORDING: Final = Family(
+    "failure_recording_seconds",
+    "How long failed messages were held from their failure to their end, which comes once it is recorded, or in the "
+    "spool: what grows where Postgres is slow.",
+    ("queue",),
+    500,
+    _DURATIONS,
+)
 SCHEDULED: Final = Family(
     "scheduled",
     "Ticks of scheduled actors: sent on time, sent though they were missed by more than a minute, or let be.",
@@ -135,5 +143,5 @@ LATENESS: Final = Family(
 )
 
 FAMILIES: Final = (
-    JOBS, ERRORS, DURATION, WAIT, REDELIVERIES, QUARANTINES, REPLAYS, SPOOLED, SCHEDULED, LATENESS
+    JOBS, ERRORS, DURATION, WAIT, REDELIVERIES, QUARANTINES, REPLAYS, SPOOLED, RECORDING, SCHEDULED, LATENESS
 )  # fmt: skip

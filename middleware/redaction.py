@@ -9,7 +9,9 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from middleware.text import clean
 
@@ -32,49 +34,77 @@ _KEYWORD = (
     r"(?:password|passwd|passphrase|passcode|pwd|(?<!max[_-])(?<!input[_-])(?<!output[_-])(?<!prompt[_-])token|secret"
     r"|api[_-]?key|access[_-]?key|private[_-]?key|signing[_-]?key|credential|signature)"
 )
+_KEYWORD_NEEDLES = ("pass", "pwd", "token", "secret", "key", "credential", "signature")
+
+
+class _Pattern(NamedTuple):
+    pattern: re.Pattern[str]
+    replacement: str
+    #: Some of these, in lower case, stands in whatever it matches, as long as that is ASCII. To look for them costs a
+    #: hundredth of what the pattern does, and most text holds none.
+    needles: tuple[str, ...]
+
 
 # Each is linear in the text: nothing is repeated that can begin in the middle of itself, or it is bounded. The engine
 # holds the interpreter's lock while it runs, so a slow pattern would stop every thread.
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
+_PATTERNS: tuple[_Pattern, ...] = (
     # The rest of the line: what stands behind the name comes in too many forms.
-    (
+    _Pattern(
         re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\\{0,4}[\"']?\s{0,5}[=:])[^\n]{1,4000}"),
         rf"\1\2 {REDACTED}",
+        ("authorization", "cookie"),
     ),
     # scheme://user:password@host and scheme://:password@host; the password may itself hold an @. Not host:port/path@.
-    (
+    _Pattern(
         re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://[^\s:/@'\"]{0,200}):(?!\d{1,5}/)[^\s]{1,300}@"),
         rf"\1:{REDACTED}@",
+        ("://",),
     ),
     # scheme://token@host, as git and Sentry write it.
-    (re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://)[A-Za-z0-9_-]{16,200}@"), rf"\1{REDACTED}@"),
-    (
+    _Pattern(
+        re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://)[A-Za-z0-9_-]{16,200}@"),
+        rf"\1{REDACTED}@",
+        ("://",),
+    ),
+    _Pattern(
         re.compile(r"(?i)\b(bearer|basic|digest|negotiate)(\s{1,5})(?=\S{0,200}[0-9=])[a-z0-9._~+/=-]{6,4000}"),
         rf"\1\2{REDACTED}",
+        ("bearer", "basic", "digest", "negotiate"),
     ),
     # JSON Web Tokens.
-    (re.compile(r"(?<![\w.-])eyJ[\w-]{6,}\.[\w-]{2,}(?:\.[\w-]*)?"), REDACTED),
+    _Pattern(re.compile(r"(?<![\w.-])eyJ[\w-]{6,}\.[\w-]{2,}(?:\.[\w-]*)?"), REDACTED, ("eyj",)),
     # Keys that say by their prefix what they are: OpenAI, Stripe, GitHub, GitLab, Slack, AWS, Google.
-    (
+    _Pattern(
         re.compile(
             r"(?<![\w-])(?:(?:sk|pk|rk)[-_](?:live[-_]|test[-_]|proj[-_]|ant[-_])?[\w-]{16,}|gh[pousr]_\w{20,}"
             r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,})"
         ),
         REDACTED,
+        (
+            *("sk-", "sk_", "pk-", "pk_", "rk-", "rk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+            *("glpat-", "xox", "akia", "asia", "aiza"),
+        ),
     ),
-    (
+    _Pattern(
         re.compile(
             r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
         ),
         REDACTED,
+        ("private key-----",),
     ),
     # The end of one whose beginning was cut off.
-    (re.compile(r"(?<![\w+/=\s])[\w+/=\s]*-----END [A-Z ]{0,40}PRIVATE KEY-----"), REDACTED),
+    _Pattern(
+        re.compile(r"(?<![\w+/=\s])[\w+/=\s]*-----END [A-Z ]{0,40}PRIVATE KEY-----"), REDACTED, ("private key-----",)
+    ),
     # Postgres' DETAIL of a refused row holds all its values.
-    (re.compile(r"(Failing row contains )\([^\n]*"), rf"\1({REDACTED})"),
-    (re.compile(rf"(?i)(Key \([^()\n]{{0,100}}{_KEYWORD}[^()\n]{{0,100}}\)=)\([^\n]*\)"), rf"\1({REDACTED})"),
+    _Pattern(re.compile(r"(Failing row contains )\([^\n]*"), rf"\1({REDACTED})", ("failing row contains ",)),
+    _Pattern(
+        re.compile(rf"(?i)(Key \([^()\n]{{0,100}}{_KEYWORD}[^()\n]{{0,100}}\)=)\([^\n]*\)"),
+        rf"\1({REDACTED})",
+        _KEYWORD_NEEDLES,
+    ),
     # password=..., "api_keys": "...", SECRET_KEY_BASE => ..., {\\"token\\": \\"...\\"}
-    (
+    _Pattern(
         re.compile(
             rf"(?i)({_KEYWORD}s?(?:[_-](?:key|base|id|hash|value)){{0,3}}\\{{0,4}}[\"']?\s{{0,5}}(?:=>|[=:])\s{{0,5}}b?)"
             # Not what was redacted before.
@@ -82,17 +112,27 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
             r"(?:\\{0,4}\"(?:\\.|[^\"\\\n])*(?:\"|$)?|\\{0,4}'(?:\\.|[^'\\\n])*(?:'|$)?|[^\s\"',;&)\]}]+)"
         ),
         rf"\1{REDACTED}",
+        _KEYWORD_NEEDLES,
     ),
+)
+
+#: Those that stand side by side and have the same needles, together.
+_BY_NEEDLES = tuple(
+    (needles, tuple((one.pattern, one.replacement) for one in group))
+    for needles, group in groupby(_PATTERNS, key=lambda one: one.needles)
 )
 
 #: Characters looked at beyond a cut, so that a secret across it is still seen as one.
 _SPARE = 1_024
 
+#: Characters of a key that are looked at.
+_NAME_READ = 500
+
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
 def _words(key: str) -> tuple[str, ...]:
-    return tuple(word.lower() for word in _WORD.findall(key[:500]))
+    return tuple(word.lower() for word in _WORD.findall(key[:_NAME_READ]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +161,14 @@ class Redactor:
         self._secret = {_words(key) for key in (*SECRET_KEYS, *keys)} - {()}
         self._longest = max(len(words) for words in self._secret)
         self.limits = limits or Limits()
+        # The same few names come again and again.
+        self._is_secret = lru_cache(maxsize=4_096)(self._is_secret_name)
 
     def is_secret(self, key: object) -> bool:
         """Tell whether the value under ``key`` is to be redacted."""
-        if not isinstance(key, str):
-            return False
+        return isinstance(key, str) and self._is_secret(key[:_NAME_READ])
+
+    def _is_secret_name(self, key: str) -> bool:
         words = _words(key)
         if words[-1:] == ("tokens",) and words[-2:-1] and words[-2] in _COUNTS:
             return False
@@ -163,8 +206,21 @@ class Redactor:
 
     @staticmethod
     def _redact(text: str) -> str:
-        for pattern, replacement in _PATTERNS:
-            text = pattern.sub(replacement, text)
+        # Beyond ASCII there are letters that match others without being them in lower case.
+        is_ascii, lower = text.isascii(), text.lower()
+        for needles, patterns in _BY_NEEDLES:
+            # Not any(): it is most of what a short text costs.
+            for needle in needles:
+                if needle in lower:
+                    break
+            else:
+                if is_ascii:
+                    continue
+            before = text
+            for pattern, replacement in patterns:
+                text = pattern.sub(replacement, text)
+            if text is not before:
+                lower = text.lower()
         return clean(text)
 
     def value(self, value: object) -> Any:

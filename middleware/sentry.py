@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +30,17 @@ FLUSH_WITHIN: Final = 2.0
 def is_installed() -> bool:
     """Tell whether the extra ``sentry`` is installed."""
     return find_spec("sentry_sdk") is not None
+
+
+def _nothing() -> None:
+    pass
+
+
+def _hand_over(client: SentryClient, event: Any, failure: Failure) -> None:
+    try:
+        client.send(event)
+    except Exception as e:  # noqa: BLE001 - the message has ended, and must be let go of
+        logger.error("Sentry is not told of failure {}: {}", failure.task_id, type(e).__name__)
 
 
 class Sentry(Middleware):
@@ -64,8 +77,9 @@ class Sentry(Middleware):
         if self._client is not None:
             self._client.flush(FLUSH_WITHIN)
 
-    def tell(self, failure: Failure, error: BaseException | None) -> None:
-        """Hand over the event of a failure that is recorded. Raises nothing, and waits for nobody.
+    def announce(self, failure: Failure, error: BaseException | None) -> Callable[[], None]:
+        """Return what hands over the event of a failure, to be called when its message has ended. Neither raises
+        anything, or waits for anybody.
 
         Arguments:
           failure: As it was recorded.
@@ -73,13 +87,13 @@ class Sentry(Middleware):
         """
         if isinstance(error, AlreadyRecorded):
             # Its worker was lost between row and end; the row is older than this.
-            return
+            return _nothing
         try:
             client = self._ready()
-            if client is not None:
-                client.send(failure, error)
+            return _nothing if client is None else partial(_hand_over, client, client.event(failure, error), failure)
         except BaseException as e:  # noqa: BLE001 - a user's exception may raise anything while it is looked at
             logger.error("Sentry is not told of failure {}: {}", failure.task_id, type(e).__name__)
+            return _nothing
 
     def _ready(self) -> SentryClient | None:
         if self._client is None and self._works:

@@ -85,9 +85,9 @@ class SentryClient:
         # It would be cut in the midst of it.
         self._lines = lru_cache(maxsize=256)(redact.text)
 
-    def send(self, failure: Failure, error: BaseException | None) -> None:
+    def send(self, event: Any) -> None:
         """Hand an event to the sending thread, which drops it if it has too many already."""
-        self._client.capture_event(self._event(failure, error))
+        self._client.capture_event(event)
 
     def flush(self, within: float) -> None:
         """Wait until what was handed over is sent, for at most so many seconds."""
@@ -96,7 +96,8 @@ class SentryClient:
         flushing.start()
         flushing.join(within)
 
-    def _event(self, failure: Failure, error: BaseException | None) -> Any:
+    def event(self, failure: Failure, error: BaseException | None) -> Any:
+        """Return the event of a failure."""
         event: dict[str, Any] = {"level": "error"}
         if error is not None and error.__traceback__ is not None:
             found, _ = event_from_exception(error, client_options=self._client.options)

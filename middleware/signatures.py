@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from types import FunctionType
 
 from dramatiq import Broker
 
@@ -11,9 +14,15 @@ def parameters_of(broker: Broker, actor_name: str) -> dict[str, inspect.Paramete
     """Return an actor's parameters by name; ``None`` where the actor, or its signature, is not known here."""
     try:
         # Not get_actor: of a message that is not to be run the actor may be known nevertheless.
-        return dict(inspect.signature(broker.actors[actor_name].fn).parameters)
+        fn = broker.actors[actor_name].fn
+        return dict(_known(fn) if isinstance(fn, FunctionType) else inspect.signature(fn).parameters)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+@lru_cache(maxsize=1_024)
+def _known(fn: FunctionType) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(fn).parameters
 
 
 def positional_names(broker: Broker, actor_name: str, count: int) -> tuple[str, ...]:

@@ -77,10 +77,10 @@ class StartMarks:
         """Tell whether something that runs is yet to be sent."""
         return bool(self._unsent)
 
-    def send(self, name: bytes | None = None) -> None:
-        """Send what is yet to be sent: of one message, or of all that have not ended meanwhile. Raises nothing."""
+    def send(self) -> None:
+        """Send what is yet to be sent of all that have not ended meanwhile. Raises nothing."""
         found: dict[bytes, int] = {}
-        for one in list(self._unsent) if name is None else (name,):
+        for one in list(self._unsent):
             milliseconds = self._unsent.pop(one, None)
             if milliseconds is not None:
                 found[one] = milliseconds
@@ -145,6 +145,11 @@ class StartMarks:
         began = self._running.pop(name, None)
         if began is not None and self._shared is not None:
             self._unsent.pop(name, None)
+            self._shared.clear()
+
+    def leave(self) -> None:
+        """Note, here alone, that this thread runs nothing any more."""
+        if self._shared is not None:
             self._shared.clear()
 
     def running(self) -> dict[bytes, int]:

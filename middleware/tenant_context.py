@@ -123,6 +123,9 @@ class TenantContext(BeforeEnqueue):
     def after_ack(self, broker: Broker, message: MessageProxy) -> None:
         _unbind()
 
+    #: See :class:`middleware.failure_endings.FailureEndings`.
+    tidies_after_nack = True
+
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         _unbind()
 

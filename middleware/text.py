@@ -8,6 +8,8 @@ _NUL = "\\x00"
 
 def clean(text: str) -> str:
     """Return ``text`` with NUL characters and lone surrogates written as escapes."""
+    if text.isascii():
+        return text.replace("\x00", _NUL)
     return text.replace("\x00", _NUL).encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from itertools import islice
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from middleware.text import message_of, name_of
 
@@ -13,6 +13,13 @@ from middleware.text import message_of, name_of
 FRAMES = 25
 #: Exceptions kept of a chain, the last raised first.
 CAUSES = 10
+
+#: Lines of code that are remembered as they are printed: jobs fail at few, and each is looked up in its file otherwise.
+LINES_KNOWN = 4_096
+
+_Place = tuple[FrameType, int]
+_Key = tuple[str, int, str]
+_known: dict[_Key, str] = {}
 
 _BECAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
 _DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
@@ -59,12 +66,32 @@ def _one(error: BaseException) -> str:
 def _stack(trace: TracebackType | None) -> list[str]:
     walk = traceback.walk_tb(trace)
     head = list(islice(walk, FRAMES))
-    count, tail = 0, deque[tuple[object, int]](maxlen=FRAMES)
-    for frame in walk:
+    count, tail = 0, deque[_Place](maxlen=FRAMES)
+    for place in walk:
         count += 1
-        tail.append(frame)
-    lines = traceback.StackSummary.extract(iter(head)).format()
+        tail.append(place)
+    lines = _lines(head)
     if count > FRAMES:
         lines.append(f"  … [{count - FRAMES} frames left out]\n")
-    lines.extend(traceback.StackSummary.extract(iter(tail)).format())  # type: ignore[arg-type]
+    lines.extend(_lines(list(tail)))
     return lines
+
+
+def _lines(places: list[_Place]) -> list[str]:
+    keys = [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in places]
+    if len(set(keys)) < len(keys):
+        # Python says once what is the same many times.
+        return traceback.StackSummary.extract(iter(places)).format()
+    return [_line(place, key) for place, key in zip(places, keys, strict=True)]
+
+
+def _line(place: _Place, key: _Key) -> str:
+    known = _known.get(key)
+    if known is None:
+        known = "".join(traceback.StackSummary.extract(iter((place,))).format())
+        # Of generated code another may come under the same name.
+        if not key[0].startswith("<"):
+            if len(_known) >= LINES_KNOWN:
+                _known.clear()
+            _known[key] = known
+    return known

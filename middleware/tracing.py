@@ -198,6 +198,9 @@ class Tracing(BeforeEnqueue):
         # One that has run carries a trace, if only its own.
         self._local.rejecting = spans.bind(spans.parent_of(message))
 
+    #: See :class:`middleware.failure_endings.FailureEndings`.
+    tidies_after_nack = True
+
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         spans = self._spans
         if spans is None:

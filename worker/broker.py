@@ -31,6 +31,7 @@ from middleware.dramatiq_internals import check_version
 from middleware.errors import LeaseUnsure
 from middleware.event_loop import AsyncIO
 from middleware.failed_skips import FailedSkips
+from middleware.failure_endings import FailureEndings
 from middleware.graceful_shutdown import GracefulShutdown
 from middleware.job_metrics import JobMetrics
 from middleware.known_queues import KnownQueues
@@ -88,6 +89,7 @@ def make_middleware(
     queues: set[str],
     record_all: Callable[[Sequence[Ending]], object] | None = None,
     group_counts: RateLimiterBackend | None = None,
+    endings: FailureEndings | None = None,
 ) -> list[Middleware]:
     """Return the middleware in the order that keeps the promises; ``tests/unit/test_middleware_order.py`` says why.
 
@@ -96,6 +98,7 @@ def make_middleware(
       record: Where dead messages are written, and what the success of replays closes.
       queues: The names of the queues.
       record_all: Writes what waited in the spool; one by one with ``record`` by default.
+      endings: Ends messages once their failures are recorded.
       group_counts: Where the children of groups are counted; in memory by default, which is for the StubBroker.
     """
     redactor = Redactor(settings.redact_keys)
@@ -119,7 +122,8 @@ def make_middleware(
             redact=redactor,
             seal=None if settings.keys is None else settings.keys.seal,
             worker_name=settings.worker_name,
-            announce=None if sentry is None else sentry.tell,
+            announce=None if sentry is None else sentry.announce,
+            endings=endings,
         ),
         ReplayOutcomes(record, worker_name=settings.worker_name),
         CrashGuard(_is_recorded if record_all else lambda _: False),
@@ -140,6 +144,7 @@ def make_middleware(
         CloseSessions(),
         Replayer(_operators, lambda broker, name, wait: _make_runner(settings, broker, name, wait)),
         RelayOutbox(),
+        *([] if endings is None else [endings]),
         SpoolDrainer(record_all or (lambda failures: [record(failure) for failure in failures])),
         StatementDeadline(time_limit=settings.time_limit),
         Supervision(time_limit=settings.time_limit, overtime=settings.overtime),
@@ -166,14 +171,15 @@ def make_broker(
     check_version()
     queues = declared_queues(settings) if queues is None else queues
     record_all: Callable[[Sequence[Ending]], object] | None = None
+    endings: FailureEndings | None = None
     if record is None:
         record_all = _end_all
         # A process that was frozen meanwhile may have lost its messages to another.
         writer = FailureWriter(
-            lambda endings: _end_all(endings, lambda: _check_lease(broker, endings)),
+            lambda endings: _end_all(endings, lambda: _before_rows(broker, endings)),
             prepare=lambda: load("db.failed_jobs"),
         )
-        record = writer.record
+        record, endings = writer.record, FailureEndings(writer)
     broker: LosslessBroker | MemoryBroker
     if settings.stub:
         broker = MemoryBroker(middleware=make_middleware(settings, record, queues))
@@ -185,7 +191,9 @@ def make_broker(
             waiting_client=make_redis(settings, waits=True),
             # A lost answer, and the next try, must fit into a lease.
             lease_client=make_redis(settings, answers_within=BEAT),
-            middleware=make_middleware(settings, record, queues, record_all, GroupCounts(Scripts(client, namespace))),
+            middleware=make_middleware(
+                settings, record, queues, record_all, GroupCounts(Scripts(client, namespace)), endings
+            ),
             namespace=namespace,
             spool_limit=settings.spool_limit,
             max_starts=settings.max_starts,
@@ -241,8 +249,11 @@ def _make_runner(settings: Settings, broker: LosslessBroker, name: str, wait: Ca
     return make_runner(settings, broker, broker.client, name, wait, knows_all=False)
 
 
-def _check_lease(broker: Broker, endings: Iterable[Ending]) -> None:
-    if isinstance(broker, LosslessBroker) and not broker.surely_holds(ending.delivery_id for ending in endings):
+def _before_rows(broker: Broker, endings: Iterable[Ending]) -> None:
+    if not isinstance(broker, LosslessBroker):
+        return
+    broker.tell_starts()
+    if not broker.surely_holds(ending.delivery_id for ending in endings):
         raise LeaseUnsure("this process may have been given up, so what it holds may be another's")
 
 

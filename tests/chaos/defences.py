@@ -53,6 +53,27 @@ DEFENCES = [
         (f"{LOST}batches.py", "-k", "stops"),
     ),
     Defence(
+        "what ends once it is recorded goes into the spool where it is not",
+        "middleware/failure_endings.py",
+        "                    ending.to_spool(error)\n",
+        "                    pass\n",
+        (f"{LOST}spool.py", "-k", "does_not_answer"),
+    ),
+    Defence(
+        "what waits for its row is ended before a process leaves",
+        "middleware/failure_endings.py",
+        "        while self._open and time.monotonic() < end:\n",
+        "        while False:\n",
+        (f"{LOST}endings.py", "-k", "stops"),
+    ),
+    Defence(
+        "of what has a row Redis knows that it began",
+        "worker/broker.py",
+        "    broker.tell_starts()\n",
+        "",
+        (f"{LOST}endings.py", "-k", "began"),
+    ),
+    Defence(
         "messages that are sent again at once are there once",
         "middleware/lua/enqueue.lua",
         '  if #ids > 1 and are_new(queue .. ".msgs", ids) then\n',
@@ -83,7 +104,7 @@ DEFENCES = [
     Defence(
         "what was fetched ahead goes back when jobs become slow",
         "middleware/lossless_consumer.py",
-        "                if len(self._holdings) > self._least and not self._delayed:\n",
+        "                if self._holdings.room_taken > self._least and not self._delayed:\n",
         "                if False:\n",
         (f"{LOST}batches.py", "-k", "slow"),
     ),

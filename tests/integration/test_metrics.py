@@ -28,6 +28,7 @@ from middleware.metric_families import (
     LATENESS,
     OTHER,
     QUARANTINES,
+    RECORDING,
     REDELIVERIES,
     REPLAYS,
     SPOOLED,
@@ -103,6 +104,8 @@ class TestWithAWorker:
         for family in (DURATION, WAIT):
             ran = {job_names[a]: sum(values[:-1]) for (_, a), values in some(client, family).items()}
             assert ran == {0: 2, 1: 1, 2: 3}
+        (recording,) = some(client, RECORDING).values()
+        assert sum(recording[:-1]) == 2
 
     def test_a_retry_waits_from_when_it_is_due(self, one: Any, client: redis.Redis) -> None:
         dues: list[Any] = []

@@ -851,7 +851,7 @@ def test_the_version_table_of_the_application_is_left_alone(empty_database: Data
     )
     migrate.upgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
-    assert contents(empty_database, "dramaturg_version") == ["(0009)"]
+    assert contents(empty_database, "dramaturg_version") == ["(0010)"]
     migrate.downgrade(empty_database.owner_url)
     assert contents(empty_database, "alembic_version") == ["(202511161200)"]
 

@@ -20,7 +20,7 @@ from psycopg.errors import ProgramLimitExceeded
 from sqlalchemy.exc import OperationalError
 
 from db import failed_jobs, session
-from db.failure_writer import FailureWriter
+from db.failure_writer import FailureWriter, HandedIn, PostgresAway
 from db.failures import Ending, Failure
 from db.sealing import Keys, generate
 from middleware.heartbeat import Heartbeat
@@ -438,6 +438,67 @@ class TestDrain:
 
 
 class TestWriter:
+    def test_who_does_not_wait_is_told_of_a_whole_transaction(self) -> None:
+        batches: list[int] = []
+        told: list[tuple[int, BaseException | None]] = []
+        go_on, first = threading.Event(), threading.Event()
+
+        def record_all(failures: Sequence[Ending]) -> None:
+            batches.append(len(failures))
+            first.set()
+            assert go_on.wait(15)
+
+        def tell(handed: Sequence[HandedIn], error: BaseException | None) -> None:
+            told.append((len(handed), error))
+
+        writer = FailureWriter(record_all)
+        writer.hand_in(HandedIn(a_failure(), tell))
+        assert first.wait(15)
+        unwanted = HandedIn(a_failure(), tell)
+        for handed in [unwanted, *(HandedIn(a_failure(), tell) for _ in range(8))]:
+            writer.hand_in(handed)
+        # Somebody else takes care of it.
+        unwanted.cancelled = True
+        go_on.set()
+        eventually(lambda: sum(count for count, _ in told) == 9)
+        assert batches == [1, 8]
+        assert told == [(1, None), (8, None)]
+
+    def test_one_that_cannot_be_written_does_no_harm_to_those_handed_in_with_it(self) -> None:
+        bad, gone = a_failure(), OperationalError("INSERT", None, ConnectionError("gone"))
+        hold, begun = threading.Event(), threading.Event()
+        told: dict[str, BaseException | None] = {}
+        tried: list[int] = []
+
+        def record_all(failures: Sequence[Ending]) -> None:
+            tried.append(len(failures))
+            begun.set()
+            assert hold.wait(15)
+            if len(tried) == 5:
+                raise gone
+            if bad in failures:
+                raise LookupError("no")
+
+        def tell(handed: Sequence[HandedIn], error: BaseException | None) -> None:
+            told.update((one.ending.task_id, error) for one in handed)
+
+        writer = FailureWriter(record_all)
+        failures = [a_failure(), a_failure(), bad, a_failure(), a_failure()]
+        for n, failure in enumerate(failures):
+            writer.hand_in(HandedIn(failure, tell))
+            if not n:
+                assert begun.wait(15)
+        hold.set()
+        eventually(lambda: len(told) == 5)
+        # One by one after the failure of all; and the last is not tried any more once Postgres is away.
+        assert tried == [1, 4, 1, 1, 1]
+        assert [type(told[f.task_id]) for f in failures] == [
+            *(type(None), type(None), LookupError),
+            *(OperationalError, OperationalError),
+        ]
+        with pytest.raises(PostgresAway, match="gone"):
+            writer.hand_in(HandedIn(a_failure(), tell))
+
     def test_those_who_come_together_share_a_transaction(self) -> None:
         batches: list[int] = []
         go_on, first = threading.Event(), threading.Event()

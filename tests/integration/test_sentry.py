@@ -204,10 +204,10 @@ def test_a_message_where_there_is_no_exception_and_nothing_where_the_row_is_olde
         drained(told)
     (failure,) = told.failures
     # Its worker was lost between row and end.
-    sentry_of(told).tell(failure, AlreadyRecorded("recorded already"))
+    sentry_of(told).announce(failure, AlreadyRecorded("recorded already"))()
     lost = replace(failure, exception_class="WorkerLost", error_message="started 3 times", fingerprint=None)
     for error in (None, WorkerLost("started 3 times", 3, 0)):
-        sentry_of(told).tell(lost, error)
+        sentry_of(told).announce(lost, error)()
     sentry_of(told).after_worker_shutdown(told.broker, None)  # type: ignore[arg-type]
     assert [event.get("message") for event in collector.events] == [None, *["WorkerLost: started 3 times"] * 2]
     assert "fingerprint" not in collector.events[-1]

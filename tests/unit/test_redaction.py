@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -103,6 +104,19 @@ def test_secrets_are_found_in_text(text: str) -> None:
     assert redactor.value({"note": text}) == {"note": shown}
     # What is redacted already stays as it is.
     assert redactor.text(shown) == shown
+
+
+@pytest.mark.parametrize("spelt", [str.upper, lambda word: word.replace("s", "\u017f").replace("k", "\u212a")])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("password", "passwd", "passphrase", "passcode", "pwd", "token", "secret", "credential", "signature"),
+        *("api_key", "apikey", "access-key", "private_key", "signingkey"),
+    ],
+)
+def test_words_are_found_however_they_are_spelt(word: str, spelt: Callable[[str], str]) -> None:
+    # A long s and a Kelvin sign are equal to s and k for whoever looks at letters without their case.
+    assert redactor.text(f"{spelt(word)}=hunter2") == f"{spelt(word)}={REDACTED}"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_extras_that_are_missing_are_said_once_and_cost_nothing(
     anything: Any = None
     for middleware in (tracing, teller):
         middleware.before_worker_boot(anything, anything)
-    teller.tell(anything, None)
+    teller.announce(anything, None)()
     for middleware in (tracing, teller):
         middleware.after_worker_shutdown(anything, anything)
     assert [line.partition("'dramaturg[")[2][:6] for line in said] == ["otel]'", "sentry"]
