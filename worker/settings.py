@@ -247,6 +247,12 @@ class Settings(BaseModel):
         8_000, description="bytes of a line of JSON at most; longer ones are cut"
     )
 
+    def __init__(self, **given: Any) -> None:
+        """What is not given is read from the process' environment, as pydantic-settings has it; see :meth:`load`."""
+        missing = type(self).model_fields.keys() - given.keys()
+        found = {name: value for name in missing if (value := os.environ.get(name.upper(), "").strip())}
+        super().__init__(**found, **given)
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Read settings from ``environ``, by default the process's environment. Empty values count as unset.

@@ -123,3 +123,13 @@ def test_no_thread_is_refused_a_connection_to_redis() -> None:
     with make_redis(Settings.load({"DATABASE_URL": URL, "REDIS_URL": "redis://h:6379"})) as client:
         for _ in range(200):
             client.connection_pool.make_connection()
+
+
+def test_what_is_not_given_is_read_from_the_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_RETRIES", "7")
+    monkeypatch.setenv("FAIR", "")
+    assert Settings().max_retries == 7
+    assert Settings(max_retries=2).max_retries == 2
+    assert Settings().fair is True
+    # A mapping is all there is.
+    assert Settings.load({"DATABASE_URL": "postgres://h/x"}).max_retries == 3
