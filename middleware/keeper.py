@@ -14,22 +14,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from loguru import logger
-
-from middleware.crash_evidence import how_it_ended
+from middleware.shared_starts import SharedStarts
 
 #: What is passed on to the worker process. It ignores SIGINT, as the keeper does, which is forked from it.
 PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 #: What tells a worker process to stop: how it ends after that is nobody's fault.
 STOPS = (signal.SIGTERM, signal.SIGHUP)
 HEARD = {*PASSED_ON, signal.SIGCHLD}
-#: Seconds that Redis may take to hear of it. Dramatiq's main process waits meanwhile.
-TELL_WITHIN = 2.0
+#: Seconds that it may take until Redis has heard of it, imports included. Dramatiq's main process waits meanwhile.
+TELL_WITHIN = 4.0
 #: Of prctl(2).
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
@@ -84,6 +82,28 @@ def kept(tell: Callable[[str], object], left_running: Callable[[], bool]) -> Ite
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+#: What the keeper of this process reads, and what is to be left once it has booted.
+_begun: tuple[SharedStarts, ExitStack] | None = None
+
+
+def begin(tell: Callable[[SharedStarts, str], object]) -> None:
+    """Have this process kept from now on, if it can be: the keeper holds nothing of what is imported from here on.
+
+    Arguments:
+      tell: As :func:`kept` has it, with what the process ran.
+    """
+    global _begun
+    if why_not_kept() is None:
+        starts, stack = SharedStarts(), ExitStack()
+        stack.enter_context(kept(partial(tell, starts), lambda: bool(starts.running())))
+        _begun = starts, stack
+
+
+def begun() -> tuple[SharedStarts, ExitStack] | None:
+    """Return what :func:`begin` has begun in this process, for who boots it."""
+    return _begun
+
+
 def _keep(worker: int, parent: int, tell: Callable[[str], object], left_running: Callable[[], bool]) -> NoReturn:
     code = os.EX_SOFTWARE
     try:
@@ -128,6 +148,11 @@ def _try_to(tell: Callable[[], object]) -> None:
 def _say(worker: int, code: int, peak: int, tell: Callable[[str], object]) -> None:
     _try_to(partial(tell, json.dumps({"status": code, "peak": peak})))
     with suppress(Exception):
+        # Only now: until then it need not hold them.
+        from loguru import logger
+
+        from middleware.crash_evidence import how_it_ended
+
         logger.critical(
             "worker process {}, kept by {}, {}; peak memory {} MiB", worker, os.getpid(), how_it_ended(code), peak
         )

@@ -7,6 +7,7 @@ lease ends, any other process gives it back.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ from dramatiq.middleware import MiddlewareError
 from dramatiq.worker import WorkerThread
 from loguru import logger
 
+from middleware import keeper as keeping
 from middleware import unique
 from middleware.deliveries import Delivery, Entry, NotToRun
 from middleware.dramatiq_internals import (
@@ -45,7 +47,6 @@ from middleware.holdings import Holdings
 from middleware.hooks import Hooks
 from middleware.job_metrics import JobMetrics, note_sent_now
 from middleware.journal import Journal
-from middleware.keeper import kept, why_not_kept
 from middleware.log_context import lines_of
 from middleware.lossless_consumer import FLUSH_WITHIN, LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
@@ -138,6 +139,19 @@ def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
 
 def _entry(message: Delivery) -> bytes:
     return f"{message.queue_name}:{message.redis_id}".encode("utf-8", "surrogateescape")
+
+
+def tell_end(run: Scripts, starts: SharedStarts, how: str) -> None:
+    """Tell Redis, in its keeper, how a process ended that had these starts.
+
+    Arguments:
+      how: In JSON; empty where that is nobody's fault.
+
+    Raises:
+      ConnectionClosed: For any error of Redis.
+    """
+    running = (part for entry in starts.running().items() for part in entry)
+    run("obituary", starts.broker_id(), how, *running)
 
 
 class LosslessBroker(RedisBroker):
@@ -560,21 +574,22 @@ class LosslessBroker(RedisBroker):
 
     def _boot_kept(self) -> None:
         """Boot in a child of this process, which stays behind as its keeper, where that can be."""
-        why_not = why_not_kept()
-        if why_not:
+        if keeping.begun() is None:
+            keeping.begin(partial(tell_end, self._run_in_time))
+        kept = keeping.begun()
+        if kept is None:
+            why_not = keeping.why_not_kept()
             self._call_after("after_process_boot")
-        else:
-            starts = SharedStarts()
-            with kept(partial(self._tell_end, starts), lambda: bool(starts.running())):
-                self._marks.share(starts)
-                self._call_after("after_process_boot")
-        if why_not:
             # Only now is it known where to log.
             logger.warning("how this process ends will be seen by nobody of ours: {}", why_not)
-
-    def _tell_end(self, starts: SharedStarts, how: str) -> None:
-        running = (part for entry in starts.running().items() for part in entry)
-        self._run_in_time("obituary", self.broker_id, how, *running)
+            return
+        starts, until_booted = kept
+        with until_booted:
+            starts.name(self.broker_id)
+            self._marks.share(starts)
+            self._call_after("after_process_boot")
+        # What was imported is there for good, and need not be looked through for garbage.
+        gc.freeze()
 
     def _after_process(self, message: Delivery, **kwargs: Any) -> None:
         if message.began is not None and message.took is None:

@@ -20,14 +20,24 @@ class _OfThread(threading.local):
 
 
 class SharedStarts:
-    """One place for each thread, which holds what it runs now."""
+    """One place for each thread, which holds what it runs now; and before these, whose they are."""
 
     def __init__(self) -> None:
         # Anonymous and shared: what is forked from this process sees what it writes, and the other way round.
-        self._memory = mmap.mmap(-1, PLACES * SIZE)
+        self._memory = mmap.mmap(-1, (1 + PLACES) * SIZE)
         self._lock = threading.Lock()
         self._taken = 0
         self._local = _OfThread()
+
+    def name(self, broker_id: str) -> None:
+        """Say which broker runs them."""
+        said = broker_id.encode()
+        self._memory[1 : 1 + len(said)] = said
+        self._memory[0] = len(said)
+
+    def broker_id(self) -> str:
+        """Return which broker runs them; empty where none does yet."""
+        return self._memory[1 : 1 + self._memory[0]].decode()
 
     def note(self, name: bytes, milliseconds: int) -> bool:
         """Note that this thread begins to run the message ``name``; tell whether there is a place for that.
@@ -54,14 +64,14 @@ class SharedStarts:
         at = self._local.place
         if at is None:
             with self._lock:
-                at = self._local.place = self._taken * SIZE if self._taken < PLACES else -1
+                at = self._local.place = (1 + self._taken) * SIZE if self._taken < PLACES else -1
                 self._taken += 1
         return at
 
     def running(self) -> dict[bytes, int]:
         """Return what is noted, and when it began."""
         found: dict[bytes, int] = {}
-        for at in range(0, PLACES * SIZE, SIZE):
+        for at in range(SIZE, (1 + PLACES) * SIZE, SIZE):
             length, began = _BEGAN.unpack_from(self._memory, at)
             if 0 < length <= SIZE - _BEGAN.size:
                 first = at + _BEGAN.size

@@ -6,6 +6,8 @@ nothing.
 
 from __future__ import annotations
 
+from worker import kept as kept  # isort: skip - before all that the keeper need not hold
+
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any

@@ -1,0 +1,34 @@
+"""Importing this has a worker process that ``dramatiq`` has started kept from here on.
+
+First of all that :mod:`worker.broker` imports: what is imported before it the keeper holds, too, and all of it for
+itself once the worker has written to it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from middleware import keeper
+from middleware.dramatiq_internals import child_logging
+from middleware.shared_starts import SharedStarts
+
+#: As pydantic reads them.
+_NO = {"0", "off", "f", "false", "n", "no"}
+
+
+def _tell(starts: SharedStarts, how: str) -> None:
+    # In the keeper, which holds none of it until then.
+    from middleware.lossless_broker import BEAT, tell_end
+    from middleware.lua_scripts import Scripts
+    from worker.logs.setup import configure_worker
+    from worker.redis_client import make_redis
+    from worker.settings import Settings
+
+    settings = Settings.load()
+    configure_worker(settings)
+    if starts.broker_id():
+        tell_end(Scripts(make_redis(settings, answers_within=BEAT), settings.redis_namespace), starts, how)
+
+
+if child_logging() is not None and os.environ.get("KEEPER", "").strip().lower() not in _NO:
+    keeper.begin(_tell)
