@@ -131,7 +131,9 @@ def looked() -> list[str]:
     lines = [
         f"metrics: {line}"
         for line in said("metrics", "--once").splitlines()
-        if re.match(r"dramaturg_(queue|oldest|spool|jobs_total)", line) and ("llm" in line or "spool" in line)
+        if not line.endswith(" 0.0")
+        and re.match(r"dramaturg_(queue|spool|jobs_total|failure_recording_seconds_(sum|count))", line)
+        and ("llm" in line or "spool" in line)
     ]
     return [*(warned or ["check: no warning of queues"]), *lines]
 
@@ -153,7 +155,7 @@ def storm(
         time.sleep(3)
         client.delete(WAITS)
         time.sleep(BEFORE)
-        seen["MiB before"], began = resident(processes[0]), time.time()
+        seen["MiB before"], began = round(resident(processes[0]), 1), time.time()
         ids: set[str] = set()
         for first in range(0, failures, 10_000):
             messages = [
@@ -171,7 +173,8 @@ def storm(
         over = time.time()
         while client.exists(SPOOL) and time.time() < end:
             time.sleep(0.1)
-        seen["seconds"], seen["seconds until the spool was empty"] = over - began, time.time() - over
+        seen["seconds"] = round(over - began, 1)
+        seen["seconds until the spool was empty"] = round(time.time() - over, 1)
         seen["left"] = client.hlen(QUEUE)
         steady.end()
         end = time.time() + 30
