@@ -177,12 +177,8 @@ def give_back_waiting(worker: Worker) -> int:
     return sum(map(len, waiting.values()))
 
 
-def give_back_last(worker: Worker, queue_name: str, count: int) -> None:
-    """Give back so many of a queue's messages that wait in this process to be run, those that would be last.
-
-    Raises:
-      ConnectionClosed: When Redis did not say so. They wait here no more.
-    """
+def take_back_last(worker: Worker, queue_name: str, count: int) -> list[MessageProxy]:
+    """Return so many of a queue's messages that wait to be run, those that would be last, and let them wait no more."""
     queue = worker.work_queue
     waiting = list(iter_queue(queue))
     of_queue = [item for item in sorted(waiting) if item.message.queue_name == queue_name]
@@ -194,8 +190,7 @@ def give_back_last(worker: Worker, queue_name: str, count: int) -> None:
     for _ in waiting:
         # Only now, so that who joins the queue does not find it done meanwhile.
         queue.task_done()
-    if last:
-        worker.consumers[queue_name].requeue_messages([item.message for item in last])
+    return [item.message for item in last]
 
 
 def prefetch_is_set() -> bool:

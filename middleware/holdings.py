@@ -74,6 +74,10 @@ class Holdings:
         """Tell whether the consumer waits for no more than that ``but`` so many of these are let go of."""
         return self.room_taken - but < self._wanted
 
+    def has_room(self, count: int, but: int) -> bool:
+        """Tell whether fewer than ``count`` take room once ``but`` so many of these are let go of, and not before."""
+        return self.room_taken - but < count <= self.room_taken
+
     def ids(self) -> set[str]:
         """Return the Redis ids of what is held."""
         with self._changed:

@@ -44,7 +44,7 @@ class Journal:
         self._end = end
         self._ended: deque[Delivery] = deque()
         self._wake: SimpleQueue[None] = SimpleQueue()
-        self._asleep = True
+        self._asleep = self._urgent = False
         self._flushing = threading.Lock()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -55,38 +55,66 @@ class Journal:
 
     def begin(self, entry: bytes) -> None:
         """Note that a message begins to run. Raises nothing."""
-        if self._marks.mark(entry) and self._asleep:
+        if self._marks.mark(entry):
             self._stir()
 
     def end(self, message: Delivery, *, urgent: bool = False) -> None:
-        """Note that a message has ended; one that is urgent is told at once."""
+        """Note that a message has ended; one that is urgent is told at once. Raises nothing."""
         self._ended.append(message)
-        if self._asleep or urgent:
+        if urgent:
+            self.hurry()
+        else:
             self._stir()
 
-    def _stir(self) -> None:
-        self._asleep = False
-        self._wake.put(None)
+    def hurry(self) -> None:
+        """Tell at once what has ended."""
+        if not self._urgent or self._thread is None:
+            self._urgent = True
+            self._stir(wake=True)
+
+    def _stir(self, *, wake: bool = False) -> None:
+        if self._asleep or wake:
+            self._wake.put(None)
         if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._keep, name="journal", daemon=True)
-                    self._thread.start()
+            self._start()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is not None:
+                return
+            thread = threading.Thread(target=self._keep, name="journal", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as e:
+                # Out of threads: whoever has ended a message tells it, and the next one tries again.
+                logger.error("what begins and ends here is told by the threads that run it: {}", e)
+                self._tell()
+                return
+            self._thread = thread
 
     def _keep(self) -> None:
         while True:
-            self._wake.get()
-            while not self._asleep:
+            try:
+                if not self._ended and not self._marks.unsent():
+                    self._sleep()
                 # Whoever begins first after a pause should not be unknown for a moment.
                 self._marks.send()
-                with suppress(Empty):
-                    self._wake.get(timeout=INTERVAL)
+                if not self._urgent:
+                    with suppress(Empty):
+                        self._wake.get(timeout=INTERVAL)
+                self._urgent = False
                 if not self._tell():
                     time.sleep(AGAIN_AFTER)
-                if not self._ended and not self._marks.unsent():
-                    self._asleep = True
-                    # Something may have come before it was known that nobody is awake.
-                    self._asleep = not self._ended and not self._marks.unsent()
+            except BaseException:  # noqa: BLE001 - without this thread nothing would end any more
+                logger.opt(exception=True).critical("Redis cannot be told what begins and ends here")
+                time.sleep(AGAIN_AFTER)
+
+    def _sleep(self) -> None:
+        self._asleep = True
+        # Something may have come before it was known that nobody is awake.
+        if not self._ended and not self._marks.unsent():
+            self._wake.get()
+        self._asleep = False
 
     def _tell(self) -> bool:
         try:
@@ -97,7 +125,7 @@ class Journal:
                 self._complained = now
                 logger.warning("{} messages that have ended wait until Redis is told: {}", len(self._ended), e)
             return False
-        except Exception:  # noqa: BLE001 - without this thread nothing would end any more
+        except Exception:  # noqa: BLE001 - they are told with the next
             logger.opt(exception=True).critical("Redis cannot be told which messages have ended")
             return False
         return True
@@ -109,29 +137,40 @@ class Journal:
           ConnectionClosed: When Redis did not say so; the rest stays, to be told later.
         """
         with self._flushing:
-            taken: list[Delivery] = []
-            while self._ended and len(taken) < AT_ONCE:
-                taken.append(self._ended.popleft())
-            batches: dict[tuple[str, int], list[Delivery]] = {}
-            for message in taken:
-                batches.setdefault((message.queue_name, message.epoch), []).append(message)
-            left = dict(batches)
-            try:
-                for (queue_name, epoch), batch in batches.items():
-                    self._end(queue_name, epoch, batch)
-                    del left[queue_name, epoch]
-            finally:
-                for batch in left.values():
-                    self._ended.extendleft(batch)
+            self._flush()
+
+    def _flush(self) -> None:
+        taken: list[Delivery] = []
+        while self._ended and len(taken) < AT_ONCE:
+            taken.append(self._ended.popleft())
+        batches: dict[tuple[str, int], list[Delivery]] = {}
+        for message in taken:
+            batches.setdefault((message.queue_name, message.epoch), []).append(message)
+        left = dict(batches)
+        try:
+            for (queue_name, epoch), batch in batches.items():
+                self._end(queue_name, epoch, batch)
+                del left[queue_name, epoch]
+        finally:
+            for batch in left.values():
+                self._ended.extendleft(batch)
 
     def close(self, within: float) -> None:
         """Tell all that has ended, within so many seconds, or leave it: it is given back then, and runs again."""
         until = time.monotonic() + within
-        while self._ended:
+        why: object = "what was told before has no answer yet"
+        # What the thread tells at this moment must have been told, too.
+        while self._flushing.acquire(timeout=max(0.0, until - time.monotonic())):
             try:
-                self.flush()
-            except ConnectionClosed as e:
-                if time.monotonic() > until:
-                    logger.warning("{} messages have ended, and run again because Redis is away: {}", len(self), e)
+                if not self._ended:
                     return
-                time.sleep(AGAIN_AFTER)
+                self._flush()
+                continue
+            except ConnectionClosed as e:
+                why = e
+            finally:
+                self._flushing.release()
+            if time.monotonic() > until:
+                break
+            time.sleep(min(AGAIN_AFTER, within / 4))
+        logger.warning("{} messages or more have ended, and run again because Redis was not told: {}", len(self), why)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -36,9 +36,9 @@ from middleware.dramatiq_internals import (
     catch_what_escapes,
     delay_nothing,
     exception_of,
-    give_back_last,
     is_consumer_thread,
     prefetch_is_set,
+    take_back_last,
 )
 from middleware.encoding import encode
 from middleware.errors import EnqueuedInPart
@@ -48,7 +48,7 @@ from middleware.hooks import Hooks
 from middleware.job_metrics import JobMetrics, note_sent_now
 from middleware.journal import Journal
 from middleware.log_context import lines_of
-from middleware.lossless_consumer import FLUSH_WITHIN, LosslessConsumer
+from middleware.lossless_consumer import LosslessConsumer
 from middleware.lua_scripts import Argument, Scripts
 from middleware.message_checks import UNIQUE
 from middleware.messages import make_message
@@ -67,6 +67,9 @@ LEASE, GRACE, BEAT = 8_000, 5_000, 2.0
 
 #: Starts that end with the loss of the worker, after which a message is not started again.
 MAX_STARTS = 3
+
+#: Seconds that telling Redis what has ended may take when a process leaves, and when it gives up.
+FLUSH_WITHIN, TELL_WITHIN = 3.0, 0.5
 
 #: Seconds for which the last process of a queue puts together, when it ends, what waits there.
 MERGE_FOR = 3.0
@@ -268,14 +271,9 @@ class LosslessBroker(RedisBroker):
         """Note that this thread runs nothing any more, though what it ran has not ended yet."""
         self._marks.leave()
 
-    def give_back_last(self, queue_name: str, count: int) -> None:
-        """Give back so many of the messages that wait in this process, those that would be run last.
-
-        Raises:
-          ConnectionClosed: When Redis did not say so; the next consumer gives them back.
-        """
-        if self._worker is not None:
-            give_back_last(self._worker, queue_name, count)
+    def take_back_last(self, queue_name: str, count: int) -> list[MessageProxy]:
+        """Take so many of the messages that wait in this process from it, those that would be run last."""
+        return [] if self._worker is None else take_back_last(self._worker, queue_name, count)
 
     def _end(self, queue_name: str, epoch: int, messages: Sequence[Delivery]) -> None:
         """End messages of one queue, fetched under one lease, of which nothing follows.
@@ -692,8 +690,7 @@ class LosslessBroker(RedisBroker):
           ConnectionClosed: For any error of Redis, where something is not to be given back.
         """
         but = set(but)
-        with suppress(ConnectionClosed):
-            self.journal.flush()
+        self.journal.close(TELL_WITHIN)
         if not but:
             self._heartbeat.leave()
             return

@@ -42,15 +42,17 @@ LEAVE_ALONE_AT_MOST = 60.0
 DUE_AT_ONCE = 100
 #: Seconds for which a busy consumer lets room for several messages gather, so that one call fetches them all.
 GATHER = 0.02
-#: Seconds that telling Redis what has ended may take when a consumer is closed.
-FLUSH_WITHIN = 3.0
 #: Seconds of work that a busy consumer has here in advance, messages that it has so at most, and seconds of which it
 #: reckons how many that are.
-AHEAD, AHEAD_AT_MOST, RECKON_OVER = 0.04, 1_000, 0.02
+AHEAD, AHEAD_AT_MOST, RECKON_OVER = 0.04, 1_000, 0.05
+#: Bytes of messages that it has so at most.
+BYTES_AHEAD = 8 * 2**20
 #: What the script answers when a message has ended that names a group which was never begun, or is forgotten.
 GROUP_UNKNOWN = 2
 #: What the script answers that fetched nothing because the queue is paused; seconds between two looks whether it is.
 PAUSED, LOOK_EVERY = [-1], 1.0
+#: From which it counts down what may be there yet in a queue of which tenants have limits.
+LIMITED = -2
 #: Seconds for which a consumer sorts, where much waits that was not sorted by tenant, before it sees to anything else.
 SORT_FOR = 0.05
 
@@ -110,6 +112,9 @@ class LosslessConsumer(Consumer):
         self._delayed = queue_name.endswith(".DQ")
         self._prefetch = self._least = min(prefetch, DUE_AT_ONCE) if self._delayed else prefetch
         self._reckoned = time.monotonic(), holdings.let_go
+        # Bytes of a message, as they were lately.
+        self._size = 1.0
+        self._limited = False
         self._timeout = timeout / 1000
         self._holdings = holdings
         self._cache: deque[tuple[bytes, bytes, int, int]] = deque()
@@ -214,11 +219,10 @@ class LosslessConsumer(Consumer):
             if self._unsorted:
                 self._sort()
             self._reckon()
-            self._holdings.wait_below(self._prefetch // 2 + 1, GATHER)
-            if not self._holdings.wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
+            self._wait_below(self._prefetch // 2 + 1, GATHER)
+            if not self._wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
                 if self._holdings.room_taken > self._least and not self._delayed:
-                    # What was quick has become slow, and others may have nothing to do.
-                    self._broker.give_back_last(self._queue_name, self._holdings.room_taken - self._least)
+                    self._give_back_last(self._holdings.room_taken - self._least)
                 # Much may have come meanwhile. Whose is last there should not wait for it to be sorted.
                 self._unsorted = self._broker.fair and not self._delayed
                 return None
@@ -236,6 +240,21 @@ class LosslessConsumer(Consumer):
         self._broker.run("put_back", self._queue_name, self._broker.broker_id)
         return None
 
+    def _wait_below(self, count: int, seconds: float) -> bool:
+        journal = self._broker.journal
+        if self._holdings.has_room(count, len(journal)):
+            # As soon as Redis is told what has ended.
+            journal.hurry()
+        return self._holdings.wait_below(count, seconds)
+
+    def _give_back_last(self, count: int) -> None:
+        """Give back what would be run last here: what was quick has become slow, and others may have nothing to do."""
+        last = [m for m in self._broker.take_back_last(self._queue_name, count) if isinstance(m, Delivery)]
+        if last:
+            # First: if Redis does not say so, the next consumer finds that it holds what nobody does.
+            self._no_longer_held(last)
+            self._give_back(m.redis_id for m in last)
+
     def _reckon(self) -> None:
         """Have as much here in advance as is done in a moment: quick messages wait for nobody, and slow ones here for
         no others."""
@@ -244,16 +263,24 @@ class LosslessConsumer(Consumer):
         (then, before), now, let_go = self._reckoned, time.monotonic(), self._holdings.let_go
         if now - then >= RECKON_OVER:
             self._reckoned = now, let_go
-            wanted = int((let_go - before) / (now - then) * AHEAD)
-            self._prefetch = max(self._least, min(wanted, AHEAD_AT_MOST))
+            wanted = min((let_go - before) / (now - then) * AHEAD, BYTES_AHEAD / self._size, AHEAD_AT_MOST)
+            # No more than double: ends are told in bursts, of which one may be all there is.
+            self._prefetch = max(self._least, min(int(wanted), 2 * self._prefetch))
 
     def _hand_over(self) -> MessageProxy | None:
         if not self._cache:
             return None
         redis_id, raw, begun_before, epoch = self._cache.popleft()
-        delivery = self._delivery(redis_id, raw, epoch, begun_before=bool(begun_before))
-        if not self._delayed and delivery.options.get("eta") is not None:
-            self._delay(delivery)
+        try:
+            delivery = self._delivery(redis_id, raw, epoch, begun_before=bool(begun_before))
+            is_early = not self._delayed and delivery.options.get("eta") is not None
+            if is_early:
+                self._delay(delivery)
+        except BaseException:
+            # Nobody has it, and the next consumer finds it.
+            self._holdings.discard([(_text(redis_id), epoch)])
+            raise
+        if is_early:
             self._holdings.discard([delivery.held_as])
             return None
         if self._delayed and "eta" in delivery.options:
@@ -307,11 +334,15 @@ class LosslessConsumer(Consumer):
             found = [part for pair in zip(found[::2], found[1::2], strict=True) for part in (*pair, 0)]
         else:
             found = self._unless_paused(found)
-            self._unsorted = found.pop(0) > 0
+            there = found.pop(0)
+            self._limited = there < 0
+            self._unsorted = (LIMITED - there if self._limited else there) > 0
         for redis_id, raw, begun_before in zip(found[::3], found[1::3], found[2::3], strict=True):
             self._cache.append((redis_id, raw, begun_before, epoch))
         # Before anybody who wants to be alone can ask.
         self._holdings.add([(_text(redis_id), epoch) for redis_id in found[::3]])
+        if found:
+            self._size = max(1.0, sum(map(len, found[1::3])) / len(self._cache))
         # Fewer than asked for: there are no more.
         self._idle = len(self._cache) < count and not self._unsorted
 
@@ -337,7 +368,9 @@ class LosslessConsumer(Consumer):
             return
         if self._is_plain(message):
             self._broker.forget(message)
-            self._broker.journal.end(message, urgent=self._holdings.is_wanted(len(self._broker.journal)))
+            journal = self._broker.journal
+            # Where tenants have limits, others of them may wait for it.
+            journal.end(message, urgent=self._limited or self._holdings.is_wanted(len(journal) + 1))
             return
         if self._finish(message):
             self._count(message)
@@ -464,9 +497,8 @@ class LosslessConsumer(Consumer):
             self._no_longer_held(deliveries)
 
     def close(self) -> None:
-        """Give back what was fetched and not yet handed to Dramatiq; tell Redis what has ended."""
+        """Give back what was fetched and not yet handed to Dramatiq."""
         try:
-            self._broker.journal.close(FLUSH_WITHIN)
             self._return_suspect()
         finally:
             self._return_cache()

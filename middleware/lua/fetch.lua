@@ -3,7 +3,8 @@
 -- KEYS: namespace. ARGV: queue, broker id, its lease, count, 1 if tenants take turns (else 0: what is in lanes from
 -- before comes first).
 -- Returns nothing if it has another lease by now, or none; {-1} if the queue is paused; else how many may be there beside
--- what waits in lanes, to be sorted; then id, data, whether it began to run before and was given back (1 or 0), id, ...
+-- what waits in lanes, to be sorted, as -2 less that number where tenants have limits; then id, data, whether it began to
+-- run before and was given back (1 or 0), id, ...
 local ns, queue, broker, lease, count = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local fair = ARGV[5] == "1"
 -- What is fetched under no lease, or under one that has ended, nobody would give back.
@@ -27,6 +28,9 @@ if redis.call("hexists", ns .. ":__dramaturg__.paused", queue) == 1 then
   end
 end
 local found, taken = {0}, 0
+-- Bytes of what one call takes, after which it takes no more: everybody waits for it, and it must fit into memory.
+local BYTES = 4 * 2^20
+local size, full = 0, false
 -- A message is in our acks before it leaves a list, so that no error between the two strands it.
 local function take(id)
   local data = redis.call("hget", name .. ".msgs", id)
@@ -35,12 +39,15 @@ local function take(id)
     found[#found + 1] = id
     found[#found + 1] = data
     found[#found + 1] = redis.call("sismember", ns .. ":__dramaturg__.begun_before", queue .. ":" .. id)
-    taken = taken + 1
+    taken, size = taken + 1, size + #data
+    if size >= BYTES then
+      count, full = taken, true
+    end
     return true
   end
 end
-local function empty(list, enough, note)
-  while taken < enough do
+local function empty(list, all, note)
+  while all or taken < count do
     local id = redis.call("lindex", list, 0)
     if not id then
       break
@@ -56,8 +63,11 @@ local turns, parked, limits = ns .. ":__dramaturg__.turns." .. queue, ns .. ":__
 -- Most often there are neither lanes nor limits, and no more than is wanted: everybody's turn has come.
 if redis.call("exists", turns, parked, limits) == 0 and (not fair or redis.call("llen", name) <= count) then
   -- What a blocking move took when it woke this consumer.
-  empty(taking, math.huge)
-  empty(name, count)
+  empty(taking, true)
+  empty(name, false)
+  if full then
+    found[1] = 1
+  end
   return found
 end
 
@@ -138,7 +148,7 @@ if fair then
   sort(queue, taking, ENOUGH)
   found[1] = sort(queue, name, ENOUGH)
 else
-  empty(taking, math.huge, count_one)
+  empty(taking, true, count_one)
 end
 if not alike and not limited then
   -- Nobody is at a limit any more, or none is heeded.
@@ -154,10 +164,17 @@ if passed_over > 0 and redis.call("exists", turns, parked) == 0 then
   redis.call("del", of(queue, "returned"))
 end
 if not fair then
-  empty(name, count, count_one)
+  empty(name, false, count_one)
 end
-if passed_over >= PASSED_OVER then
+if full or passed_over >= PASSED_OVER then
   -- There may be more in lanes.
   found[1] = math.max(1, found[1])
+end
+if taken >= count and redis.call("exists", turns) == 1 and redis.call("llen", name) == 0 then
+  -- There may be more in lanes, and who waits for the inbox, with nothing else to do, would never know.
+  redis.call("rpush", name, WAKE)
+end
+if counted then
+  found[1] = -2 - found[1]
 end
 return found

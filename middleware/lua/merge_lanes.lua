@@ -18,6 +18,10 @@ for _, broker in ipairs(ARGV[3] == "1" and redis.call("zrange", ns .. ":__dramat
     return {0, 0}
   end
 end
+if redis.call("lindex", ns .. ":" .. queue, 0) == WAKE then
+  -- Those who come know of none.
+  redis.call("lpop", ns .. ":" .. queue)
+end
 -- What was given back is at the head of the list, to which the lanes go: it goes to the head of its own before.
 sort_returned(queue, ns .. ":" .. queue, joining(queue))
 redis.call("del", of(queue, "returned"))

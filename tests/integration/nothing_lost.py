@@ -118,7 +118,8 @@ def waiting(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
     tenants: Any = client.zrange(f"{own}turns.{queue}", 0, -1)
     keys = [*(f"{own}lane.{queue}.{tenant.decode()}" for tenant in tenants), f"dramatiq:{queue}"]
     found: Any = [redis_id for key in keys for redis_id in client.lrange(key, 0, -1)]
-    return list(found)
+    # One that is none wakes who waits for the list.
+    return [redis_id for redis_id in found if redis_id != b"wake"]
 
 
 def put(client: redis.Redis, redis_id: str, data: bytes | str, queue: str = QUEUE) -> None:

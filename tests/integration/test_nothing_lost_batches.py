@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import redis
+from dramatiq.common import current_millis
+from dramatiq.errors import ConnectionClosed
 
 from middleware.lua_scripts import Scripts
 from middleware.shared_starts import PLACES, SIZE, SharedStarts
 from middleware.start_marks import StartMarks
 from tests.cut_wire import CutWire
-from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, marker_of, ours
+from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept, marker_of, ours, put
 from tests.waiting import eventually
+from worker.queue_admin.shares import share
 
 Make = Callable[[Callable[[str], Side], str], Side]
 NEVER = 3600.0
@@ -68,6 +71,7 @@ class TestEnds:
         with one.working(threads=8):
             eventually(lambda: ran == [1])
             assert kept(client) == in_acks(client) == 1
+        one.broker.close()
         assert kept(client) == in_acks(client) == 0
 
     def test_a_process_that_gives_everything_back_tells_what_has_ended_first(
@@ -98,6 +102,136 @@ class TestEnds:
                 wire.up()
                 eventually(lambda: kept(client) == 0)
             assert Counter(ran) == {0: 1, 1: 1, 2: 1, 3: 1}
+
+    @pytest.mark.parametrize("limited", [False, True], ids=["a full room", "a tenant's limit"])
+    def test_who_waits_for_an_end_is_not_kept_waiting(
+        self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, limited: bool
+    ) -> None:
+        monkeypatch.setattr("middleware.journal.INTERVAL", NEVER)
+        monkeypatch.setattr("dramatiq.worker.QUEUE_PREFETCH", 8 if limited else 1)
+        one.broker.prefetch_is_set = True  # type: ignore[attr-defined]
+        if limited:
+            share(client, QUEUE, TENANT, limit=1, by="ann", audit=lambda *_, **__: None)
+        ran: list[int] = []
+        job = one.actor(ran.append)
+        for n in range(50):
+            one.send(job, n)
+        with one.working():
+            eventually(lambda: len(ran) == 50)
+
+    def test_where_no_thread_can_be_started_each_tells_its_own(
+        self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name == "journal":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        job = one.actor(lambda: None)
+        for _ in range(5):
+            one.send(job)
+        with one.working():
+            eventually(lambda: kept(client) == 0)
+
+    def test_whatever_goes_wrong_with_one_round_the_next_comes(
+        self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("middleware.journal.AGAIN_AFTER", 0.05)
+        wrong: list[str] = []
+
+        def fail_once() -> None:
+            if not wrong:
+                wrong.append("once")
+                raise MemoryError
+
+        monkeypatch.setattr(one.broker.journal._marks, "send", fail_once)  # type: ignore[attr-defined]
+        one.send(one.actor(lambda: None))
+        with one.working():
+            eventually(lambda: kept(client) == 0)
+        assert wrong == ["once"]
+
+    def test_a_process_that_leaves_waits_for_what_is_being_told(
+        self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told, may = threading.Event(), threading.Event()
+        end = one.broker._end  # type: ignore[attr-defined]
+
+        def slowly(*args: Any) -> None:
+            told.set()
+            assert may.wait(30)
+            end(*args)
+
+        monkeypatch.setattr(one.broker.journal, "_end", slowly)  # type: ignore[attr-defined]
+        one.send(one.actor(lambda: None))
+        with one.working():
+            assert told.wait(30)
+            leaving = threading.Thread(target=one.broker.close)
+            leaving.start()
+            leaving.join(0.2)
+            may.set()
+            leaving.join()
+        assert kept(client) == 0
+
+
+class TestNobodyHolds:
+    """What left this process' hands, though Redis does not know, is found by the next consumer."""
+
+    @pytest.fixture
+    def failing(self, one: Side, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+        def fail_once(script: str) -> list[str]:
+            run, failed = one.broker.run, list[str]()  # type: ignore[attr-defined]
+
+            class Run:
+                def __call__(self, name: str, *arguments: Any) -> Any:
+                    if name == script and not failed:
+                        failed.append(name)
+                        raise ConnectionClosed("away")
+                    return run(name, *arguments)
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(run, name)
+
+            monkeypatch.setattr(one.broker, "run", Run())
+            return failed
+
+        return fail_once
+
+    def test_a_message_of_an_ordinary_queue_that_is_delayed(
+        self, one: Side, client: redis.Redis, failing: Callable[[str], list[str]]
+    ) -> None:
+        failed = failing("finish")
+        ran: list[int] = []
+        job = one.actor(ran.append)
+        early = job.message_with_options(args=(1,), tenant_id=str(TENANT), eta=current_millis() + 100)
+        put(client, "early", early.copy(options={"redis_message_id": "early"}).encode())
+        with one.working():
+            eventually(lambda: ran == [1] and kept(client) == 0)
+        assert failed == ["finish"]
+
+    def test_what_was_fetched_ahead_and_goes_back(
+        self, one: Side, client: redis.Redis, failing: Callable[[str], list[str]]
+    ) -> None:
+        go_on = threading.Event()
+        ran: list[int] = []
+
+        def job(n: int) -> None:
+            if n >= 2_000:
+                go_on.wait(60)
+            ran.append(n)
+
+        actor = one.actor(job)
+        one.broker.enqueue_many(  # type: ignore[attr-defined]
+            actor.message_with_options(args=(n,), tenant_id=str(TENANT)) for n in range(2_100)
+        )
+        failed = failing("requeue")
+        with one.working(threads=2):
+            eventually(lambda: failed)
+            go_on.set()
+            eventually(lambda: kept(client) == 0)
+        assert sorted(ran) == list(range(2_100))
 
 
 class TestScript:
@@ -147,15 +281,27 @@ class TestScript:
 
 
 class TestAhead:
+    def test_a_fetch_of_large_messages_takes_few(self, one: Side, client: redis.Redis) -> None:
+        actor = one.actor(lambda _: None)
+        large = "x" * 1_500_000
+        one.broker.enqueue_many(  # type: ignore[attr-defined]
+            actor.message_with_options(args=(large,), tenant_id=str(TENANT)) for _ in range(8)
+        )
+        broker: Any = one.broker
+        broker._heartbeat.cover(QUEUE)
+        _, (there, *found) = broker.fetch("fetch", QUEUE, 100)
+        # It says that there are more.
+        assert (len(found), there) == (3 * 3, 1)
+
     def test_what_was_fetched_ahead_of_slow_jobs_goes_back(self, one: Side, client: redis.Redis) -> None:
         given_back: list[int] = []
-        give_back = one.broker.give_back_last  # type: ignore[attr-defined]
+        take_back = one.broker.take_back_last  # type: ignore[attr-defined]
 
-        def spy(queue: str, count: int) -> None:
+        def spy(queue: str, count: int) -> Any:
             given_back.append(count)
-            give_back(queue, count)
+            return take_back(queue, count)
 
-        one.broker.give_back_last = spy  # type: ignore[attr-defined]
+        one.broker.take_back_last = spy  # type: ignore[attr-defined]
         go_on = threading.Event()
         ran: list[int] = []
 

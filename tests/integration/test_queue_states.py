@@ -78,9 +78,9 @@ def test_every_message_is_counted_once_wherever_it_is(make: Callable[[], Side], 
     assert next(consumer) is not None
     eventually(lambda: next(delayed) is not None)
     one.send(job)
-    client.lmove(f"dramatiq:{QUEUE}", f"dramatiq:__dramaturg__.suspects.{QUEUE}", "LEFT", "RIGHT")
+    client.lmove(f"dramatiq:{QUEUE}", f"dramatiq:__dramaturg__.suspects.{QUEUE}", "RIGHT", "RIGHT")
     one.send(job)
-    client.lmove(f"dramatiq:{QUEUE}", f"dramatiq:__dramaturg__.taking.{broker.broker_id}.{QUEUE}", "LEFT", "RIGHT")
+    client.lmove(f"dramatiq:{QUEUE}", f"dramatiq:__dramaturg__.taking.{broker.broker_id}.{QUEUE}", "RIGHT", "RIGHT")
     state = by_name(client)[QUEUE]
     # Two are fetched, if one is not handed out yet, and two in their tenant's lane; of the delayed ones one moves, and
     # two wait to be due.

@@ -673,6 +673,20 @@ class TestNothingIsLost:
         assert left == set()
 
 
+def test_who_has_nothing_to_do_hears_of_what_another_has_sorted(client: redis.Redis) -> None:
+    one, two = Hand(client), Hand(client)
+    send(client, A, *range(10))
+    assert one.take(3) == [0, 1, 2]
+    # As two does, which found nothing before they came.
+    inbox, taking = f"dramatiq:{QUEUE}", f"{OWN}taking.{two.id}.{QUEUE}"
+    assert client.blmove(inbox, taking, 1, "LEFT", "RIGHT") is not None
+    assert two.take(4) == [3, 4, 5, 6]
+    assert client.blmove(inbox, taking, 1, "LEFT", "RIGHT") is not None
+    assert two.take(4) == [7, 8, 9]
+    # And nobody is woken for nothing.
+    assert client.exists(inbox, taking) == 0
+
+
 def test_a_resumed_queue_goes_on_in_turns(client: redis.Redis, hand: Hand) -> None:
     send(client, A, *range(5))
     send(client, B, "b")
