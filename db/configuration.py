@@ -69,7 +69,7 @@ def configure(
     pool_timeout: float = 30.0,
     connect_timeout: int = 5,
     lock_timeout_ms: int = 30_000,
-    prepare_threshold: int | None = 5,
+    prepare_threshold: int | None = None,
 ) -> None:
     """Say how sessions reach Postgres. Connects to nothing; engines are made when first used.
 
@@ -81,7 +81,11 @@ def configure(
       connect_timeout: Seconds to wait for a new connection.
       lock_timeout_ms: Milliseconds a statement may wait for a lock; never more than its job has left.
       prepare_threshold: Executions after which a statement is prepared, as psycopg has it; ``None`` for never. None is
-        where Postgres is reached through a pooler, such as PgBouncer.
+        where Postgres is reached through a pooler, such as PgBouncer. Not by default, because Postgres may keep one
+        plan for a prepared statement, a generic one, and run it for every tenant: it estimates how many rows the
+        policy's ``current_setting`` leaves with the tenant that is bound when it makes the plan, and the best plan for
+        a small tenant may take a large one thousands of times as long. A statement without parameters always gets a
+        generic plan, whatever ``plan_cache_mode`` says.
 
     Raises:
       ConfigurationError: When a URL is not a Postgres one.

@@ -1,7 +1,8 @@
 """What becomes of each connection to Postgres: whether statements are prepared on it, and how a transaction begins.
 
-Statements that are prepared cost Postgres no parsing and, after some executions, no planning, which row-level security
-makes dear; and psycopg less, too.
+Statements that are prepared, which :func:`db.configuration.configure` must be asked for, cost Postgres no parsing and,
+after some executions, no planning, which row-level security makes dear; and psycopg less, too. What that costs is said
+there.
 """
 
 from __future__ import annotations

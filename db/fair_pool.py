@@ -41,21 +41,22 @@ class _FairQueue(Queue[ConnectionPoolEntry]):
                 self._put(item)
 
     def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
-        with self.mutex:
-            if not self._empty():
-                return self._get()
-            if not block:
-                raise Empty
-            waiter = _Waiter()
-            self._waiting.append(waiter)
+        waiter = None
         try:
+            with self.mutex:
+                if not self._empty():
+                    return self._get()
+                if not block:
+                    raise Empty
+                waiter = _Waiter()
+                self._waiting.append(waiter)
             waiter.given.wait(timeout)
+            item = self._leave(waiter)
         except BaseException:
-            # A time limit, or a shutdown.
-            if self._leave(waiter) is not None:
+            # A time limit, or a shutdown; it may have come before the waiter was in the row.
+            if waiter is not None and self._leave(waiter) is not None:
                 self.put(waiter.item)  # type: ignore[arg-type]
             raise
-        item = self._leave(waiter)
         if item is None:
             raise Empty
         return item
@@ -63,7 +64,7 @@ class _FairQueue(Queue[ConnectionPoolEntry]):
     def _leave(self, waiter: _Waiter) -> ConnectionPoolEntry | None:
         """Wait no more, and return what was given meanwhile."""
         with self.mutex:
-            if waiter.item is None:
+            if waiter.item is None and waiter in self._waiting:
                 self._waiting.remove(waiter)
             return waiter.item
 

@@ -7,6 +7,8 @@ it is closed once that is imported, and where anything is in its way.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from db import configuration
@@ -15,8 +17,10 @@ from db.loaded import is_loaded
 if TYPE_CHECKING:
     import psycopg
 
-#: Milliseconds that an answer may take.
+#: Milliseconds that an answer may take, where Postgres is there to heed it.
 ANSWER_WITHIN: Final = 5_000
+#: Seconds for which one who asks, or closes, waits for another who asks.
+WAIT_FOR_OTHERS: Final = 0.5
 
 _lock = threading.Lock()
 _connection: psycopg.Connection[Any] | None = None
@@ -28,7 +32,9 @@ def may_be_there(what: str) -> bool:
     Arguments:
       what: A query of ours, without parameters.
     """
-    with _lock:
+    with _alone() as is_alone:
+        if not is_alone:
+            return True
         if not is_loaded():
             try:
                 return _ask(what)
@@ -37,6 +43,18 @@ def may_be_there(what: str) -> bool:
                 return True
         _close()
         return True
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    """Keep others out, and tell whether that is so: who asks may wait for ever, where Postgres is frozen."""
+    if not _lock.acquire(timeout=WAIT_FOR_OTHERS):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _lock.release()
 
 
 def _ask(what: str) -> bool:
@@ -71,6 +89,7 @@ def _close() -> None:
 
 
 def close() -> None:
-    """Close its connection, if it has one."""
-    with _lock:
-        _close()
+    """Close its connection, if it has one, and leave it to the end of the process where an answer does not come."""
+    with _alone() as is_alone:
+        if is_alone:
+            _close()

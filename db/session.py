@@ -159,7 +159,8 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
     }
 
 
-def _listen(engine: Engine) -> None:
+def _listen(engine: Engine, config: Config) -> None:
+    event.listen(engine, "connect", connecting.set_up(config.prepare_threshold))
     event.listen(engine, "handle_error", connecting.drop_prepared)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "commit", _commit)
@@ -183,15 +184,11 @@ def _bind(scope: Scope) -> Engine:
     engine = state.engines.get(url)
     if engine is None:
         engine = create_engine(normalise_url(url), poolclass=FairPool, **_engine_arguments(config))
-        event.listen(engine, "connect", connecting.set_up(config.prepare_threshold))
+        _listen(engine, config)
         # Two threads may both get here: all must use the one that is kept.
         engine = state.engines.setdefault(url, engine)
-    # What Engine.execution_options() makes asks for each event in two places.
-    scoped = Engine(
-        engine.pool, engine.dialect, engine.url, execution_options=_options(config, scope), hide_parameters=True
-    )
-    _listen(scoped)
-    return state.scoped.setdefault(scope, scoped)
+    # It hears what the engine hears, be that from an application's instrumentation.
+    return state.scoped.setdefault(scope, engine.execution_options(**_options(config, scope)))
 
 
 def _async_bind(scope: Scope) -> AsyncEngine:
@@ -202,8 +199,7 @@ def _async_bind(scope: Scope) -> AsyncEngine:
     engine = engines.get(url)
     if engine is None:
         engine = engines[url] = create_async_engine(normalise_url(url), **_engine_arguments(config))
-        event.listen(engine.sync_engine, "connect", connecting.set_up(config.prepare_threshold))
-        _listen(engine.sync_engine)
+        _listen(engine.sync_engine, config)
     return engine.execution_options(**_options(config, scope))
 
 

@@ -16,6 +16,7 @@ import multiprocessing
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
@@ -27,10 +28,11 @@ from dramatiq import Message, MessageProxy, Worker
 from dramatiq import worker as worker_module
 from dramatiq.common import iter_queue
 from dramatiq.compat import StreamablePipe
-from dramatiq.middleware.time_limit import _CtypesTimeoutManager
+from dramatiq.middleware.time_limit import TimeLimitExceeded, _CtypesTimeoutManager
 from dramatiq.worker import ConsumerThread, WorkerThread
 
 from db.errors import ConfigurationError
+from middleware.interrupts import interrupt
 
 #: What an actor's own logger says of its arguments, at DEBUG.
 ACTOR_CALL_LOG = "Received args=%r kwargs=%r."
@@ -81,15 +83,20 @@ def is_consumer_thread() -> bool:
 
 
 class Deadlines(_CtypesTimeoutManager):
-    """Keeps the time limits of ``TimeLimit``, and raises none that was removed.
+    """Keeps the time limits of ``TimeLimit``, and raises none that was removed, nor one while a module is imported.
 
     Dramatiq's lets go of the lock before it raises: the job may be over by then, and its thread at the next one, or
     waiting for one, where an interrupt ends it.
     """
 
     def _handle_deadlines(self) -> None:
+        now = time.monotonic()
         with self.mu:
-            super()._handle_deadlines()
+            for thread_id, deadline in self.deadlines.items():
+                # Whoever imports is looked at again next time.
+                if deadline and now >= deadline and interrupt(thread_id, TimeLimitExceeded):
+                    self.deadlines[thread_id] = None
+                    self.logger.warning("Time limit exceeded. Raising exception in worker thread %r.", thread_id)
 
 
 def catch_what_escapes(thread: WorkerThread, caught: Callable[[MessageProxy, BaseException], None]) -> None:

@@ -115,7 +115,10 @@ class _Job:
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(self._ended)
 
-    def _ended(self, _: object) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            # Before its first step, by whoever that was.
+            self.error = asyncio.CancelledError()
         if isinstance(self._coro, Coroutine):
             # Cancelled before its first step it would be said never to have been awaited.
             self._coro.close()

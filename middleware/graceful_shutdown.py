@@ -13,14 +13,13 @@ from typing import Any
 from dramatiq import Broker, MessageProxy, Worker
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Shutdown, ShutdownNotifications
-from dramatiq.middleware.threading import raise_thread_exception
 from loguru import logger
 
 from db.loaded import close_for_good, running_statements
 from middleware.deliveries import Delivery
 from middleware.dramatiq_internals import give_back_waiting, stop_taking
 from middleware.errors import NotStarted
-from middleware.interrupts import take_back_interrupt
+from middleware.interrupts import interrupt, is_importing, take_back_interrupt
 from middleware.log_context import lines_of
 from middleware.lossless_broker import LosslessBroker
 from middleware.stop_signals import StopSignals
@@ -36,7 +35,7 @@ INTERVAL = 0.1
 EXIT_CODE = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Running:
     message: MessageProxy
     notify: bool
@@ -49,7 +48,7 @@ class GracefulShutdown(ShutdownNotifications):
     cancelled. In a process that the ``dramatiq`` command started, what waits there goes back at once, too; all other
     jobs may run on until eight seconds before the end, and are then interrupted likewise. Three seconds before the end
     the process gives back what still runs, and exits. ``Shutdown`` comes once to a job, which may catch it, clean up,
-    and raise it again.
+    and raise it again; to one that imports a module just then it comes once it has done that.
 
     A job that was interrupted and fails goes back to the head of its queue as it was: it has not failed. The same holds
     of ``Shutdown`` that an actor raises by itself while its worker stops.
@@ -137,24 +136,44 @@ class GracefulShutdown(ShutdownNotifications):
             return
 
     def _interrupt(self, which: Callable[[_Running], bool]) -> None:
+        """Interrupt jobs, those that import a module just now once they have done that."""
+        put_off = self._interrupt_now(which)
+        if put_off:
+            threading.Thread(target=self._interrupt_later, args=(put_off,), name="interrupt", daemon=True).start()
+
+    def _interrupt_later(self, put_off: list[_Running]) -> None:
+        while put_off:
+            time.sleep(INTERVAL)
+            put_off = self._interrupt_now(put_off.__contains__)
+
+    def _interrupt_now(self, which: Callable[[_Running], bool]) -> list[_Running]:
+        """Interrupt jobs, and return those that import a module just now, which are not."""
         cancel: list[Callable[[], None]] = []
+        put_off: list[_Running] = []
         with self._lock:
             for thread_id, running in self._running.items():
                 message = running.message
                 if not which(running) or (isinstance(message, Delivery) and message.interrupted):
                     continue
-                with lines_of(message):
-                    logger.info("interrupting message {} for actor {}", message.message_id, message.actor_name)
-                if isinstance(message, Delivery):
-                    message.interrupted = True
+                # Before its statements are looked for, too, which may wait for the import.
+                if is_importing(thread_id):
+                    put_off.append(running)
+                    continue
                 # Noted before: of what the job then does to clean up nothing is cancelled.
                 statements = running_statements(message)
+                if not interrupt(thread_id, Shutdown):
+                    put_off.append(running)
+                    continue
+                if isinstance(message, Delivery):
+                    message.interrupted = True
                 if statements is not None:
                     cancel.append(statements)
-                raise_thread_exception(thread_id, Shutdown)
+                with lines_of(message):
+                    logger.info("interrupting message {} for actor {}", message.message_id, message.actor_name)
         for one in cancel:
             # Each takes seconds if Postgres does not answer.
             threading.Thread(target=one, name="cancel", daemon=True).start()
+        return put_off
 
     def _wait(self, broker: Broker, told: SimpleQueue[float]) -> None:
         began = told.get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Final
 from uuid import uuid4
 
@@ -19,6 +20,8 @@ from middleware.lossless_broker import LosslessBroker
 #: to wait for it; and for which the thread that looks gets to end.
 LOOK_EVERY: Final = 1.0
 END_WITHIN: Final = 2.0
+#: Seconds between two warnings that it is not looked into.
+SAY_EVERY: Final = 60.0
 _ANYTHING: Final = "SELECT FROM worker_outbox"
 
 
@@ -52,14 +55,17 @@ class RelayOutbox(Middleware):
             broker.outbox.close()
 
     def _begin(self, broker: LosslessBroker) -> None:
-        name = str(uuid4())
+        name, said = str(uuid4()), float("-inf")
         while not self._stop.wait(LOOK_EVERY):
             try:
                 if _is_needed(broker, name) and broker.outbox is not None:
                     broker.outbox.relay.look_after_others()
                     return
             except Exception as e:  # noqa: BLE001 - what cannot be imported now may be later, or elsewhere
-                logger.warning("the outbox is not looked into: {}: {}", type(e).__name__, e)
+                now = time.monotonic()
+                if now - said >= SAY_EVERY:
+                    said = now
+                    logger.warning("the outbox is not looked into: {}: {}", type(e).__name__, e)
 
 
 def _is_needed(broker: LosslessBroker, name: str) -> bool:

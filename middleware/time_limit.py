@@ -20,6 +20,8 @@ def time_limit_of(broker: Broker, message: MessageProxy, default: float) -> floa
 class TimeLimit(DramatiqTimeLimit):
     """Interrupts jobs that run for longer than their ``time_limit``, and nothing after them.
 
+    One that imports a module just then is interrupted once it has done that.
+
     Arguments:
       time_limit: Milliseconds, for actors and messages that do not say.
       interval: Milliseconds between two looks at the clock.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Thread
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from db import configuration, glance
 from middleware.lossless_broker import LosslessBroker
 from middleware.relay_outbox import _ANYTHING
 from tests.servers import Database
+from tests.waiting import eventually
 from worker.broker import make_broker
 from worker.replay.replayer import _MAY_HAVE_WORK, Replayer
 from worker.settings import Settings
@@ -81,7 +83,7 @@ def test_where_it_cannot_tell_there_may_be(
 ) -> None:
     assert glance.may_be_there("SELECT FROM no_such_table")
     assert not glance.may_be_there(_ANYTHING)
-    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dramaturg'")
+    admin.execute("SELECT pg_terminate_backend(pid, 15000) FROM pg_stat_activity WHERE application_name = 'dramaturg'")
     assert glance.may_be_there(_ANYTHING)
     # It begins again.
     assert not glance.may_be_there(_ANYTHING)
@@ -92,4 +94,19 @@ def test_where_it_cannot_tell_there_may_be(
     # Whoever has SQLAlchemy looks with it.
     monkeypatch.setattr(glance, "is_loaded", lambda: True)
     assert glance.may_be_there(_ANYTHING)
-    assert connections(admin, database) == 0
+    eventually(lambda: connections(admin, database) == 0)
+
+
+def test_nobody_waits_for_an_answer_to_another(database: Database, admin: psycopg.Connection[TupleRow]) -> None:
+    asking = Thread(target=glance.may_be_there, args=("SELECT FROM pg_sleep(60)",))
+    asking.start()
+    eventually(lambda: admin.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'").fetchone())
+    # Not sure.
+    assert glance.may_be_there(_ANYTHING)
+    assert asking.is_alive()
+    # As at the end of a process.
+    glance.close()
+    assert asking.is_alive()
+    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+    asking.join()
+    assert not glance.may_be_there(_ANYTHING)

@@ -86,7 +86,8 @@ def pgbouncer(database: Database) -> Iterator[str]:
             try:
                 url = urlunsplit(worker._replace(netloc=f"{worker.username}:{worker.password}@127.0.0.1:{port}"))
                 wait_until_ready(url, process)
-                session.configure(url, pool_size=THREADS, max_overflow=0)
+                # Which nothing is through it, whatever is asked for.
+                session.configure(url, pool_size=THREADS, max_overflow=0, prepare_threshold=5)
                 yield url
             finally:
                 session.dispose()

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select, text
+from sqlalchemy import Engine, create_engine, event, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
@@ -258,6 +258,27 @@ def test_prepared_statements_do_not_remember_a_tenant(database: Database, prepar
         for tenant in tenants:
             with tenant_context(tenant):
                 assert names() == [str(tenant)]
+
+
+def test_what_listens_to_the_engine_hears_of_each_statement(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def instrumented(*args: Any, **options: Any) -> Engine:
+        # As OpenTelemetry's instrumentation does.
+        engine = create_engine(*args, **options)
+        event.listen(engine, "before_cursor_execute", lambda *of: heard.append(of[2]))
+        return engine
+
+    monkeypatch.setattr(session, "create_engine", instrumented)
+    configure(database)
+    with tenant_context(uuid4()), transaction() as s:
+        s.execute(text("SELECT 'a tenant'"))
+    with operator_transaction() as s:
+        s.execute(text("SELECT 'an operator'"))
+    assert "SELECT 'a tenant'" in heard
+    assert "SELECT 'an operator'" in heard
 
 
 def test_commits(one_connection: Database) -> None:

@@ -194,7 +194,7 @@ def test_deadlines_fire_under_a_lock_that_may_be_taken_twice() -> None:
     seen: list[bool] = []
     deadlines.mu = Lock()  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dramatiq.middleware.time_limit.raise_thread_exception", lambda *_: seen.append(bool(held)))
+        patch.setattr("middleware.interrupts.raise_thread_exception", lambda *_: seen.append(bool(held)))
         deadlines._handle_deadlines()
     assert seen == [True]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from dramatiq.middleware import Shutdown
@@ -46,3 +47,20 @@ def test_an_interrupt_as_it_starts(loop: EventLoop, monkeypatch: pytest.MonkeyPa
     # One that is cancelled before its first step has none.
     assert said in (["began", "ended"], [])
     assert all(task.done() for task in asyncio.all_tasks(loop.loop))
+
+
+def test_one_that_others_cancel_before_its_first_step_has_not_succeeded(loop: EventLoop) -> None:
+    said: list[str] = []
+
+    async def job() -> None:
+        said.append("began")
+
+    def cancel_new(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coro, loop=loop, **options)
+        task.cancel()
+        return task
+
+    loop.loop.set_task_factory(cancel_new)
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_coroutine(job())
+    assert said == []

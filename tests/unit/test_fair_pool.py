@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -79,4 +80,24 @@ def test_an_interrupt_loses_no_connection(pool: FairPool, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         pool.connect()
     assert (waiters(pool), pool.checkedin()) == (0, 1)
+    pool.connect().close()
+
+
+@pytest.mark.parametrize("stands", [True, False], ids=["in the row", "before it is in the row"])
+def test_an_interrupt_as_one_begins_to_wait_leaves_nobody_in_the_row(pool: FairPool, stands: bool) -> None:
+    class Row(deque[Any]):
+        def append(self, waiter: Any) -> None:
+            if stands:
+                super().append(waiter)
+            raise KeyboardInterrupt
+
+    queue: Any = pool._pool
+    held = pool.connect()
+    row, queue._waiting = queue._waiting, Row()
+    with pytest.raises(KeyboardInterrupt):
+        pool.connect()
+    assert waiters(pool) == 0
+    queue._waiting = row
+    held.close()
+    assert pool.checkedin() == 1
     pool.connect().close()
