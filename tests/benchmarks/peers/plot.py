@@ -10,7 +10,7 @@ from textwrap import fill
 from typing import Any
 
 from tests.benchmarks.peers.peers import OURS
-from tests.benchmarks.peers.reckoning import Summary, summarise
+from tests.benchmarks.peers.reckoning import Summary, label, summarise
 
 #: Readable on white and on black.
 GREY = "#808891"
@@ -20,6 +20,7 @@ LINES = ("#f59e0b", "#10b981", "#a855f7")
 
 #: Row, figure, title and digits of each small panel of bars.
 PANELS = (
+    ("drain", "all", "no-op job: µs of worker, Redis and Postgres", 0),
     ("transaction", "rate", "jobs of a tenant's transaction a second", 0),
     ("failures", "rate", "failures a second", 0),
     ("enqueue", "one_by_one", "sending one at a time, µs a message", 0),
@@ -27,7 +28,8 @@ PANELS = (
     ("idle", "p50", "idle: send to start, ms; p50, the line to p95", 1),
     ("idle", "calls", "idle: calls to Redis a second", 1),
     ("starting", "first", "seconds from start to the first job", 2),
-    ("starting", "memory", "memory of an idle worker, MiB", 0),
+    ("starting", "memory", "idle memory, MiB, no job having used a database", 0),
+    ("starting", "memory used", "idle memory, MiB, after a tenant's transactions", 0),
 )
 #: Row, title, unit of the axis, and the points along it: what they are called, and the figures that add up there.
 CURVES = (
@@ -68,8 +70,10 @@ def draw(rows: Rows, path: Path) -> None:
     from matplotlib import pyplot
 
     panels = [panel for panel in PANELS if _summaries(rows, panel[0], panel[1])]
-    curves = [curve for curve in CURVES if curve[0] in rows]
+    curves = [curve for curve in CURVES if rows.get(curve[0], {}).get("runs")]
     top = _summaries(rows, "drain", "rate")
+    if not (top or panels or curves):
+        sys.exit("none of the rows that are drawn has been measured")
     small = (len(panels) + 1) // 2 + (len(curves) + 1) // 2
     heights = [0.3 + 0.24 * len(top)] * bool(top) + [1.55] * small
     figure = pyplot.figure(figsize=(9, sum(heights) + 0.3), layout="constrained")
@@ -88,12 +92,12 @@ def draw(rows: Rows, path: Path) -> None:
 
 
 def _summaries(rows: Rows, row: str, figure: str) -> dict[str, Summary]:
-    if row not in rows:
+    if figure not in rows.get(row, {}).get("figures", {}):
         return {}
     found = summarise(rows[row]["runs"], figure, OURS.name)
     most_first = rows[row]["figures"][figure]["more"]
     best_last = sorted(found, key=lambda peer: found[peer].median, reverse=not most_first)
-    return {peer: found[peer] for peer in best_last}
+    return {label(peer, rows[row]): found[peer] for peer in best_last}
 
 
 def _bars(
