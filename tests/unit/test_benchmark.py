@@ -9,7 +9,17 @@ import pytest
 from tests.benchmarks.peers.__main__ import chosen_peers, chosen_rows
 from tests.benchmarks.peers.profiling.costs import of_redis
 from tests.benchmarks.peers.profiling.folding import fold
-from tests.benchmarks.peers.reckoning import Incomplete, check, percentile, rate, rate_of_all, read, summarise
+from tests.benchmarks.peers.reckoning import (
+    Incomplete,
+    check,
+    costs,
+    label,
+    percentile,
+    rate,
+    rate_of_all,
+    read,
+    summarise,
+)
 from tests.benchmarks.peers.rows import ROWS
 
 
@@ -29,6 +39,23 @@ class TestReckoning:
         assert [note.number for note in notes] == [0, 1, 2, 3, 4]
         assert rate(notes) == pytest.approx(100)
         assert rate(notes, until=5_080_000_000) == pytest.approx(50)
+
+    def test_a_job_that_ran_twice_is_one_job_of_a_rate(self) -> None:
+        notes = read(f"{n % 5} 7 {n * 10_000_000}" for n in range(10))
+        assert rate(notes) == pytest.approx(100)
+        assert rate(notes, until=100_000_000) == pytest.approx(40)
+        assert rate_of_all(notes, 1, until=100_000_000) == pytest.approx(40)
+
+    def test_what_a_job_costs_is_of_the_servers_too_and_of_all_only_where_each_is_known(self) -> None:
+        before = {"worker": 1.0, "redis": 2.0, "postgres": 5.0}
+        after = {"worker": 1.5, "redis": 2.25, "postgres": 6.0}
+        assert costs(before, after, 10_000) == {"worker": 50, "redis": 25, "postgres": 100, "all": 175}
+        del after["postgres"]
+        assert costs(before, after, 10_000) == {"worker": 50, "redis": 25}
+
+    def test_who_had_fewer_jobs_is_called_so(self) -> None:
+        measured = {"jobs": 20_000, "fewer": {"RQ": 2_000}}
+        assert (label("RQ", measured), label("Dramaturg", measured)) == ("RQ (2,000 jobs)", "Dramaturg")
 
     def test_several_processes_are_timed_from_when_all_of_them_work(self) -> None:
         slow = [f"{n} 1 {n * 100_000_000}" for n in range(10)]

@@ -1,7 +1,8 @@
 """``python -m tests.benchmarks.peers``: makes the environments, starts servers, runs everybody in turn, row by row,
 prints tables, and writes JSON, which ``python -m tests.benchmarks.peers.plot`` draws.
 
-Everybody has the defaults of his, but for what names say. ``--profile`` says where our own time goes instead.
+Everybody has the defaults of his, but for what names say, and hiredis and uvloop where he can use them. ``--profile``
+says where our own time goes instead.
 """
 
 from __future__ import annotations

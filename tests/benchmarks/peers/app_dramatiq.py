@@ -11,7 +11,7 @@ broker = RedisBroker(url=os.environ["REDIS_URL"])
 dramatiq.set_broker(broker)
 
 
-if os.environ.get("FAILURES") == "connect":
+if os.environ.get("FAILURES") in ("connect", "keep"):
 
     class Recorded(dramatiq.Middleware):
         def after_process_message(self, broker, message, *, result=None, exception=None):

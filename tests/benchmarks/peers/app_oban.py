@@ -3,6 +3,7 @@ import os
 from contextlib import contextmanager
 
 import note
+import uvloop
 from oban import Oban, worker
 
 
@@ -30,7 +31,7 @@ def send_all(numbers, job="noop"):
             await oban.enqueue_many([Noop.new({"number": n}) for n in numbers[first : first + 1000]])
         await pool.close()
 
-    asyncio.run(send())
+    uvloop.run(send())
 
 
 def one_by_one(numbers):
@@ -41,12 +42,12 @@ def one_by_one(numbers):
             await oban.enqueue(Noop.new({"number": number}))
         await pool.close()
 
-    asyncio.run(send())
+    uvloop.run(send())
 
 
 @contextmanager
 def sender():
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         pool = runner.run(connect())
         oban = Oban(pool=pool)
         yield lambda number: runner.run(oban.enqueue(Noop.new({"number": number})))
@@ -56,4 +57,4 @@ def sender():
 in_bulk = send_all
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import asyncpg
 import note
+import uvloop
 from pgqueuer import PgQueuer, Queries
 from pgqueuer.db import AsyncpgDriver
 
@@ -30,7 +31,7 @@ def send_all(numbers, job="noop"):
             some = numbers[first : first + 1000]
             await queries.enqueue(["noop"] * len(some), [b"%d" % n for n in some], [0] * len(some))
 
-    asyncio.run(send())
+    uvloop.run(send())
 
 
 def one_by_one(numbers):
@@ -39,12 +40,12 @@ def one_by_one(numbers):
         for number in numbers:
             await queries.enqueue("noop", b"%d" % number)
 
-    asyncio.run(send())
+    uvloop.run(send())
 
 
 @contextmanager
 def sender():
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         queries = runner.run(connect())
         yield lambda number: runner.run(queries.enqueue("noop", b"%d" % number))
 
@@ -56,4 +57,4 @@ if __name__ == "__main__":
     async def work():
         await (await main()).run(batch_size=int(sys.argv[1]) if sys.argv[1:] else 10)
 
-    asyncio.run(work())
+    uvloop.run(work())

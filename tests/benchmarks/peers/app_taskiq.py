@@ -3,6 +3,7 @@ import os
 from contextlib import contextmanager
 
 import note
+import uvloop
 from taskiq_redis import RedisStreamBroker
 
 broker = RedisStreamBroker(os.environ["REDIS_URL"])
@@ -20,12 +21,12 @@ def send_all(numbers, job="noop"):
             await noop.kiq(number)
         await broker.shutdown()
 
-    asyncio.run(send())
+    uvloop.run(send())
 
 
 @contextmanager
 def sender():
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(broker.startup())
         yield lambda number: runner.run(noop.kiq(number))
         runner.run(broker.shutdown())

@@ -14,14 +14,15 @@ from tests.benchmarks.peers.peers import Peer
 _DRIVER = (f"psycopg[binary]=={version('psycopg')}", f"SQLAlchemy=={version('SQLAlchemy')}")
 #: What they stand on, where they do.
 _BELOW = ("asyncpg", "hiredis", "kombu", "redis", "taskiq", "uvloop")
+#: Whoever speaks with Redis has hiredis, as we do, and whose worker or command takes uvloop where it is has that.
 PACKAGES = {
-    "celery": ("celery[redis]", *_DRIVER),
-    "dramatiq": ("dramatiq[redis]==2.2.1", *_DRIVER),
-    "oban": ("oban", "psycopg[binary]"),
-    "pgqueuer": ("pgqueuer[asyncpg,cli]",),
+    "celery": ("celery[redis]", "hiredis", *_DRIVER),
+    "dramatiq": ("dramatiq[redis]==2.2.1", "hiredis", *_DRIVER),
+    "oban": ("oban", "psycopg[binary]", "uvloop"),
+    "pgqueuer": ("pgqueuer[asyncpg,cli]", "uvloop"),
     "procrastinate": ("procrastinate", "psycopg[binary]"),
-    "rq": ("rq",),
-    "taskiq": ("taskiq-redis",),
+    "rq": ("rq", "hiredis"),
+    "taskiq": ("taskiq-redis", "hiredis", "uvloop"),
 }
 
 

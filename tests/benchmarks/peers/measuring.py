@@ -36,6 +36,10 @@ def measure(name: str, row: Row, chosen: Sequence[Peer], folder: Path, rounds: i
       scale: Which part of the row's jobs.
     """
     count = max(10, round(row.count * scale))
+
+    def jobs_of(peer: Peer) -> int:
+        return max(10, round(count * peer.share))
+
     runs: dict[str, list[dict[str, float]]] = {}
     versions: dict[str, dict[str, str]] = {}
     incomplete: list[str] = []
@@ -55,7 +59,7 @@ def measure(name: str, row: Row, chosen: Sequence[Peer], folder: Path, rounds: i
             for peer, programs in ready:
                 try:
                     with staged(peer, programs, running) as stage:
-                        figures = row.measure(stage, max(10, round(count * peer.share)))
+                        figures = row.measure(stage, jobs_of(peer))
                 except Incomplete as e:
                     say(f"{name}: {peer.name}: {e}")
                     incomplete.append(f"{peer.name}: {str(e).splitlines()[0]}")
@@ -75,6 +79,7 @@ def measure(name: str, row: Row, chosen: Sequence[Peer], folder: Path, rounds: i
         "servers": server_versions,
         "synced": row.synced,
         "jobs": count,
+        "fewer": {peer.name: jobs_of(peer) for peer, _ in ready if peer.share < 1},
         "figures": {key: {"what": figure.what, "more": figure.more} for key, figure in row.figures.items()},
         "runs": runs,
         "incomplete": incomplete,

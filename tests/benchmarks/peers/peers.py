@@ -19,7 +19,7 @@ class Peer:
       python: The oldest Python that it runs on.
       prepare: A command that makes its tables.
       settings: Variables of its own.
-      share: Of a row's jobs, for those whom all of them would take minutes.
+      share: Of a row's jobs, for those whom all of them would take minutes; tables and charts say how many.
       extra: Measured only when it is asked for.
     """
 
@@ -87,11 +87,8 @@ PGQUEUER_DEFAULT = Peer(
     ("SELECT count(*) FROM pgqueuer",),
     "pgqueuer",
     prepare=("pgq", "install"),
-    extra=True,
 )
-PGQUEUER = replace(
-    PGQUEUER_DEFAULT, name="PgQueuer, 100 at a time", worker=("python", "app_pgqueuer.py", "100"), extra=False
-)
+PGQUEUER = replace(PGQUEUER_DEFAULT, name="PgQueuer, 100 at a time", worker=("python", "app_pgqueuer.py", "100"))
 OBAN = Peer(
     "Oban for Python",
     "app_oban",

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from tests.benchmarks.peers.peers import OURS
-from tests.benchmarks.peers.reckoning import Summary, summarise
+from tests.benchmarks.peers.reckoning import Summary, label, summarise
 
 #: Readable on white and on black.
 GREY = "#808891"
 OURS_COLOUR = "#3b82f6"
 OTHERS = "#9aa3ad"
 LINES = ("#f59e0b", "#10b981", "#a855f7")
+#: Inches of a small panel, at least.
+SMALL = 1.55
 
 #: Row, figure, title and digits of each small panel of bars.
 PANELS = (
+    ("drain", "all", "no-op job: µs of worker, Redis and Postgres", 0),
     ("transaction", "rate", "jobs of a tenant's transaction a second", 0),
     ("failures", "rate", "failures a second", 0),
     ("enqueue", "one_by_one", "sending one at a time, µs a message", 0),
@@ -27,7 +32,8 @@ PANELS = (
     ("idle", "p50", "idle: send to start, ms; p50, the line to p95", 1),
     ("idle", "calls", "idle: calls to Redis a second", 1),
     ("starting", "first", "seconds from start to the first job", 2),
-    ("starting", "memory", "memory of an idle worker, MiB", 0),
+    ("starting", "memory", "idle memory, MiB, no job having used a database", 0),
+    ("starting", "memory used", "idle memory, MiB, after a tenant's transactions", 0),
 )
 #: Row, title, unit of the axis, and the points along it: what they are called, and the figures that add up there.
 CURVES = (
@@ -68,10 +74,13 @@ def draw(rows: Rows, path: Path) -> None:
     from matplotlib import pyplot
 
     panels = [panel for panel in PANELS if _summaries(rows, panel[0], panel[1])]
-    curves = [curve for curve in CURVES if curve[0] in rows]
+    curves = [curve for curve in CURVES if rows.get(curve[0], {}).get("runs")]
     top = _summaries(rows, "drain", "rate")
-    small = (len(panels) + 1) // 2 + (len(curves) + 1) // 2
-    heights = [0.3 + 0.24 * len(top)] * bool(top) + [1.55] * small
+    if not (top or panels or curves):
+        sys.exit("none of the rows that are drawn has been measured")
+    needed = [_height(_summaries(rows, row, figure)) for row, figure, _, _ in panels]
+    heights = [0.3 + 0.24 * len(top)] * bool(top) + [max(needed[i : i + 2]) for i in range(0, len(needed), 2)]
+    heights += [SMALL] * ((len(curves) + 1) // 2)
     figure = pyplot.figure(figsize=(9, sum(heights) + 0.3), layout="constrained")
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     if top:
@@ -84,16 +93,35 @@ def draw(rows: Rows, path: Path) -> None:
         next(cells, None)
     for (row, title, points), cell in zip(curves, cells, strict=False):
         _curves(figure.add_subplot(grid[cell]), rows[row]["runs"], title, points)
-    figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = StringIO()
+    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    path.write_text(_short(drawn.getvalue()))
+
+
+def _short(svg: str) -> str:
+    """Return the same to hundredths of a point, which nobody sees, without indentation, and turns by nothing."""
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    rounded = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), svg)
+    return re.sub(r"[ \t]*\n[ \t]*", "\n", rounded)
+
+
+def _wrapped(name: str) -> str:
+    return fill(name, 30)
+
+
+def _height(peers: Collection[str]) -> float:
+    """Return the inches of a small panel in which each name has room for its lines."""
+    lines = max(_wrapped(peer).count("\n") + 1 for peer in peers)
+    return max(SMALL, 0.4 + 0.15 * lines * len(peers))
 
 
 def _summaries(rows: Rows, row: str, figure: str) -> dict[str, Summary]:
-    if row not in rows:
+    if figure not in rows.get(row, {}).get("figures", {}):
         return {}
     found = summarise(rows[row]["runs"], figure, OURS.name)
     most_first = rows[row]["figures"][figure]["more"]
     best_last = sorted(found, key=lambda peer: found[peer].median, reverse=not most_first)
-    return {peer: found[peer] for peer in best_last}
+    return {label(peer, rows[row]): found[peer] for peer in best_last}
 
 
 def _bars(
@@ -109,7 +137,7 @@ def _bars(
     for name, middle, end in zip(names, medians, ends, strict=True):
         said = f"{middle:,.{digits}f}" + (f"; {end:,.{digits}f}" if to else "")
         ax.annotate(said, (max(middle, end), name), (4, 0), textcoords="offset points", va="center", color=GREY)
-    ax.set_yticks(names, [fill(name, 24) for name in names])
+    ax.set_yticks(names, [_wrapped(name) for name in names])
     ax.set_xlim(0, max(ends) * 1.22)
     ax.xaxis.set_visible(False)
     ax.spines["bottom"].set_visible(False)
@@ -129,8 +157,9 @@ def _curves(
         added = {peer: [{words: sum(run[name] for name in names) for words, names in points} for run in of_peer]}
         values = [summarise(added, words, peer)[peer].median for words, _ in points]
         ax.plot([words for words, _ in points], values, marker="o", markersize=3, color=colour, label=peer)
-    ax.set_ylim(bottom=0)
-    ax.legend(frameon=False, labelcolor=GREY, fontsize=7)
+    # Room for the legend above all lines.
+    ax.set_ylim(0, ax.get_ylim()[1] * 1.5)
+    ax.legend(loc="upper left", frameon=False, labelcolor=GREY, fontsize=7)
     _dress(ax, title)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
+
+from tests.processes import children_of
 
 
 def of_session(session: int) -> list[int]:
@@ -28,9 +31,23 @@ def processor_time_of(process: int) -> float:
         return 0.0
 
 
+def _of_ended_children(process: int) -> float:
+    """Return the processor seconds of a process' children that have ended, to the hundredth that /proc has."""
+    try:
+        user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[13:15]
+    except (OSError, ValueError):
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def processor_time(session: int) -> float:
-    """Return the processor seconds of a session's processes that live."""
-    return sum(map(processor_time_of, of_session(session)))
+    """Return the processor seconds of a session's processes, and of their children that have ended."""
+    return sum(processor_time_of(process) + _of_ended_children(process) for process in of_session(session))
+
+
+def processor_time_below(process: int) -> float:
+    """Return the processor seconds of a process and its children, each of which may lead a session of its own."""
+    return _of_ended_children(process) + sum(map(processor_time_of, (process, *children_of(process))))
 
 
 def memory(session: int) -> float:

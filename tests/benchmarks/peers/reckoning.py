@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 
 class Incomplete(Exception):
@@ -50,9 +51,18 @@ def check(ran: Collection[int], sent: Collection[int], *, all_of_them: bool = Tr
     return len(ran) - len(once)
 
 
+def first_runs(notes: Iterable[Note]) -> list[Note]:
+    """Return the first execution of each job: what runs again is work, and no job more."""
+    first: dict[int, Note] = {}
+    for note in notes:
+        first.setdefault(note.number, note)
+    return list(first.values())
+
+
 def rate(notes: Sequence[Note], *, until: int | None = None) -> float:
-    """Return jobs a second, from the first that ran to the last, or to ``until`` in nanoseconds."""
-    return (len(notes) - 1) / (((until or notes[-1].at) - notes[0].at) / 1e9)
+    """Return jobs a second, each counted once, from the first that ran to the last, or to ``until`` in nanoseconds."""
+    runs = first_runs(notes)
+    return (len(runs) - 1) / (((until or runs[-1].at) - runs[0].at) / 1e9)
 
 
 def rate_of_all(notes: Sequence[Note], processes: int, *, until: int | None = None) -> float:
@@ -67,13 +77,31 @@ def rate_of_all(notes: Sequence[Note], processes: int, *, until: int | None = No
     if len(first) < processes:
         raise Incomplete(f"{len(first)} of {processes} processes had a job")
     since = max(first.values())
-    return rate([note for note in notes if note.at >= since], until=until)
+    return rate([note for note in first_runs(notes) if note.at >= since], until=until)
+
+
+def costs(before: Mapping[str, float], after: Mapping[str, float], jobs: int) -> dict[str, float]:
+    """Return the microseconds of processor time a job, of each that spent some and, where all are known, of all."""
+    # Of what has ended, time is known to a hundredth of a second, which may round to less than there was before.
+    each = {who: max(0.0, after[who] - before[who]) / jobs * 1e6 for who in after}
+    return {**each, "all": sum(each.values())} if "postgres" in each else each
 
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that is at least as large as this share of all."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def label(peer: str, measured: Mapping[str, Any]) -> str:
+    """Return what tables and charts call a peer: its name, and how many jobs it had where those are fewer.
+
+    Arguments:
+      peer: Its name.
+      measured: The row, as JSON has it.
+    """
+    fewer = measured.get("fewer", {}).get(peer)
+    return peer if fewer is None else f"{peer} ({fewer:,} jobs)"
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,11 @@ WITHIN = 900
 class Stage:
     """Empty servers, and a folder, for one peer."""
 
-    def __init__(self, peer: Peer, programs: Path, database: Database, redis_url: str, folder: Path) -> None:
+    def __init__(self, peer: Peer, programs: Path, database: Database, servers: Servers, folder: Path) -> None:
         self.peer = peer
         self.database = database
-        self.redis_url = redis_url
+        self.redis_url = servers.redis_url
+        self._servers = servers
         self.noted = folder / "ran"
         self.log = folder / "log"
         self._programs = programs
@@ -44,7 +45,7 @@ class Stage:
         self.variables = {
             **os.environ,
             **database.environment(),
-            "REDIS_URL": redis_url,
+            "REDIS_URL": servers.redis_url,
             "PGDSN": database.owner_url,
             **peer.settings,
             "RAN": str(self.noted),
@@ -161,6 +162,12 @@ class Stage:
             used = client.info("cpu")
         return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
+    def spent(self, worker: Worker) -> dict[str, float]:
+        """Return the processor seconds by now: ``worker``, ``redis`` and, where it can be known, ``postgres``."""
+        spent = {"worker": worker.processor_time(), "redis": self.redis_seconds()}
+        postgres = self._servers.postgres_seconds()
+        return spent if postgres is None else {**spent, "postgres": postgres}
+
 
 @dataclass
 class Worker:
@@ -216,7 +223,7 @@ class Worker:
 def staged(peer: Peer, programs: Path, servers: Servers) -> Iterator[Stage]:
     """Give a stage for one run of a peer."""
     with servers.emptied() as database, tempfile.TemporaryDirectory() as folder:
-        stage = Stage(peer, programs, database, servers.redis_url, Path(folder))
+        stage = Stage(peer, programs, database, servers, Path(folder))
         stage.prepare()
         with closing(stage):
             yield stage

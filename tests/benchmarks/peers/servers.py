@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import redis
 
+from tests.benchmarks.peers.processes import processor_time_below
 from tests.servers import Cluster, Database, running_cluster, running_redis
 from worker import migrate
 
@@ -38,6 +40,16 @@ class Servers:
     cluster: Cluster
     template: str
     redis_url: str
+
+    def postgres_seconds(self) -> float | None:
+        """Return the processor seconds of Postgres by now, of all its processes; None where it is not here."""
+        with psycopg.connect(self.cluster.admin_url) as admin:
+            (folder,) = admin.execute("SHOW data_directory").fetchone() or ("",)
+        try:
+            process, *_ = (Path(folder) / "postmaster.pid").read_text().split()
+            return processor_time_below(int(process))
+        except OSError:
+            return None
 
     @contextmanager
     def emptied(self) -> Iterator[Database]:

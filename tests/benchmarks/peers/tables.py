@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.peers.peers import OURS
-from tests.benchmarks.peers.reckoning import summarise
+from tests.benchmarks.peers.reckoning import label, summarise
 from tests.benchmarks.peers.rows import ROWS
 
 
@@ -27,9 +27,9 @@ def show(name: str, measured: dict[str, Any]) -> None:
         for peer in sorted(summaries, key=lambda peer: summaries[peer].median, reverse=figure.more):
             found = summaries[peer]
             table.add_row(
-                peer,
+                label(peer, measured),
                 *(f"{value:,.{figure.digits}f}" for value in (found.median, found.least, found.most)),
-                "" if found.ratio is None else f"{found.ratio:.2f} x",
+                "" if found.ratio is None or not figure.compared else f"{found.ratio:.2f} x",
                 str(len(measured["runs"][peer])),
             )
         if summaries:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.benchmarks.peers import peers
-from tests.benchmarks.peers.reckoning import check, rate
-from tests.benchmarks.peers.rows.row import Figure, Row
+from tests.benchmarks.peers.reckoning import check, costs, rate
+from tests.benchmarks.peers.rows.row import COSTS, Figure, Row
 from tests.benchmarks.peers.running import Stage
 
 
@@ -13,13 +13,13 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
     stage.send("all", count, "noop")
     with stage.worker() as worker:
         first = worker.wait_for(1, look_every=0.01)
-        used = worker.processor_time()
+        before = stage.spent(worker)
         worker.wait_for(count)
         ended = stage.wait_for_ends()
-        used = worker.processor_time() - used
+        spent = costs(before, stage.spent(worker), count - first)
     notes = stage.notes()
     again = check([note.number for note in notes], range(count))
-    return {"rate": rate(notes, until=ended), "cpu": used / (count - first) * 1e6, "again": again}
+    return {"rate": rate(notes, until=ended), **spent, "again": again}
 
 
 ROW = Row(
@@ -40,7 +40,7 @@ ROW = Row(
     count=20_000,
     figures={
         "rate": Figure("jobs a second"),
-        "cpu": Figure("processor time a job, µs", more=False),
+        **COSTS,
     },
     measure=measure,
 )

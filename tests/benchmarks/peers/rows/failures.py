@@ -10,8 +10,8 @@ import time
 from dataclasses import replace
 
 from tests.benchmarks.peers import peers
-from tests.benchmarks.peers.reckoning import Incomplete, check, rate
-from tests.benchmarks.peers.rows.row import Figure, Row
+from tests.benchmarks.peers.reckoning import Incomplete, check, costs, rate
+from tests.benchmarks.peers.rows.row import COSTS, Figure, Row
 from tests.benchmarks.peers.running import WITHIN, Stage
 
 RECORDED = "SELECT (task_args->>0)::int FROM worker_failed_jobs"
@@ -40,12 +40,12 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
     stage.send("all", count, "fail")
     with stage.worker() as worker:
         first = worker.wait_for(1, look_every=0.01)
-        used = worker.processor_time()
+        before = stage.spent(worker)
         worker.wait_for(count)
         until = stage.wait_for_ends()
         if records:
             until = max(until, recorded(stage, count))
-        used = worker.processor_time() - used
+        spent = costs(before, stage.spent(worker), count - first)
     notes = stage.notes()
     again = check([note.number for note in notes], range(count))
     rows = stage.column(RECORDED)
@@ -53,12 +53,15 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
         raise Incomplete(f"{len(rows)} rows of {count} failures")
     if records:
         check(rows, range(count))
-    return {"rate": rate(notes, until=until), "cpu": used / (count - first) * 1e6, "again": again}
+    return {"rate": rate(notes, until=until), **spent, "again": again}
 
 
 _STOCK = (
     peers.STOCK.but("Dramatiq, recording none", FAILURES="none"),
     peers.STOCK_AT_BEST.but(f"{peers.STOCK_AT_BEST.name}, recording none", FAILURES="none"),
+    # With prefetch 512 as well, because without it waiting for messages is most of what stock Dramatiq does.
+    peers.STOCK.but("Dramatiq, a connection per thread", FAILURES="keep"),
+    peers.STOCK_AT_BEST.but(f"{peers.STOCK_AT_BEST.name}, a connection per thread", FAILURES="keep"),
     # Ten times as slow, and more.
     replace(peers.STOCK.but("Dramatiq, a connection per failure", FAILURES="connect"), share=0.2),
 )
@@ -69,7 +72,7 @@ ROW = Row(
     count=5_000,
     figures={
         "rate": Figure("failures a second"),
-        "cpu": Figure("processor time a failure, µs", more=False),
+        **COSTS,
     },
     measure=measure,
     synced=True,

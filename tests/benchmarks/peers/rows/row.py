@@ -17,11 +17,22 @@ class Figure:
       what: What it is, with its unit.
       more: Whether more of it is better.
       digits: Of what is printed.
+      compared: Whether ours is set beside each one's; not where some have next to none of it.
     """
 
     what: str
     more: bool = True
     digits: int = 0
+    compared: bool = True
+
+
+#: What a job costs. Some do in Postgres, and others in Redis, what others do in the worker: only all of it compares.
+COSTS = {
+    "worker": Figure("processor time of the worker a job, µs; the servers' is not in it", more=False),
+    "redis": Figure("Redis', µs", more=False, compared=False),
+    "postgres": Figure("Postgres', µs", more=False, compared=False),
+    "all": Figure("of all three, µs", more=False),
+}
 
 
 @dataclass(frozen=True)

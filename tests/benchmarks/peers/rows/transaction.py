@@ -6,8 +6,8 @@ Ours sets the tenant with its ``BEGIN``; the others by ``set_config`` as a state
 from __future__ import annotations
 
 from tests.benchmarks.peers import peers
-from tests.benchmarks.peers.reckoning import check, rate
-from tests.benchmarks.peers.rows.row import Figure, Row
+from tests.benchmarks.peers.reckoning import check, costs, rate
+from tests.benchmarks.peers.rows.row import COSTS, Figure, Row
 from tests.benchmarks.peers.running import Stage
 
 
@@ -16,12 +16,12 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
     stage.send("all", count, "transaction")
     with stage.worker() as worker:
         first = worker.wait_for(1, look_every=0.01)
-        used = worker.processor_time()
+        before = stage.spent(worker)
         worker.wait_for(count)
         ended = stage.wait_for_ends()
-        used = worker.processor_time() - used
+        spent = costs(before, stage.spent(worker), count - first)
     again = check(stage.column("SELECT number FROM bench_effects"), range(count))
-    return {"rate": rate(stage.notes(), until=ended), "cpu": used / (count - first) * 1e6, "again": again}
+    return {"rate": rate(stage.notes(), until=ended), **spent, "again": again}
 
 
 ROW = Row(
@@ -36,7 +36,7 @@ ROW = Row(
     count=10_000,
     figures={
         "rate": Figure("jobs a second"),
-        "cpu": Figure("processor time a job, µs", more=False),
+        **COSTS,
     },
     measure=measure,
     synced=True,
