@@ -1,5 +1,6 @@
 """What a worker process costs before it has done anything: the time from its command to the first job, which waits in
-Redis already, the processor time until then, and the memory of all its processes while nothing is to do.
+Redis already, the processor time until then, and the memory of all its processes while nothing is to do, no job having
+used the database: that imports more. The row ``starting`` of ``tests.benchmarks.peers`` has both.
 
 ``dramatiq app --processes 1 --threads 8`` on one queue, against stock Dramatiq with its ``RedisBroker``, each in an
 environment with nothing else in it: redis-py alone imports OpenTelemetry where that is installed. Bytecode is compiled

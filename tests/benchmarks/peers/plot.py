@@ -84,7 +84,12 @@ def draw(rows: Rows, path: Path) -> None:
     figure = pyplot.figure(figsize=(9, sum(heights) + 0.3), layout="constrained")
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     if top:
-        _bars(figure.add_subplot(grid[0, :]), top, "no-op jobs a second, one process of 8 threads", 0)
+        _bars(
+            figure.add_subplot(grid[0, :]),
+            top,
+            "no-op jobs a second, one worker of 8 threads or with 8 at once, but for what names say",
+            0,
+        )
     cells = ((row, column) for row in range(bool(top), len(heights)) for column in (0, 1))
     for (row, figure_name, title, digits), cell in zip(panels, cells, strict=False):
         whiskers = _summaries(rows, row, "p95") if figure_name == "p50" else None
@@ -158,7 +163,7 @@ def _curves(
         values = [summarise(added, words, peer)[peer].median for words, _ in points]
         ax.plot([words for words, _ in points], values, marker="o", markersize=3, color=colour, label=peer)
     # Room for the legend above all lines.
-    ax.set_ylim(0, ax.get_ylim()[1] * 1.5)
+    ax.set_ylim(0, ax.get_ylim()[1] * 1.7)
     ax.legend(loc="upper left", frameon=False, labelcolor=GREY, fontsize=7)
     _dress(ax, title)
 

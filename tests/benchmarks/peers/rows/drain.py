@@ -23,7 +23,7 @@ def measure(stage: Stage, count: int) -> dict[str, float]:
 
 
 ROW = Row(
-    title="{count} no-op jobs, one process of 8 threads",
+    title="{count} no-op jobs, one worker of 8 threads or with 8 at once, but for what names say",
     peers=(
         peers.OURS,
         peers.STOCK,
