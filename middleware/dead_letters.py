@@ -136,8 +136,15 @@ class DeadLetters(Middleware):
         self, endings: FailureEndings, message: Delivery, failure: Failure, end: Callable[[Delivery], object]
     ) -> None:
         # Not with the exception, whose frames hold all that the job had at hand.
-        ended = self._announce(failure, exception_of(message))
+        ended = self._announcement(failure, exception_of(message))
         endings.take(failure, message, end, partial(self._to_spool, message, failure), ended)
+
+    def _announcement(self, failure: Failure, error: BaseException | None) -> Callable[[], object]:
+        try:
+            return self._announce(failure, error)
+        except Exception:  # noqa: BLE001 - the message has to end, whoever wanted to tell of that
+            logger.opt(exception=True).error("nobody is told of the failure of message {}", failure.task_id)
+            return _nothing
 
     def _to_spool(self, message: Delivery, failure: Failure, error: BaseException) -> None:
         logger.error(

@@ -15,6 +15,7 @@ import redis
 from db import failed_jobs
 from db.failures import Ending
 from db.tenancy import current_tenant
+from middleware.dead_letters import DeadLetters
 from middleware.failure_endings import FailureEndings
 from middleware.shared_starts import SharedStarts
 from tests.integration.nothing_lost import TENANT, Side, in_acks, kept
@@ -206,3 +207,54 @@ def test_what_is_recorded_is_looked_up_by_index_from_the_first_row_on(database: 
     eventually(lambda: all(lookups - before[name][0] >= 800 for name, (lookups, _) in reads().items()))
     # Not all of what was there before, for each.
     assert all(read - before[name][1] < 800 for name, (_, read) in reads().items())
+
+
+@pytest.mark.parametrize("name", ["failed", "failures"])
+def test_what_cannot_be_handed_in_goes_into_the_spool(
+    side: Side, gate: Gate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start, refused = threading.Thread.start, list[str]()
+
+    def start_but_one(thread: threading.Thread) -> None:
+        if thread.name == name and not refused:
+            refused.append(name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_but_one)
+    # What is in the spool stays there.
+    monkeypatch.setattr("middleware.spool_drainer.SpoolDrainer.drain", lambda *_: 0)
+
+    def bad() -> None:
+        raise ValueError("no")
+
+    actor = side.actor(bad)
+    side.send(actor)
+    with side.working(threads=1):
+        eventually(lambda: kept(client) == 0)
+        assert client.hlen("dramatiq:__dramaturg__.spool") == 1
+        # The next one finds all as if nothing had been.
+        gate.open.set()
+        side.send(actor)
+        eventually(lambda: kept(client) == 0)
+        assert client.hlen("dramatiq:__dramaturg__.spool") == 1
+    assert refused == [name]
+
+
+def test_an_announcement_that_raises_keeps_no_message(
+    side: Side, gate: Gate, client: redis.Redis, database: Database
+) -> None:
+    def raises(*_: Any) -> Any:
+        raise RuntimeError("nobody listens")
+
+    letters: Any = next(m for m in side.broker.middleware if isinstance(m, DeadLetters))
+    letters._announce = raises
+    gate.open.set()
+
+    def bad() -> None:
+        raise ValueError("no")
+
+    side.send(side.actor(bad))
+    with side.working(threads=1):
+        eventually(lambda: kept(client) == 0)
+    assert len(rows(database)) == 1
