@@ -88,6 +88,7 @@ class FailureEndings(Middleware):
 
     def take(
         self,
+        broker: Broker,
         failure: Failure,
         message: Delivery,
         end: Callable[[Delivery], object],
@@ -98,6 +99,7 @@ class FailureEndings(Middleware):
         Postgres is away, or there may be no more threads.
 
         Arguments:
+          broker: Is told that ``message`` does not run any more.
           failure: Of ``message``.
           end: Takes it out of Redis, with its failure put into the spool in the same step if it says so; raises
             BrokerConnectionError when Redis did not do so.
@@ -109,6 +111,9 @@ class FailureEndings(Middleware):
         """
         ending = _Ending(failure, self._tell, message, end, to_spool, ended)
         try:
+            if isinstance(broker, LosslessBroker):
+                # Before it can end in another thread.
+                broker.has_run(message)
             self._start()
             self._open.add(ending)
             why_not = self._hand_in(ending)

@@ -49,7 +49,7 @@ from middleware.job_metrics import JobMetrics, note_sent_now
 from middleware.journal import Journal
 from middleware.log_context import lines_of
 from middleware.lossless_consumer import FLUSH_WITHIN, LosslessConsumer
-from middleware.lua_scripts import Argument, Scripts
+from middleware.lua_scripts import Argument, Scripts, texts
 from middleware.message_checks import UNIQUE
 from middleware.messages import make_message
 from middleware.outbox import Outbox
@@ -260,9 +260,28 @@ class LosslessBroker(RedisBroker):
         """Note that ``message`` does not run any more."""
         self._marks.forget(_entry(message))
 
-    def tell_starts(self) -> None:
-        """Tell Redis now what has begun: of what has a row, whoever gets it next must know to ask. Raises nothing."""
-        self._marks.send()
+    def has_run(self, message: Delivery) -> None:
+        """Note that ``message`` has run, though it ends later: a loss of its worker is not its fault any more. Called
+        by the thread that ran it. Raises nothing."""
+        if self._marks.over(_entry(message)):
+            self.journal._stir()
+
+    def tell_ran(self, redis_ids: Iterable[str]) -> None:
+        """Tell Redis now that these have run: of what has a row, whoever gets it next must know to ask. Raises nothing.
+
+        It goes with the text of its script, because nobody would say that Redis does not know that.
+        """
+        epoch, held = self._heartbeat.epoch, list(self._holdings.items())
+        ran = [
+            part
+            for redis_id in redis_ids
+            for queue_name, of_queue in held
+            if (redis_id, epoch) in of_queue
+            for part in (queue_name, redis_id)
+        ]
+        if ran:
+            words = ("EVAL", texts()["ran"], "1", self.namespace, self.broker_id, *ran)
+            self._marks.say(*(word.encode("utf-8", "surrogateescape") for word in words))
 
     def leave(self) -> None:
         """Note that this thread runs nothing any more, though what it ran has not ended yet."""

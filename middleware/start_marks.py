@@ -1,4 +1,5 @@
-"""Notes in Redis which messages a process has begun to run, without waiting for Redis to say so.
+"""Notes in Redis which messages a process has begun to run, and which have run and not ended yet, without waiting for
+Redis to say so.
 
 In a process that has a keeper what it begins is in memory that both share, and Redis is told soon; in others each start
 is sent before the message runs.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +32,10 @@ def _bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
+def _command(*words: bytes) -> bytes:
+    return b"*%d\r\n%b" % (len(words), b"".join(map(_bulk, words)))
+
+
 class _OfThread(threading.local):
     connection: Any = None
     looked: float = float("-inf")
@@ -49,9 +55,10 @@ class StartMarks:
 
     def __init__(self, client: redis.Redis, key: str) -> None:
         self._client = client
-        self._key = _bulk(key.encode())
+        self._key = key.encode()
         self._shared: SharedStarts | None = None
         self._unsent: dict[bytes, int] = {}
+        self._over: deque[bytes] = deque()
         self._local = _OfThread()
         self._open: list[Any] = []
         self._running: dict[bytes, int] = {}
@@ -70,29 +77,60 @@ class StartMarks:
         if self._shared is not None and self._shared.note(name, milliseconds):
             self._unsent[name] = milliseconds
             return True
-        self._try_to_send({name: milliseconds}, now)
+        self._try_to_send(self._begun({name: milliseconds}))
         return False
 
     def unsent(self) -> bool:
-        """Tell whether something that runs is yet to be sent."""
-        return bool(self._unsent)
+        """Tell whether something that runs, or does not any more, is yet to be sent."""
+        return bool(self._unsent or self._over)
 
     def send(self) -> None:
-        """Send what is yet to be sent of all that have not ended meanwhile. Raises nothing."""
+        """Send what is yet to be sent of all that have not ended meanwhile. Raises nothing.
+
+        To be called by one thread: what it has sent of a message stays in its order.
+        """
+        # First: what is in both runs again.
+        over = [self._over.popleft() for _ in range(len(self._over))]
         found: dict[bytes, int] = {}
         for one in list(self._unsent):
             milliseconds = self._unsent.pop(one, None)
             if milliseconds is not None:
                 found[one] = milliseconds
-        if found:
-            self._try_to_send(found, time.time())
+        if over or found:
+            self._try_to_send(self._not_running(over) + self._begun(found))
 
-    def _try_to_send(self, starts: dict[bytes, int], now: float) -> None:
-        if now < self._not_before:
+    def over(self, name: bytes) -> bool:
+        """Note that the message ``name`` has run, though it has not ended; tell whether that is yet to be sent. Called
+        by the thread that ran it. Raises nothing."""
+        if self._running.pop(name, None) is None:
+            return False
+        if self._shared is None:
+            # On the connection on which this thread has sent the start.
+            self._try_to_send(self._not_running([name]))
+            return False
+        self._shared.clear()
+        if self._unsent.pop(name, None) is not None:
+            # Redis was not told of the start.
+            return False
+        self._over.append(name)
+        return True
+
+    def say(self, *words: bytes) -> None:
+        """Send a command now, even if Redis was away a moment ago. Raises nothing."""
+        self._try_to_send(_command(*words), insist=True)
+
+    def _begun(self, starts: dict[bytes, int]) -> bytes:
+        fields = (part for name, milliseconds in starts.items() for part in (name, b"%d" % milliseconds))
+        return _command(b"HSET", self._key, *fields) if starts else b""
+
+    def _not_running(self, names: list[bytes]) -> bytes:
+        return _command(b"HDEL", self._key, *names) if names else b""
+
+    def _try_to_send(self, command: bytes, *, insist: bool = False) -> None:
+        now = time.time()
+        if now < self._not_before and not insist:
             # Whoever starts a job should not wait for Redis each time.
             return
-        fields = b"".join(_bulk(name) + _bulk(b"%d" % milliseconds) for name, milliseconds in starts.items())
-        command = b"*%d\r\n$4\r\nHSET\r\n%b%b" % (2 + 2 * len(starts), self._key, fields)
         try:
             try:
                 self._send(command)
