@@ -141,6 +141,10 @@ def _entry(message: Delivery) -> bytes:
     return f"{message.queue_name}:{message.redis_id}".encode("utf-8", "surrogateescape")
 
 
+def _began(message: Delivery) -> float | None:
+    return message.began and message.began[0]
+
+
 def tell_end(run: Scripts, starts: SharedStarts, how: str) -> None:
     """Tell Redis, in its keeper, how a process ended that had these starts.
 
@@ -258,12 +262,12 @@ class LosslessBroker(RedisBroker):
 
     def forget(self, message: Delivery) -> None:
         """Note that ``message`` does not run any more."""
-        self._marks.forget(_entry(message))
+        self._marks.forget(_entry(message), _began(message))
 
     def has_run(self, message: Delivery) -> None:
         """Note that ``message`` has run, though it ends later: a loss of its worker is not its fault any more. Called
         by the thread that ran it. Raises nothing."""
-        if self._marks.over(_entry(message)):
+        if self._marks.over(_entry(message), _began(message)):
             self.journal._stir()
 
     def tell_ran(self, redis_ids: Iterable[str]) -> None:

@@ -99,18 +99,15 @@ class StartMarks:
         if over or found:
             self._try_to_send(self._not_running(over) + self._begun(found))
 
-    def over(self, name: bytes) -> bool:
-        """Note that the message ``name`` has run, though it has not ended; tell whether that is yet to be sent. Called
-        by the thread that ran it. Raises nothing."""
-        if self._running.pop(name, None) is None:
+    def over(self, name: bytes, began: float | None = None) -> bool:
+        """Note that the message ``name`` has run, though it has not ended; tell whether that is yet to be sent. Raises
+        nothing; otherwise as :meth:`forget`."""
+        if not self._take_off(name, began):
+            # Another delivery of it runs, or Redis was not told of this one.
             return False
         if self._shared is None:
             # On the connection on which this thread has sent the start.
             self._try_to_send(self._not_running([name]))
-            return False
-        self._shared.clear()
-        if self._unsent.pop(name, None) is not None:
-            # Redis was not told of the start.
             return False
         self._over.append(name)
         return True
@@ -178,12 +175,26 @@ class StartMarks:
                 self._open.remove(connection)
             connection.disconnect()
 
-    def forget(self, name: bytes) -> None:
-        """Note, here alone, that the message ``name`` has ended; called by the thread that ran it."""
-        began = self._running.pop(name, None)
-        if began is not None and self._shared is not None:
-            self._unsent.pop(name, None)
+    def forget(self, name: bytes, began: float | None = None) -> None:
+        """Note, here alone, that the message ``name`` has ended; called by the thread that ran it.
+
+        Arguments:
+          began: When it did, in seconds since 1970, if it has. Since then the lease on it may have been lost, and
+            another delivery of it begun in this process: that one runs on.
+        """
+        self._take_off(name, began)
+
+    def _take_off(self, name: bytes, began: float | None) -> bool:
+        """Tell whether Redis was told of this delivery's start, or is in this moment."""
+        marked = self._running.get(name)
+        if marked is None:
+            return False
+        if self._shared is not None:
             self._shared.clear()
+        if began is not None and marked > began * 1000:
+            return False
+        self._running.pop(name, None)
+        return self._unsent.pop(name, None) is None
 
     def leave(self) -> None:
         """Note, here alone, that this thread runs nothing any more."""

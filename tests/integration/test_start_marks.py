@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,3 +67,19 @@ def test_nobody_waits_for_a_redis_that_is_away_each_time(client: redis.Redis) ->
     # Twice at first; the others come within the pause.
     assert len(tried) == 2
     assert len(marks._running) == 100
+
+
+def test_the_end_of_an_earlier_delivery_is_not_that_of_a_later_one(client: redis.Redis) -> None:
+    marks = StartMarks(client, KEY)
+    marks.mark(b"q:1")
+    began = time.time()
+    # Its lease was lost, and it begins again in this process.
+    eventually(lambda: time.time() - began > 0.002)
+    marks.mark(b"q:1")
+    began_again = time.time()
+    marks.forget(b"q:1", began)
+    assert b"q:1" in marks._running
+    assert not marks.over(b"q:1", began)
+    marks.forget(b"q:1", began_again)
+    assert not marks._running
+    marks.close()
