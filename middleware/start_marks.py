@@ -7,6 +7,7 @@ is sent before the message runs.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
@@ -39,6 +40,9 @@ def _command(*words: bytes) -> bytes:
 class _OfThread(threading.local):
     connection: Any = None
     looked: float = float("-inf")
+    #: Of the connections that were not closed meanwhile; and held while something is sent.
+    generation: int = 0
+    sending: threading.Lock
 
 
 class StartMarks:
@@ -60,7 +64,8 @@ class StartMarks:
         self._unsent: dict[bytes, int] = {}
         self._over: deque[bytes] = deque()
         self._local = _OfThread()
-        self._open: list[Any] = []
+        self._open: list[tuple[Any, threading.Lock]] = []
+        self._generation = 0
         self._running: dict[bytes, int] = {}
         self._complained = float("-inf")
         self._not_before = float("-inf")
@@ -144,15 +149,18 @@ class StartMarks:
                 logger.warning("starts of messages cannot be noted, so crashes are not counted: {}", e)
 
     def _send(self, command: bytes) -> None:
-        connection = self._connection()
-        if not send_at_once(getattr(connection, "_sock", None), command):
-            connection.send_packed_command([command], check_health=False)
+        local = self._connected()
+        with local.sending:
+            if local.generation != self._generation:
+                raise redis.ConnectionError("closed meanwhile")
+            if not send_at_once(getattr(local.connection, "_sock", None), command):
+                local.connection.send_packed_command([command], check_health=False)
 
-    def _connection(self) -> Any:
+    def _connected(self) -> _OfThread:
         local, now = self._local, time.monotonic()
         if local.connection is not None:
             # Nothing is ever to be read, so what can be is the end.
-            ended = not is_quiet(getattr(local.connection, "_sock", None))
+            ended = local.generation != self._generation or not is_quiet(getattr(local.connection, "_sock", None))
             if not ended and now - local.looked > LOOK_EVERY:
                 local.looked = now
                 ended = local.connection.can_read(0)
@@ -162,17 +170,20 @@ class StartMarks:
             # Not of the pool: it never answers again, and the pool would count it for ever among those it may make.
             pool = self._client.connection_pool
             connection = pool.connection_class(**pool.connection_kwargs)
+            generation = self._generation
             connection.connect()
             connection.send_command("CLIENT", "REPLY", "OFF")
             local.connection, local.looked = connection, now
-            self._open.append(connection)
-        return local.connection
+            local.generation, local.sending = generation, threading.Lock()
+            self._open.append((connection, local.sending))
+        return local
 
     def _drop(self) -> None:
-        connection, self._local.connection = self._local.connection, None
+        local = self._local
+        connection, local.connection = local.connection, None
         if connection is not None:
             with suppress(ValueError):
-                self._open.remove(connection)
+                self._open.remove((connection, local.sending))
             connection.disconnect()
 
     def forget(self, name: bytes, began: float | None = None) -> None:
@@ -208,6 +219,11 @@ class StartMarks:
 
     def close(self) -> None:
         """Close all connections; threads that go on open new ones."""
+        self._generation += 1
         while self._open:
-            self._open.pop().disconnect()
-        self._local = _OfThread()
+            connection, sending = self._open.pop()
+            # Whoever sends ends with that, and nobody's bytes go to another socket that has its number.
+            with suppress(OSError, TypeError):
+                socket.socket.shutdown(connection._sock, socket.SHUT_RDWR)
+            with sending:
+                connection.disconnect()
