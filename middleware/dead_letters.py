@@ -122,7 +122,7 @@ class DeadLetters(Middleware):
         if isinstance(message, Delivery):
             message.error_type = failure.error_type
             if self._endings is not None and self._endings.takes(broker, message):
-                message.ends_later = partial(self._end_later, self._endings, message, failure)
+                message.ends_later = partial(self._end_later, broker, self._endings, message, failure)
                 return
         self._local.rejected = (message, failure)
         try:
@@ -133,11 +133,23 @@ class DeadLetters(Middleware):
             self._to_spool(message, failure, e)
 
     def _end_later(
-        self, endings: FailureEndings, message: Delivery, failure: Failure, end: Callable[[Delivery], object]
+        self,
+        broker: Broker,
+        endings: FailureEndings,
+        message: Delivery,
+        failure: Failure,
+        end: Callable[[Delivery], object],
     ) -> None:
         # Not with the exception, whose frames hold all that the job had at hand.
-        ended = self._announce(failure, exception_of(message))
-        endings.take(failure, message, end, partial(self._to_spool, message, failure), ended)
+        ended = self._announcement(failure, exception_of(message))
+        endings.take(broker, failure, message, end, partial(self._to_spool, message, failure), ended)
+
+    def _announcement(self, failure: Failure, error: BaseException | None) -> Callable[[], object]:
+        try:
+            return self._announce(failure, error)
+        except Exception:  # noqa: BLE001 - the message has to end, whoever wanted to tell of that
+            logger.opt(exception=True).error("nobody is told of the failure of message {}", failure.task_id)
+            return _nothing
 
     def _to_spool(self, message: Delivery, failure: Failure, error: BaseException) -> None:
         logger.error(

@@ -20,7 +20,7 @@ from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Middleware
 from loguru import logger
 
-from db.failure_writer import FailureWriter, HandedIn, PostgresAway
+from db.failure_writer import FailureWriter, HandedIn
 from db.failures import Failure
 from middleware.deliveries import Delivery
 from middleware.hooks import Hooks
@@ -88,15 +88,18 @@ class FailureEndings(Middleware):
 
     def take(
         self,
+        broker: Broker,
         failure: Failure,
         message: Delivery,
         end: Callable[[Delivery], object],
         to_spool: Callable[[BaseException], object],
         ended: Callable[[], object],
     ) -> None:
-        """Have a message end once its failure is recorded; at once, into the spool, while Postgres is away.
+        """Have a message end once its failure is recorded; at once, into the spool, where it cannot be handed in: while
+        Postgres is away, or there may be no more threads.
 
         Arguments:
+          broker: Is told that ``message`` does not run any more.
           failure: Of ``message``.
           end: Takes it out of Redis, with its failure put into the spool in the same step if it says so; raises
             BrokerConnectionError when Redis did not do so.
@@ -106,32 +109,38 @@ class FailureEndings(Middleware):
         Raises:
           BrokerConnectionError: When it could not end into the spool.
         """
-        self._start()
         ending = _Ending(failure, self._tell, message, end, to_spool, ended)
-        self._open.add(ending)
         try:
-            away = self._hand_in(ending)
-            ending.message.handed_over = away is None
-        except BaseException:
-            # An interrupt: it is given back.
+            if isinstance(broker, LosslessBroker):
+                # Before it can end in another thread.
+                broker.has_run(message)
+            self._start()
+            self._open.add(ending)
+            why_not = self._hand_in(ending)
+            message.handed_over = why_not is None
+        except BaseException as e:
             ending.cancelled = ending.settled = True
+            message.handed_over = False
             self._open.discard(ending)
-            raise
-        if away is not None:
+            if not isinstance(e, Exception):
+                # An interrupt: it is given back.
+                raise
+            why_not = e
+        if why_not is not None:
             self._open.discard(ending)
-            ending.to_spool(away)
-            ending.end(ending.message)
-            ending.ended()
+            ending.to_spool(why_not)
+            self._end(ending)
 
     def _tell(self, endings: Sequence[_Ending], error: BaseException | None) -> None:
         """Note that failures are recorded, or what kept them from being so."""
         self._told.put((endings, error))
 
-    def _hand_in(self, ending: _Ending) -> PostgresAway | None:
+    def _hand_in(self, ending: _Ending) -> Exception | None:
+        """Have the writer write a failure, or return what keeps it from being handed in."""
         ending.settled = ending.cancelled = False
         try:
             self._writer.hand_in(ending)
-        except PostgresAway as e:
+        except Exception as e:  # noqa: BLE001 - whatever it is, the message has to end
             ending.settled = True
             return e
         ending.until = time.monotonic() + self._writer.wait
@@ -235,10 +244,10 @@ class FailureEndings(Middleware):
                 continue
             # Postgres may be back by now, and have room where the spool has none.
             ending.message.to_spool = None
-            away = self._hand_in(ending)
-            if away is not None:
+            why_not = self._hand_in(ending)
+            if why_not is not None:
                 ending.settled = False
-                self._settle(ending, away)
+                self._settle(ending, why_not)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if self._process != os.getpid():

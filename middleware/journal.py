@@ -56,7 +56,7 @@ class Journal:
     def begin(self, entry: bytes) -> None:
         """Note that a message begins to run. Raises nothing."""
         if self._marks.mark(entry):
-            self._stir()
+            self.stir()
 
     def end(self, message: Delivery, *, urgent: bool = False) -> None:
         """Note that a message has ended; one that is urgent is told at once. Raises nothing."""
@@ -64,15 +64,16 @@ class Journal:
         if urgent:
             self.hurry()
         else:
-            self._stir()
+            self.stir()
 
     def hurry(self) -> None:
         """Tell at once what has ended."""
         if not self._urgent or self._thread is None:
             self._urgent = True
-            self._stir(wake=True)
+            self.stir(wake=True)
 
-    def _stir(self, *, wake: bool = False) -> None:
+    def stir(self, *, wake: bool = False) -> None:
+        """See that what is yet to be told is, in a moment."""
         if self._asleep or wake:
             self._wake.put(None)
         if self._thread is None:

@@ -49,7 +49,7 @@ from middleware.job_metrics import JobMetrics, note_sent_now
 from middleware.journal import Journal
 from middleware.log_context import lines_of
 from middleware.lossless_consumer import LosslessConsumer
-from middleware.lua_scripts import Argument, Scripts
+from middleware.lua_scripts import Argument, Scripts, texts
 from middleware.message_checks import UNIQUE
 from middleware.messages import make_message
 from middleware.outbox import Outbox
@@ -142,6 +142,10 @@ def _ends_of_batches(entries: Sequence[Entry]) -> Iterator[int]:
 
 def _entry(message: Delivery) -> bytes:
     return f"{message.queue_name}:{message.redis_id}".encode("utf-8", "surrogateescape")
+
+
+def _began(message: Delivery) -> float | None:
+    return message.began and message.began[0]
 
 
 def tell_end(run: Scripts, starts: SharedStarts, how: str) -> None:
@@ -261,11 +265,30 @@ class LosslessBroker(RedisBroker):
 
     def forget(self, message: Delivery) -> None:
         """Note that ``message`` does not run any more."""
-        self._marks.forget(_entry(message))
+        self._marks.forget(_entry(message), _began(message))
 
-    def tell_starts(self) -> None:
-        """Tell Redis now what has begun: of what has a row, whoever gets it next must know to ask. Raises nothing."""
-        self._marks.send()
+    def has_run(self, message: Delivery) -> None:
+        """Note that ``message`` has run, though it ends later: a loss of its worker is not its fault any more. Called
+        by the thread that ran it. Raises nothing."""
+        if self._marks.over(_entry(message), _began(message)):
+            self.journal.stir()
+
+    def tell_ran(self, redis_ids: Iterable[str]) -> None:
+        """Tell Redis now that these have run: of what has a row, whoever gets it next must know to ask. Raises nothing.
+
+        It goes with the text of its script, because nobody would say that Redis does not know that.
+        """
+        epoch, held = self._heartbeat.epoch, list(self._holdings.items())
+        ran = [
+            part
+            for redis_id in redis_ids
+            for queue_name, of_queue in held
+            if (redis_id, epoch) in of_queue
+            for part in (queue_name, redis_id)
+        ]
+        if ran:
+            words = ("EVAL", texts()["ran"], "1", self.namespace, self.broker_id, *ran)
+            self._marks.say(*(word.encode("utf-8", "surrogateescape") for word in words))
 
     def leave(self) -> None:
         """Note that this thread runs nothing any more, though what it ran has not ended yet."""

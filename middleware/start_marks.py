@@ -1,4 +1,5 @@
-"""Notes in Redis which messages a process has begun to run, without waiting for Redis to say so.
+"""Notes in Redis which messages a process has begun to run, and which have run and not ended yet, without waiting for
+Redis to say so.
 
 In a process that has a keeper what it begins is in memory that both share, and Redis is told soon; in others each start
 is sent before the message runs.
@@ -6,8 +7,10 @@ is sent before the message runs.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -30,9 +33,16 @@ def _bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
+def _command(*words: bytes) -> bytes:
+    return b"*%d\r\n%b" % (len(words), b"".join(map(_bulk, words)))
+
+
 class _OfThread(threading.local):
     connection: Any = None
     looked: float = float("-inf")
+    #: Of the connections that were not closed meanwhile; and held while something is sent.
+    generation: int = 0
+    sending: threading.Lock
 
 
 class StartMarks:
@@ -49,11 +59,13 @@ class StartMarks:
 
     def __init__(self, client: redis.Redis, key: str) -> None:
         self._client = client
-        self._key = _bulk(key.encode())
+        self._key = key.encode()
         self._shared: SharedStarts | None = None
         self._unsent: dict[bytes, int] = {}
+        self._over: deque[bytes] = deque()
         self._local = _OfThread()
-        self._open: list[Any] = []
+        self._open: list[tuple[Any, threading.Lock]] = []
+        self._generation = 0
         self._running: dict[bytes, int] = {}
         self._complained = float("-inf")
         self._not_before = float("-inf")
@@ -70,29 +82,57 @@ class StartMarks:
         if self._shared is not None and self._shared.note(name, milliseconds):
             self._unsent[name] = milliseconds
             return True
-        self._try_to_send({name: milliseconds}, now)
+        self._try_to_send(self._begun({name: milliseconds}))
         return False
 
     def unsent(self) -> bool:
-        """Tell whether something that runs is yet to be sent."""
-        return bool(self._unsent)
+        """Tell whether something that runs, or does not any more, is yet to be sent."""
+        return bool(self._unsent or self._over)
 
     def send(self) -> None:
-        """Send what is yet to be sent of all that have not ended meanwhile. Raises nothing."""
+        """Send what is yet to be sent of all that have not ended meanwhile. Raises nothing.
+
+        To be called by one thread: what it has sent of a message stays in its order.
+        """
+        # First: what is in both runs again.
+        over = [self._over.popleft() for _ in range(len(self._over))]
         found: dict[bytes, int] = {}
         for one in list(self._unsent):
             milliseconds = self._unsent.pop(one, None)
             if milliseconds is not None:
                 found[one] = milliseconds
-        if found:
-            self._try_to_send(found, time.time())
+        if over or found:
+            self._try_to_send(self._not_running(over) + self._begun(found))
 
-    def _try_to_send(self, starts: dict[bytes, int], now: float) -> None:
-        if now < self._not_before:
+    def over(self, name: bytes, began: float | None = None) -> bool:
+        """Note that the message ``name`` has run, though it has not ended; tell whether that is yet to be sent. Raises
+        nothing; otherwise as :meth:`forget`."""
+        if not self._take_off(name, began):
+            # Another delivery of it runs, or Redis was not told of this one.
+            return False
+        if self._shared is None:
+            # On the connection on which this thread has sent the start.
+            self._try_to_send(self._not_running([name]))
+            return False
+        self._over.append(name)
+        return True
+
+    def say(self, *words: bytes) -> None:
+        """Send a command now, even if Redis was away a moment ago. Raises nothing."""
+        self._try_to_send(_command(*words), insist=True)
+
+    def _begun(self, starts: dict[bytes, int]) -> bytes:
+        fields = (part for name, milliseconds in starts.items() for part in (name, b"%d" % milliseconds))
+        return _command(b"HSET", self._key, *fields) if starts else b""
+
+    def _not_running(self, names: list[bytes]) -> bytes:
+        return _command(b"HDEL", self._key, *names) if names else b""
+
+    def _try_to_send(self, command: bytes, *, insist: bool = False) -> None:
+        now = time.time()
+        if now < self._not_before and not insist:
             # Whoever starts a job should not wait for Redis each time.
             return
-        fields = b"".join(_bulk(name) + _bulk(b"%d" % milliseconds) for name, milliseconds in starts.items())
-        command = b"*%d\r\n$4\r\nHSET\r\n%b%b" % (2 + 2 * len(starts), self._key, fields)
         try:
             try:
                 self._send(command)
@@ -109,15 +149,18 @@ class StartMarks:
                 logger.warning("starts of messages cannot be noted, so crashes are not counted: {}", e)
 
     def _send(self, command: bytes) -> None:
-        connection = self._connection()
-        if not send_at_once(getattr(connection, "_sock", None), command):
-            connection.send_packed_command([command], check_health=False)
+        local = self._connected()
+        with local.sending:
+            if local.generation != self._generation:
+                raise redis.ConnectionError("closed meanwhile")
+            if not send_at_once(getattr(local.connection, "_sock", None), command):
+                local.connection.send_packed_command([command], check_health=False)
 
-    def _connection(self) -> Any:
+    def _connected(self) -> _OfThread:
         local, now = self._local, time.monotonic()
         if local.connection is not None:
             # Nothing is ever to be read, so what can be is the end.
-            ended = not is_quiet(getattr(local.connection, "_sock", None))
+            ended = local.generation != self._generation or not is_quiet(getattr(local.connection, "_sock", None))
             if not ended and now - local.looked > LOOK_EVERY:
                 local.looked = now
                 ended = local.connection.can_read(0)
@@ -127,25 +170,42 @@ class StartMarks:
             # Not of the pool: it never answers again, and the pool would count it for ever among those it may make.
             pool = self._client.connection_pool
             connection = pool.connection_class(**pool.connection_kwargs)
+            generation = self._generation
             connection.connect()
             connection.send_command("CLIENT", "REPLY", "OFF")
             local.connection, local.looked = connection, now
-            self._open.append(connection)
-        return local.connection
+            local.generation, local.sending = generation, threading.Lock()
+            self._open.append((connection, local.sending))
+        return local
 
     def _drop(self) -> None:
-        connection, self._local.connection = self._local.connection, None
+        local = self._local
+        connection, local.connection = local.connection, None
         if connection is not None:
             with suppress(ValueError):
-                self._open.remove(connection)
+                self._open.remove((connection, local.sending))
             connection.disconnect()
 
-    def forget(self, name: bytes) -> None:
-        """Note, here alone, that the message ``name`` has ended; called by the thread that ran it."""
-        began = self._running.pop(name, None)
-        if began is not None and self._shared is not None:
-            self._unsent.pop(name, None)
+    def forget(self, name: bytes, began: float | None = None) -> None:
+        """Note, here alone, that the message ``name`` has ended; called by the thread that ran it.
+
+        Arguments:
+          began: When it did, in seconds since 1970, if it has. Since then the lease on it may have been lost, and
+            another delivery of it begun in this process: that one runs on.
+        """
+        self._take_off(name, began)
+
+    def _take_off(self, name: bytes, began: float | None) -> bool:
+        """Tell whether Redis was told of this delivery's start, or is in this moment."""
+        marked = self._running.get(name)
+        if marked is None:
+            return False
+        if self._shared is not None:
             self._shared.clear()
+        if began is not None and marked > began * 1000:
+            return False
+        self._running.pop(name, None)
+        return self._unsent.pop(name, None) is None
 
     def leave(self) -> None:
         """Note, here alone, that this thread runs nothing any more."""
@@ -159,6 +219,11 @@ class StartMarks:
 
     def close(self) -> None:
         """Close all connections; threads that go on open new ones."""
+        self._generation += 1
         while self._open:
-            self._open.pop().disconnect()
-        self._local = _OfThread()
+            connection, sending = self._open.pop()
+            # Whoever sends ends with that, and nobody's bytes go to another socket that has its number.
+            with suppress(OSError, TypeError):
+                socket.socket.shutdown(connection._sock, socket.SHUT_RDWR)
+            with sending:
+                connection.disconnect()

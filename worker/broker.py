@@ -176,11 +176,7 @@ def make_broker(
     endings: FailureEndings | None = None
     if record is None:
         record_all = _end_all
-        # A process that was frozen meanwhile may have lost its messages to another.
-        writer = FailureWriter(
-            lambda endings: _end_all(endings, lambda: _before_rows(broker, endings)),
-            prepare=lambda: load("db.failed_jobs"),
-        )
+        writer = FailureWriter(lambda endings: _end_ours(broker, endings), prepare=lambda: load("db.failed_jobs"))
         record, endings = writer.record, FailureEndings(writer)
     broker: LosslessBroker | MemoryBroker
     if settings.stub:
@@ -251,12 +247,18 @@ def _make_runner(settings: Settings, broker: LosslessBroker, name: str, wait: Ca
     return make_runner(settings, broker, broker.client, name, wait, knows_all=False)
 
 
-def _before_rows(broker: Broker, endings: Iterable[Ending]) -> None:
-    if not isinstance(broker, LosslessBroker):
-        return
-    broker.tell_starts()
-    if not broker.surely_holds(ending.delivery_id for ending in endings):
-        raise LeaseUnsure("this process may have been given up, so what it holds may be another's")
+def _end_ours(broker: Broker, endings: Sequence[Ending]) -> None:
+    ids = [ending.delivery_id for ending in endings]
+
+    def before_commit() -> None:
+        # A process that was frozen meanwhile may have lost its messages to another.
+        if isinstance(broker, LosslessBroker) and not broker.surely_holds(ids):
+            raise LeaseUnsure("this process may have been given up, so what it holds may be another's")
+
+    if isinstance(broker, LosslessBroker):
+        # Before there is a row. Not with the locks that writing it takes: Redis may be long in answering a connection.
+        broker.tell_ran(ids)
+    _end_all(endings, before_commit)
 
 
 def _queues_of(modules: Iterable[str]) -> set[str] | None:

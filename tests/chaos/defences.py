@@ -67,11 +67,11 @@ DEFENCES = [
         (f"{LOST}endings.py", "-k", "stops"),
     ),
     Defence(
-        "of what has a row Redis knows that it began",
+        "of what has a row Redis knows that it has run",
         "worker/broker.py",
-        "    broker.tell_starts()\n",
-        "",
-        (f"{LOST}endings.py", "-k", "began"),
+        "        broker.tell_ran(ids)\n",
+        "        pass\n",
+        (f"{LOST}endings.py", "-k", "has_run"),
     ),
     Defence(
         "messages that are sent again at once are there once",

@@ -11,18 +11,23 @@ import dramatiq
 import psycopg
 import pytest
 import redis
+from dramatiq.errors import ConnectionClosed
 
 from db import failed_jobs
 from db.failures import Ending
 from db.tenancy import current_tenant
+from middleware.dead_letters import DeadLetters
 from middleware.failure_endings import FailureEndings
+from middleware.lossless_broker import tell_end
 from middleware.shared_starts import SharedStarts
-from tests.integration.nothing_lost import TENANT, Side, in_acks, kept
+from tests.integration.nothing_lost import QUEUE, TENANT, Side, in_acks, kept
 from tests.integration.test_failed_jobs import a_failure, rows
 from tests.servers import Database
 from tests.waiting import eventually
 from worker.broker import make_broker
 from worker.settings import Settings
+
+OWN = "dramatiq:__dramaturg__."
 
 
 class Gate:
@@ -67,6 +72,14 @@ def side(redis_url: str, database: Database, gate: Gate) -> Iterator[Side]:
     made.close()
 
 
+def ours_again(client: redis.Redis, actor: dramatiq.Actor[..., Any]) -> Side:
+    """Another process' broker, which knows ``actor``, too."""
+    url = "redis://127.0.0.1:{port}/{db}".format(**client.connection_pool.connection_kwargs)
+    made = Side(make_broker(Settings.load({"REDIS_URL": url, "DATABASE_URL": "postgres://nobody@127.0.0.1:1/x"})), [])
+    made.actor(actor.fn, actor_name=actor.actor_name)
+    return made
+
+
 def endings_of(side: Side) -> FailureEndings:
     return next(m for m in side.broker.middleware if isinstance(m, FailureEndings))
 
@@ -96,28 +109,86 @@ def test_a_thread_goes_on_while_the_row_is_written(
     assert (row["task_id"], row["error_message"], row["tenant_id"]) == (sent, "no", TENANT)
 
 
-def test_of_what_has_a_row_redis_knows_that_it_began(
-    side: Side, gate: Gate, client: redis.Redis, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_of_what_has_a_row_redis_knows_that_it_has_run(
+    side: Side, gate: Gate, client: redis.Redis, database: Database
 ) -> None:
-    # The journal tells of the first at once, and of the next when it has ended.
-    monkeypatch.setattr("middleware.journal.INTERVAL", 15)
     broker: Any = side.broker
-    broker._marks.share(SharedStarts())
+    # As if Redis had been away a moment ago.
+    broker._marks._not_before = float("inf")
     known: list[Any] = []
-    gate.written = lambda: known.extend(client.hkeys(f"dramatiq:__dramaturg__.started.{broker.broker_id}"))
+    gate.written = lambda: known.extend(client.smembers(f"{OWN}begun_before"))
     gate.open.set()
 
     def bad() -> None:
         raise ValueError("no")
 
-    ran = threading.Event()
-    side.send(side.actor(lambda: ran.set()))
+    sent = side.send(side.actor(bad))
     with side.working(threads=1):
-        assert ran.wait(15)
-        sent = side.send(side.actor(bad))
-        eventually(lambda: known)
-        eventually(lambda: rows(database))
-    assert f"attribution:{sent.options['redis_message_id']}".encode() in known
+        eventually(lambda: kept(client) == 0)
+        assert len(rows(database)) == 1
+    assert known == [f"{QUEUE}:{sent.options['redis_message_id']}".encode()]
+    assert not client.exists(f"{OWN}begun_before")
+
+
+@pytest.mark.parametrize("keeper", [True, False])
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_worker_that_is_lost_with_failures_leaves_no_suspects(
+    side: Side,
+    gate: Gate,
+    client: redis.Redis,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    keeper: bool,
+    committed: bool,
+) -> None:
+    lost: Any = side.broker
+    starts = SharedStarts()
+    starts.name(lost.broker_id)
+    if keeper:
+        lost._marks.share(starts)
+    go_on, ran = threading.Event(), list[int]()
+
+    def end(*_: Any) -> None:
+        raise ConnectionClosed("away")
+
+    lost.journal._end = end
+    monkeypatch.setattr("middleware.failure_endings.STOP_WITHIN", 0.1)
+    monkeypatch.setattr("middleware.lossless_consumer.FLUSH_WITHIN", 0.1)
+    monkeypatch.setattr("middleware.lossless_broker.FLUSH_WITHIN", 0.1)
+    if committed:
+        gate.open.set()
+    noted = f"{OWN}started.{lost.broker_id}"
+
+    def bad(n: int) -> None:
+        ran.append(n)
+        assert go_on.wait(15)
+        raise ValueError("no")
+
+    actor = side.actor(bad)
+    for n in range(2):
+        side.send(actor, n)
+    other = ours_again(client, actor)
+    with side.working():
+        # Long enough for Redis to know of them.
+        eventually(lambda: client.hlen(noted) == 2)
+        go_on.set()
+        eventually(lambda: len(rows(database)) == 2 if committed else len(endings_of(side)._open) == 2)
+        eventually(lambda: not client.exists(noted))
+    # As if it had been killed there: it neither ends them nor beats any more.
+    lost._heartbeat._stop.set()
+    lost._heartbeat._left, lost._heartbeat._beaten_at = True, float("-inf")
+    assert in_acks(client) == 2
+    # What its keeper tells, and then another worker finds.
+    tell_end(lost.run, starts, '{"status": -9, "peak": 1}')
+    client.zadd(f"{OWN}alive", {lost.broker_id: 1})
+    with other.working():
+        eventually(lambda: committed or len(ran) == 4)
+        assert not client.exists(f"{OWN}crashes", f"{OWN}suspects.{QUEUE}")
+        gate.open.set()
+        eventually(lambda: kept(client) == 0)
+    other.close()
+    assert len(rows(database)) == 2
+    assert sorted(ran) == ([0, 1] if committed else [0, 0, 1, 1])
 
 
 def test_a_worker_that_stops_waits_for_rows(
@@ -206,3 +277,54 @@ def test_what_is_recorded_is_looked_up_by_index_from_the_first_row_on(database: 
     eventually(lambda: all(lookups - before[name][0] >= 800 for name, (lookups, _) in reads().items()))
     # Not all of what was there before, for each.
     assert all(read - before[name][1] < 800 for name, (_, read) in reads().items())
+
+
+@pytest.mark.parametrize("name", ["failed", "failures"])
+def test_what_cannot_be_handed_in_goes_into_the_spool(
+    side: Side, gate: Gate, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start, refused = threading.Thread.start, list[str]()
+
+    def start_but_one(thread: threading.Thread) -> None:
+        if thread.name == name and not refused:
+            refused.append(name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_but_one)
+    # What is in the spool stays there.
+    monkeypatch.setattr("middleware.spool_drainer.SpoolDrainer.drain", lambda *_: 0)
+
+    def bad() -> None:
+        raise ValueError("no")
+
+    actor = side.actor(bad)
+    side.send(actor)
+    with side.working(threads=1):
+        eventually(lambda: kept(client) == 0)
+        assert client.hlen("dramatiq:__dramaturg__.spool") == 1
+        # The next one finds all as if nothing had been.
+        gate.open.set()
+        side.send(actor)
+        eventually(lambda: kept(client) == 0)
+        assert client.hlen("dramatiq:__dramaturg__.spool") == 1
+    assert refused == [name]
+
+
+def test_an_announcement_that_raises_keeps_no_message(
+    side: Side, gate: Gate, client: redis.Redis, database: Database
+) -> None:
+    def raises(*_: Any) -> Any:
+        raise RuntimeError("nobody listens")
+
+    letters: Any = next(m for m in side.broker.middleware if isinstance(m, DeadLetters))
+    letters._announce = raises
+    gate.open.set()
+
+    def bad() -> None:
+        raise ValueError("no")
+
+    side.send(side.actor(bad))
+    with side.working(threads=1):
+        eventually(lambda: kept(client) == 0)
+    assert len(rows(database)) == 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
+from middleware.sending import send_at_once
 from middleware.start_marks import StartMarks
 from tests.waiting import eventually
 
@@ -66,3 +70,45 @@ def test_nobody_waits_for_a_redis_that_is_away_each_time(client: redis.Redis) ->
     # Twice at first; the others come within the pause.
     assert len(tried) == 2
     assert len(marks._running) == 100
+
+
+def test_the_end_of_an_earlier_delivery_is_not_that_of_a_later_one(client: redis.Redis) -> None:
+    marks = StartMarks(client, KEY)
+    marks.mark(b"q:1")
+    began = time.time()
+    # Its lease was lost, and it begins again in this process.
+    eventually(lambda: time.time() - began > 0.002)
+    marks.mark(b"q:1")
+    began_again = time.time()
+    marks.forget(b"q:1", began)
+    assert b"q:1" in marks._running
+    assert not marks.over(b"q:1", began)
+    marks.forget(b"q:1", began_again)
+    assert not marks._running
+    marks.close()
+
+
+def test_closing_takes_no_connection_from_under_who_sends_on_it(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = StartMarks(client, KEY)
+    marks.mark(b"q:1")
+    left = marks._local.connection._sock
+    closing = threading.Thread(target=marks.close)
+    numbers: list[int] = []
+
+    def closed_meanwhile(to: socket.socket, data: bytes) -> bool:
+        if not numbers:
+            closing.start()
+            closing.join(0.2)
+            # What it says, another socket could be by now.
+            numbers.append(to.fileno())
+        return send_at_once(to, data)
+
+    monkeypatch.setattr("middleware.start_marks.send_at_once", closed_meanwhile)
+    marks.mark(b"q:2")
+    eventually(lambda: noted(client) == {b"q:1", b"q:2"})
+    closing.join()
+    assert numbers[0] >= 0
+    assert left.fileno() < 0
+    marks.close()
