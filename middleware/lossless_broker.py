@@ -244,6 +244,8 @@ class LosslessBroker(RedisBroker):
         self.suspected: set[str] = set()
         self.solitude = Solitude(self._busy)
         self._holdings: dict[str, Holdings] = {}
+        # Under which leases something was fetched: one, unless this process was given up.
+        self._epochs: frozenset[int] = frozenset()
         self._consumers: dict[str, LosslessConsumer] = {}
         self.prefetch_is_set = prefetch_is_set()
         self._local = _OfThread()
@@ -278,14 +280,8 @@ class LosslessBroker(RedisBroker):
 
         It goes with the text of its script, because nobody would say that Redis does not know that.
         """
-        epoch, held = self._heartbeat.epoch, list(self._holdings.items())
-        ran = [
-            part
-            for redis_id in redis_ids
-            for queue_name, of_queue in held
-            if (redis_id, epoch) in of_queue
-            for part in (queue_name, redis_id)
-        ]
+        held = ((queue_name, redis_id) for redis_id in redis_ids for queue_name in [self._held_in(redis_id)])
+        ran = [part for queue_name, redis_id in held if queue_name is not None for part in (queue_name, redis_id)]
         if ran:
             words = ("EVAL", texts()["ran"], "1", self.namespace, self.broker_id, *ran)
             self._marks.say(*(word.encode("utf-8", "surrogateescape") for word in words))
@@ -318,10 +314,15 @@ class LosslessBroker(RedisBroker):
 
     def surely_holds(self, redis_ids: Iterable[str]) -> bool:
         """Tell, without asking Redis, whether all of these are surely this process' at this moment."""
-        epoch, held = self._heartbeat.epoch, list(self._holdings.values())
-        return self._heartbeat.is_fresh() and all(
-            any((redis_id, epoch) in of_queue for of_queue in held) for redis_id in redis_ids
-        )
+        return self._heartbeat.is_fresh() and all(self._held_in(redis_id) is not None for redis_id in redis_ids)
+
+    def _held_in(self, redis_id: str) -> str | None:
+        """Return of which queue this is held, under the lease of this moment alone: a delivery under another, which has
+        not ended yet either, may be the one that is meant."""
+        now, held = self._heartbeat.epoch, list(self._holdings.items())
+        if any((redis_id, epoch) in of_queue for epoch in self._epochs if epoch != now for _, of_queue in held):
+            return None
+        return next((queue_name for queue_name, of_queue in held if (redis_id, now) in of_queue), None)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         holdings = self._holdings.setdefault(queue_name, Holdings())
@@ -343,6 +344,8 @@ class LosslessBroker(RedisBroker):
             epoch = self._heartbeat.epoch
             found: list[Any] | None = self._run_once(script, queue_name, self.broker_id, epoch, count, int(self.fair))
             if found is not None:
+                if epoch not in self._epochs:
+                    self._epochs |= {epoch}
                 return epoch, found
             # This process was given up, and nothing may be taken before it has a new lease.
             self._heartbeat.beat()

@@ -23,6 +23,7 @@ from db import failed_jobs, session
 from db.failure_writer import FailureWriter, HandedIn, PostgresAway
 from db.failures import Ending, Failure
 from db.sealing import Keys, generate
+from middleware.failure_endings import FailureEndings
 from middleware.heartbeat import Heartbeat
 from middleware.lua_scripts import Scripts
 from middleware.spool import Spool
@@ -257,7 +258,7 @@ def test_a_lease_that_is_lost_while_the_row_is_written_writes_none(
     one = make(redis_url)
     broker: Any = one.broker
     errors: list[Exception] = [ValueError("of the first copy")]
-    write, given_up = failed_jobs._of_one_tenant, threading.Event()
+    write, given_up, runs_again = failed_jobs._of_one_tenant, threading.Event(), threading.Event()
 
     def frozen(*arguments: Any) -> Any:
         written = write(*arguments)
@@ -268,16 +269,20 @@ def test_a_lease_that_is_lost_while_the_row_is_written_writes_none(
             client.zadd("dramatiq:__dramaturg__.alive", {broker.broker_id: 1})
             other.beat()
             broker._heartbeat.beat()
-            # And it has the message again, as another delivery, which waits for this one to end.
-            eventually(lambda: in_acks(client) == 1)
+            # And it has the message again, as another delivery, which runs.
+            assert runs_again.wait(15)
             given_up.set()
         return written
 
     def job() -> None:
         if errors:
             raise errors.pop()
+        runs_again.set()
+        # Until that of the first copy has ended.
+        eventually(lambda: given_up.is_set() and not endings._open)
 
     monkeypatch.setattr(failed_jobs, "_of_one_tenant", frozen)
+    endings = next(m for m in broker.middleware if isinstance(m, FailureEndings))
     one.send(one.actor(job))
     with one.working():
         assert given_up.wait(15)
