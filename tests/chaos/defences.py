@@ -47,8 +47,8 @@ DEFENCES = [
     ),
     Defence(
         "what has ended is told before a process leaves",
-        "middleware/lossless_consumer.py",
-        "            self._broker.journal.close(FLUSH_WITHIN)\n",
+        "middleware/lossless_broker.py",
+        "        self.journal.close(FLUSH_WITHIN)\n",
         "",
         (f"{LOST}batches.py", "-k", "stops"),
     ),
@@ -109,6 +109,20 @@ DEFENCES = [
         (f"{LOST}batches.py", "-k", "slow"),
     ),
     Defence(
+        "what left a process' hands though Redis does not know is found",
+        "middleware/lossless_consumer.py",
+        "            self._holdings.discard([(_text(redis_id), epoch)])\n            raise\n",
+        "            raise\n",
+        (f"{LOST}batches.py", "-k", "delayed"),
+    ),
+    Defence(
+        "who has nothing to do hears of what another has sorted",
+        "middleware/lua/fetch.lua",
+        '  redis.call("rpush", name, WAKE)\n',
+        "",
+        ("tests/integration/test_queue_turns.py", "-k", "has_nothing_to_do"),
+    ),
+    Defence(
         "a failed skip is a failure",
         "middleware/failed_skips.py",
         "if not message.failed:",
@@ -146,8 +160,8 @@ DEFENCES = [
     Defence(
         "options are checked when a message is sent",
         "middleware/option_checks.py",
-        "            check_options(message.options)\n",
-        "            pass\n",
+        "        check_options(options)\n",
+        "        pass\n",
         (f"{LOST}malformed.py", "-k", "test_ours_refuses_it"),
     ),
     Defence(
@@ -209,7 +223,7 @@ DEFENCES = [
     Defence(
         "recording twice is one row",
         "db/failed_jobs.py",
-        "WHERE NOT EXISTS (SELECT FROM worker_failed_job_deliveries d WHERE d.delivery_id = given.delivery_id)",
+        "WHERE (SELECT true FROM worker_failed_job_deliveries d WHERE d.delivery_id = given.delivery_id) IS NOT TRUE",
         "WHERE true",
         ("tests/integration/test_failed_jobs.py",),
     ),
