@@ -153,7 +153,6 @@ def test_a_worker_that_is_lost_with_failures_leaves_no_suspects(
 
     lost.journal._end = end
     monkeypatch.setattr("middleware.failure_endings.STOP_WITHIN", 0.1)
-    monkeypatch.setattr("middleware.lossless_consumer.FLUSH_WITHIN", 0.1)
     monkeypatch.setattr("middleware.lossless_broker.FLUSH_WITHIN", 0.1)
     if committed:
         gate.open.set()
