@@ -89,6 +89,7 @@ class Journal:
             except RuntimeError as e:
                 # Out of threads: whoever has ended a message tells it, and the next one tries again.
                 logger.error("what begins and ends here is told by the threads that run it: {}", e)
+                self._marks.send()
                 self._tell()
                 return
             self._thread = thread

@@ -221,7 +221,8 @@ class LosslessConsumer(Consumer):
             self._reckon()
             self._wait_below(self._prefetch // 2 + 1, GATHER)
             if not self._wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
-                if self._holdings.room_taken > self._least and not self._delayed:
+                # Unless it has not waited, because much is to be sorted.
+                if self._holdings.room_taken > self._least and not self._delayed and not self._unsorted:
                     self._give_back_last(self._holdings.room_taken - self._least)
                 # Much may have come meanwhile. Whose is last there should not wait for it to be sorted.
                 self._unsorted = self._broker.fair and not self._delayed

@@ -104,7 +104,7 @@ DEFENCES = [
     Defence(
         "what was fetched ahead goes back when jobs become slow",
         "middleware/lossless_consumer.py",
-        "                if self._holdings.room_taken > self._least and not self._delayed:\n",
+        "                if self._holdings.room_taken > self._least and not self._delayed and not self._unsorted:\n",
         "                if False:\n",
         (f"{LOST}batches.py", "-k", "slow"),
     ),
