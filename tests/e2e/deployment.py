@@ -92,9 +92,10 @@ class Deployment:
         """Messages of a queue that are neither done nor dead: queued, delayed or running."""
         return int(self.broker.do_qsize(queue))  # type: ignore[attr-defined]
 
-    def held(self) -> int:
-        """Messages that some process holds."""
-        return sum(int(self.client.scard(key)) for key in self.client.scan_iter("dramatiq:__acks__.*"))
+    def held(self, queue: str | None = None) -> int:
+        """Messages that some process holds, of all queues, delay queues too, or of one."""
+        keys = "dramatiq:__acks__.*" if queue is None else f"dramatiq:__acks__.*.{queue}"
+        return sum(int(self.client.scard(key)) for key in self.client.scan_iter(keys))
 
     def statements(self) -> int:
         """Statements that Postgres runs for workers."""
