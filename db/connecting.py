@@ -1,4 +1,4 @@
-"""What becomes of each connection to Postgres: whether statements are prepared on it, and how a transaction begins.
+"""What becomes of each connection to Postgres: whether statements are prepared on it.
 
 Statements that are prepared, which :func:`db.configuration.configure` must be asked for, cost Postgres no parsing and,
 after some executions, no planning, which row-level security makes dear; and psycopg less, too. What that costs is said
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from psycopg import Connection as Driver
 from psycopg import errors, pq
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -62,18 +61,3 @@ def drop_prepared(context: ExceptionContext) -> None:
     error = context.original_exception
     if isinstance(error, errors.FeatureNotSupported) and error.diag.source_function == _CHANGED:
         context.is_disconnect = True
-
-
-def say(driver: Any, statements: str) -> bool:
-    """Say something to Postgres that returns nothing, and wait; tell whether that was done: if not, nothing was.
-
-    SQLAlchemy and psycopg take ten times as long for it. Not for async connections, where nobody may wait.
-    """
-    if not isinstance(driver, Driver):
-        return False
-    connection = driver.pgconn
-    if connection.exec_(statements.encode()).status == pq.ExecStatus.COMMAND_OK:
-        return True
-    if connection.transaction_status == pq.TransactionStatus.INERROR:
-        connection.exec_(b"ROLLBACK")
-    return False

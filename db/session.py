@@ -26,13 +26,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, SessionTransaction
 
-from db import configuration, connecting, deadline
+from db import configuration, connecting, deadline, round_trips
 from db.configuration import Config
 from db.configuration import configure as configure
 from db.errors import ConfigurationError, TenantRequired
 from db.fair_pool import FairPool
 from db.open_transaction import OpenTransaction
 from db.outgoing import Outgoing
+from db.round_trips import RoundTripCursor
 from db.statement_watchdog import StatementWatchdog
 from db.tenancy import current_correlation_id, current_tenancy, current_tenant
 
@@ -159,6 +160,15 @@ def _engine_arguments(config: Config) -> dict[str, Any]:
     }
 
 
+def _make_engine(url: str, config: Config) -> Engine:
+    arguments = _engine_arguments(config)
+    arguments["connect_args"] = {"cursor_factory": RoundTripCursor, **arguments["connect_args"]}
+    engine = create_engine(normalise_url(url), poolclass=FairPool, **arguments)
+    engine.dialect.do_commit = round_trips.commit  # type: ignore[assignment,method-assign]
+    _listen(engine, config)
+    return engine
+
+
 def _listen(engine: Engine, config: Config) -> None:
     event.listen(engine, "connect", connecting.set_up(config.prepare_threshold))
     event.listen(engine, "handle_error", connecting.drop_prepared)
@@ -183,8 +193,7 @@ def _bind(scope: Scope) -> Engine:
     url = _url(config, scope)
     engine = state.engines.get(url)
     if engine is None:
-        engine = create_engine(normalise_url(url), poolclass=FairPool, **_engine_arguments(config))
-        _listen(engine, config)
+        engine = _make_engine(url, config)
         # Two threads may both get here: all must use the one that is kept.
         engine = state.engines.setdefault(url, engine)
     # It hears what the engine hears, be that from an application's instrumentation.
@@ -246,7 +255,7 @@ def tenant_of(session: Session) -> UUID | None:
 def _begin(connection: Connection) -> None:
     options = connection.get_execution_options()
     statement = begin_statement(options[_SCOPE_OPTION], options[_LOCK_TIMEOUT_OPTION])
-    if not connecting.say(_driver_connection(connection), statement):
+    if not round_trips.say(_driver_connection(connection), statement):
         # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string. What
         # is wrong, if anything is, becomes SQLAlchemy's error.
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
