@@ -7,6 +7,7 @@ all else that these do. Neither way can a thread be interrupted meanwhile: a sta
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -16,24 +17,30 @@ from psycopg import Connection, Cursor, errors, pq, waiting
 from psycopg.abc import PQGen
 from sqlalchemy.pool import PoolProxiedConnection
 
-# Absent where psycopg runs without its C, and not in use where gevent, which knows when to run another, waits instead.
-_wait_in_c: object = getattr(waiting, "wait_c", None)
-_main_thread = threading.main_thread()
+_BAD, _NO_PIPELINE, _IN_TRANSACTION = pq.ConnStatus.BAD, pq.PipelineStatus.OFF, pq.TransactionStatus.INTRANS
+_IDLE = pq.TransactionStatus.IDLE
+_COMMAND_OK, _FATAL_ERROR = pq.ExecStatus.COMMAND_OK, pq.ExecStatus.FATAL_ERROR
+
+# psycopg itself waits in C, where gevent, say, has not taken that over; and threads take turns, as in most of Python.
+_IN_TURNS = waiting.wait is getattr(waiting, "wait_c", None) and getattr(sys, "_is_gil_enabled", lambda: True)()
+_main_thread = threading.main_thread().ident
+
+
+def _note_main_thread() -> None:
+    global _main_thread
+    _main_thread = threading.get_ident()
+
+
+os.register_at_fork(after_in_child=_note_main_thread)
 
 
 def _may_wait(connection: Connection[Any]) -> bool:
     return (
-        waiting.wait is _wait_in_c
+        _IN_TURNS
         # Where signals arrive: Ctrl-C must end a statement.
-        and threading.get_ident() != _main_thread.ident
-        and connection.pgconn.pipeline_status == pq.PipelineStatus.OFF
-        # A build of Python whose threads need not take turns has no need of this.
-        and getattr(sys, "_is_gil_enabled", _yes)()
+        and threading.get_ident() != _main_thread
+        and connection.pgconn.pipeline_status == _NO_PIPELINE
     )
-
-
-def _yes() -> bool:
-    return True
 
 
 def _ask(connection: pq.abc.PGconn, ask: Callable[[], pq.abc.PGresult]) -> pq.abc.PGresult:
@@ -47,8 +54,8 @@ def _ask(connection: pq.abc.PGconn, ask: Callable[[], pq.abc.PGresult]) -> pq.ab
     except MemoryError:
         # What psycopg makes of no answer at all, be it that nothing can be sent.
         raise errors.OperationalError(connection.get_error_message()) from None
-    lost = connection.status == pq.ConnStatus.BAD
-    if lost and result.status == pq.ExecStatus.FATAL_ERROR and not result.error_field(pq.DiagnosticField.SQLSTATE):
+    lost = connection.status == _BAD
+    if lost and result.status == _FATAL_ERROR and not result.error_field(pq.DiagnosticField.SQLSTATE):
         raise errors.OperationalError(result.get_error_message())
     return result
 
@@ -77,17 +84,19 @@ def commit(connection: PoolProxiedConnection) -> None:
     """Commit what is open on ``connection``, for a dialect's ``do_commit``; raises what psycopg raises."""
     driver: Any = connection.driver_connection
     # Within a block of psycopg's own, nobody but that may end its transaction.
-    if (
-        not _is_free(driver)
-        or driver._num_transactions
-        or driver.pgconn.transaction_status != pq.TransactionStatus.INTRANS
-    ):
+    if not _is_free(driver) or driver._num_transactions or driver.pgconn.transaction_status != _IN_TRANSACTION:
         connection.commit()
         return
     with driver.lock:
         result = _ask(driver.pgconn, lambda: driver.pgconn.exec_(b"COMMIT"))
-    if result.status != pq.ExecStatus.COMMAND_OK:
+    if result.status != _COMMAND_OK:
         raise errors.error_from_result(result, encoding=driver.info.encoding)
+
+
+def roll_back(connection: PoolProxiedConnection) -> None:
+    """Roll back what is open on ``connection``, if anything is, for a dialect's ``do_rollback``."""
+    if connection.driver_connection.pgconn.transaction_status != _IDLE:  # type: ignore[union-attr]
+        connection.rollback()
 
 
 def _is_free(driver: object) -> bool:
@@ -106,7 +115,7 @@ def say(driver: Any, statements: str) -> bool:
         result = _ask(connection, lambda: connection.exec_(statements.encode()))
     except errors.OperationalError:
         return False
-    if result.status == pq.ExecStatus.COMMAND_OK:
+    if result.status == _COMMAND_OK:
         return True
     if connection.transaction_status == pq.TransactionStatus.INERROR:
         connection.exec_(b"ROLLBACK")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -25,10 +25,12 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import PoolProxiedConnection
 
 from db import configuration, connecting, deadline, round_trips
 from db.configuration import Config
 from db.configuration import configure as configure
+from db.dialect_hooks import Hooks
 from db.errors import ConfigurationError, TenantRequired
 from db.fair_pool import FairPool
 from db.open_transaction import OpenTransaction
@@ -40,9 +42,14 @@ from db.tenancy import current_correlation_id, current_tenancy, current_tenant
 Scope = Literal["worker", "operator"]
 
 _SCOPE_OPTION = "dramaturg_scope"
-_LOCK_TIMEOUT_OPTION = "dramaturg_lock_timeout"
-#: Among what SQLAlchemy keeps with a connection: what leaves with the transaction on it.
-_OUTGOING = "dramaturg_outgoing"
+#: Among what SQLAlchemy keeps with a connection: scope and lock timeout of its next transaction, and what leaves with
+#: the one on it.
+_NEXT, _OUTGOING = "dramaturg_next", "dramaturg_outgoing"
+
+
+class _Leaving(NamedTuple):
+    outgoing: Outgoing
+    connection: Connection
 
 
 @dataclass(slots=True)
@@ -164,43 +171,40 @@ def _make_engine(url: str, config: Config) -> Engine:
     arguments = _engine_arguments(config)
     arguments["connect_args"] = {"cursor_factory": RoundTripCursor, **arguments["connect_args"]}
     engine = create_engine(normalise_url(url), poolclass=FairPool, **arguments)
-    engine.dialect.do_commit = round_trips.commit  # type: ignore[assignment,method-assign]
     _listen(engine, config)
     return engine
 
 
 def _listen(engine: Engine, config: Config) -> None:
     event.listen(engine, "connect", connecting.set_up(config.prepare_threshold))
-    event.listen(engine, "handle_error", connecting.drop_prepared)
-    event.listen(engine, "begin", _begin)
-    event.listen(engine, "commit", _commit)
-    event.listen(engine, "rollback", _rollback)
-    event.listen(engine, "savepoint", _savepoint)
-    event.listen(engine, "rollback_savepoint", _roll_back_to)
-    event.listen(engine, "release_savepoint", _release)
+    if config.prepare_threshold is not None:
+        event.listen(engine, "handle_error", connecting.drop_prepared)
+    _hooks.install(engine.dialect)
 
 
 def _url(config: Config, scope: Scope) -> str:
     return config.operator_database_url if scope == "operator" else config.database_url
 
 
-def _bind(scope: Scope) -> Engine:
+def _bind(scope: Scope, lock_timeout_ms: int | None = None) -> Engine:
     state = _state
-    bound = state.scoped.get(scope)
+    bound = state.scoped.get(scope) if lock_timeout_ms is None else None
     if bound is not None:
         return bound
     config = configuration.checked(state.config)
     url = _url(config, scope)
     engine = state.engines.get(url)
     if engine is None:
-        engine = _make_engine(url, config)
         # Two threads may both get here: all must use the one that is kept.
-        engine = state.engines.setdefault(url, engine)
+        engine = state.engines.setdefault(url, _make_engine(url, config))
     # It hears what the engine hears, be that from an application's instrumentation.
-    return state.scoped.setdefault(scope, engine.execution_options(**_options(config, scope)))
+    bound = engine.execution_options(**{_SCOPE_OPTION: scope})
+    if lock_timeout_ms is not None:
+        return _tell(bound, scope, lock_timeout_ms)
+    return state.scoped.setdefault(scope, _tell(bound, scope, config.lock_timeout_ms))
 
 
-def _async_bind(scope: Scope) -> AsyncEngine:
+def _async_bind(scope: Scope, lock_timeout_ms: int | None = None) -> AsyncEngine:
     state = _state
     config = configuration.checked(state.config)
     url = _url(config, scope)
@@ -209,11 +213,22 @@ def _async_bind(scope: Scope) -> AsyncEngine:
     if engine is None:
         engine = engines[url] = create_async_engine(normalise_url(url), **_engine_arguments(config))
         _listen(engine.sync_engine, config)
-    return engine.execution_options(**_options(config, scope))
+    bound = engine.execution_options(**{_SCOPE_OPTION: scope})
+    _tell(bound.sync_engine, scope, config.lock_timeout_ms if lock_timeout_ms is None else lock_timeout_ms)
+    return bound
 
 
-def _options(config: Config, scope: Scope) -> dict[str, Any]:
-    return {_SCOPE_OPTION: scope, _LOCK_TIMEOUT_OPTION: config.lock_timeout_ms}
+def _tell(engine: Engine, scope: Scope, lock_timeout_ms: int) -> Engine:
+    """Have each connection of ``engine`` say what its next transaction is to be."""
+    connect = engine.connect
+
+    def connect_and_tell() -> Connection:
+        connection = connect()
+        connection.info[_NEXT] = scope, lock_timeout_ms
+        return connection
+
+    engine.connect = connect_and_tell  # type: ignore[method-assign]
+    return engine
 
 
 def _tenant_id(scope: Scope) -> UUID | None:
@@ -252,62 +267,72 @@ def tenant_of(session: Session) -> UUID | None:
     return _tenant_id(session.connection().get_execution_options().get(_SCOPE_OPTION, "worker"))
 
 
-def _begin(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    statement = begin_statement(options[_SCOPE_OPTION], options[_LOCK_TIMEOUT_OPTION])
-    if not round_trips.say(_driver_connection(connection), statement):
+def _begin(connection: PoolProxiedConnection) -> None:
+    driver: Any = connection.driver_connection
+    # Whoever takes a connection past us gets what sees least.
+    scope, lock_timeout_ms = connection.info.pop(
+        _NEXT, ("worker", configuration.checked(_state.config).lock_timeout_ms)
+    )
+    statement = begin_statement(scope, lock_timeout_ms)
+    if not round_trips.say(driver, statement):
         # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string. What
         # is wrong, if anything is, becomes SQLAlchemy's error.
-        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+        cursor = connection.cursor()
+        try:
+            cursor.execute(statement)
+        finally:
+            cursor.close()
     due, job = deadline.deadline(), deadline.job()
     if due is not None or job is not None:
-        _watchdog.watch(_driver_connection(connection), due, job)
+        _watchdog.watch(driver, due, job)
 
 
-def _commit(connection: Connection) -> None:
+def _before_committing(connection: PoolProxiedConnection) -> None:
+    driver: Any = connection.driver_connection
     # Here and not in the session's events: whatever is sent while objects are flushed has been handed in by now.
-    if not connection.invalidated and not connection.closed:
-        outgoing: Outgoing | None = connection.info.pop(_OUTGOING, None)
-        if outgoing is not None:
-            outgoing.write(connection)
-    _end(connection)
+    leaving: _Leaving | None = connection.info.pop(_OUTGOING, None)
+    if leaving is not None:
+        leaving.outgoing.write(leaving.connection)
+    _watchdog.unwatch(driver)
 
 
-def _rollback(connection: Connection) -> None:
+def _before_rolling_back(connection: PoolProxiedConnection) -> None:
+    driver: Any = connection.driver_connection
     # Here, too, because hooks of the session are called before it knows.
-    if not connection.invalidated and not connection.closed:
-        outgoing: Outgoing | None = connection.info.pop(_OUTGOING, None)
-        if outgoing is not None:
-            outgoing.roll_back()
-    _end(connection)
+    leaving: _Leaving | None = connection.info.pop(_OUTGOING, None)
+    if leaving is not None:
+        leaving.outgoing.roll_back()
+    _watchdog.unwatch(driver)
 
 
-def _savepoint(connection: Connection, _name: str | None) -> None:
-    outgoing: Outgoing | None = connection.info.get(_OUTGOING)
-    if outgoing is not None:
-        outgoing.savepoint()
+def _savepoint(connection: Connection, _name: str) -> None:
+    leaving: _Leaving | None = connection.info.get(_OUTGOING)
+    if leaving is not None:
+        leaving.outgoing.savepoint()
 
 
-def _roll_back_to(connection: Connection, name: str, _context: None) -> None:
-    if not connection.invalidated and not connection.closed:
-        outgoing: Outgoing | None = connection.info.get(_OUTGOING)
-        if outgoing is not None:
-            outgoing.roll_back_to(name)
+def _roll_back_to(connection: Connection, name: str) -> None:
+    leaving: _Leaving | None = connection.info.get(_OUTGOING)
+    if leaving is not None:
+        leaving.outgoing.roll_back_to(name)
 
 
-def _release(connection: Connection, name: str, _context: None) -> None:
-    outgoing: Outgoing | None = connection.info.get(_OUTGOING)
-    if outgoing is not None:
-        outgoing.end(name)
+def _release(connection: Connection, name: str) -> None:
+    leaving: _Leaving | None = connection.info.get(_OUTGOING)
+    if leaving is not None:
+        leaving.outgoing.end(name)
 
 
-def _end(connection: Connection) -> None:
-    if not connection.invalidated and not connection.closed:
-        _watchdog.unwatch(_driver_connection(connection))
-
-
-def _driver_connection(connection: Connection) -> Any:
-    return connection.connection.driver_connection
+_hooks = Hooks(
+    begin=_begin,
+    before_commit=_before_committing,
+    commit=round_trips.commit,
+    before_rollback=_before_rolling_back,
+    rollback=round_trips.roll_back,
+    savepoint=_savepoint,
+    roll_back_to=_roll_back_to,
+    release=_release,
+)
 
 
 class _Session(Session):
@@ -320,7 +345,7 @@ class _Session(Session):
 def _after_begin(session: _Session, transaction: SessionTransaction, connection: Connection) -> None:
     if not transaction.nested:
         session.opened.outgoing.begin()
-        connection.info[_OUTGOING] = session.opened.outgoing
+        connection.info[_OUTGOING] = _Leaving(session.opened.outgoing, connection)
 
 
 # A session makes a savepoint only with the first statement after begin_nested(), which may be long after it.
@@ -377,7 +402,7 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
 
     def __init__(self, scope: Scope, lock_timeout_ms: int | None = None) -> None:
         self._scope = scope
-        self._options = {} if lock_timeout_ms is None else {_LOCK_TIMEOUT_OPTION: lock_timeout_ms}
+        self._lock_timeout_ms = lock_timeout_ms
         self._session: Session | None = None
         self._async_session: AsyncSession | None = None
         self._opened: OpenTransaction | None = None
@@ -395,10 +420,10 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         return self._session
 
     def _open(self) -> Session:
-        session = _Session(_bind(self._scope), expire_on_commit=False)
+        session = _Session(_bind(self._scope, self._lock_timeout_ms), expire_on_commit=False)
         session.opened = opened = OpenTransaction(session, _tenant_id(self._scope))
         try:
-            session.connection(execution_options=self._options)
+            session.connection()
         except BaseException:
             opened.leave()
             session.close()
@@ -437,11 +462,13 @@ class _Transaction(AbstractContextManager[Session], AbstractAsyncContextManager[
         return self._async_session
 
     async def _open_async(self) -> AsyncSession:
-        session = AsyncSession(_async_bind(self._scope), expire_on_commit=False, sync_session_class=_Session)
+        session = AsyncSession(
+            _async_bind(self._scope, self._lock_timeout_ms), expire_on_commit=False, sync_session_class=_Session
+        )
         assert isinstance(session.sync_session, _Session)  # noqa: S101 - as it was just told
         session.sync_session.opened = opened = OpenTransaction(session, _tenant_id(self._scope))
         try:
-            await session.connection(execution_options=self._options)
+            await session.connection()
         except BaseException:
             opened.leave()
             await session.close()
