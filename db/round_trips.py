@@ -47,7 +47,8 @@ def _ask(connection: pq.abc.PGconn, ask: Callable[[], pq.abc.PGresult]) -> pq.ab
     """Return what Postgres answers, be that an error.
 
     Raises:
-      OperationalError: When the connection is lost, as psycopg would.
+      OperationalError: When the connection is lost, as psycopg would; without the SQLSTATE of what the server said
+        before it ended the connection, whose text is there.
     """
     try:
         result = ask()
@@ -56,7 +57,8 @@ def _ask(connection: pq.abc.PGconn, ask: Callable[[], pq.abc.PGresult]) -> pq.ab
         raise errors.OperationalError(connection.get_error_message()) from None
     lost = connection.status == _BAD
     if lost and result.status == _FATAL_ERROR and not result.error_field(pq.DiagnosticField.SQLSTATE):
-        raise errors.OperationalError(result.get_error_message())
+        # The last of its words only; why the server ended it came before.
+        raise errors.OperationalError(connection.get_error_message())
     return result
 
 
@@ -115,8 +117,4 @@ def say(driver: Any, statements: str) -> bool:
         result = _ask(connection, lambda: connection.exec_(statements.encode()))
     except errors.OperationalError:
         return False
-    if result.status == _COMMAND_OK:
-        return True
-    if connection.transaction_status == pq.TransactionStatus.INERROR:
-        connection.exec_(b"ROLLBACK")
-    return False
+    return result.status == _COMMAND_OK

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -275,6 +276,9 @@ def _begin(connection: PoolProxiedConnection) -> None:
     )
     statement = begin_statement(scope, lock_timeout_ms)
     if not round_trips.say(driver, statement):
+        if driver.pgconn.transaction_status == TransactionStatus.INERROR:
+            # Somebody left it so.
+            connection.rollback()
         # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string. What
         # is wrong, if anything is, becomes SQLAlchemy's error.
         cursor = connection.cursor()

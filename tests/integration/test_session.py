@@ -54,6 +54,12 @@ def _no_deadline() -> Iterator[None]:
     set_deadline(None)
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main thread, in which tests run, is not told from those that run jobs."""
+    monkeypatch.setattr("db.round_trips._main_thread", None)
+
+
 @pytest.fixture(scope="module")
 def clone(cluster: Cluster, template: Database) -> Iterator[Database]:
     """A migrated database for all tests of this module; a new one for each would cost most of their time."""
