@@ -270,10 +270,9 @@ def tenant_of(session: Session) -> UUID | None:
 
 def _begin(connection: PoolProxiedConnection) -> None:
     driver: Any = connection.driver_connection
+    told: tuple[Scope, int] | None = connection.info.pop(_NEXT, None)
     # Whoever takes a connection past us gets what sees least.
-    scope, lock_timeout_ms = connection.info.pop(
-        _NEXT, ("worker", configuration.checked(_state.config).lock_timeout_ms)
-    )
+    scope, lock_timeout_ms = told or ("worker", configuration.checked(_state.config).lock_timeout_ms)
     statement = begin_statement(scope, lock_timeout_ms)
     if not round_trips.say(driver, statement):
         if driver.pgconn.transaction_status == TransactionStatus.INERROR:
@@ -302,6 +301,7 @@ def _before_committing(connection: PoolProxiedConnection) -> None:
 
 def _before_rolling_back(connection: PoolProxiedConnection) -> None:
     driver: Any = connection.driver_connection
+    connection.info.pop(_NEXT, None)
     # Here, too, because hooks of the session are called before it knows.
     leaving: _Leaving | None = connection.info.pop(_OUTGOING, None)
     if leaving is not None:

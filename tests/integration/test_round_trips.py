@@ -46,6 +46,7 @@ def outcome(run: Run) -> tuple[type[BaseException] | None, str | None, bool]:
             with transaction() as s:
                 run(s)
         except DBAPIError as e:
+            assert e.orig is not None  # noqa: PT017 - what it is, is for whoever asks
             return type(e.orig), getattr(e.orig, "sqlstate", None), e.connection_invalidated
     return None, None, False
 
