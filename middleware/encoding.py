@@ -35,4 +35,25 @@ def encode(message: Message[Any]) -> bytes:
             f'"message_timestamp":{sent if type(sent) is int else "".join(_chunks_of(sent, 0))}}}'
         ).encode()
     except Exception:  # noqa: BLE001 - it knows better why
-        return message.encode()
+        try:
+            return message.encode()
+        except (TypeError, ValueError) as e:
+            culprit = _culprit_of(message)
+            if culprit is not None:
+                e.add_note(f"in {culprit} of a message for {message.actor_name}")
+            raise
+
+
+def _culprit_of(message: Message[Any]) -> str | None:
+    """Name the argument or option that is no JSON; not its value, which may be a secret."""
+    parts = [
+        *((f"args[{n}]", value) for n, value in enumerate(message.args)),
+        *((f"kwargs[{name!r}]", value) for name, value in message.kwargs.items()),
+        *((f"options[{name!r}]", value) for name, value in message.options.items()),
+    ]
+    for name, value in parts:
+        try:
+            get_encoder().encode({"value": value})
+        except Exception:  # noqa: BLE001 - whatever it is, this is it
+            return name
+    return None

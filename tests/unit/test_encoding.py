@@ -36,6 +36,22 @@ def test_what_is_no_json_raises_the_same() -> None:
     assert str(ours.value) == str(dramatiqs.value)
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs", "options", "culprit"),
+    [
+        ((1, {"deep": {2}}), {}, {}, "args[1]"),
+        ((1,), {"b": "x", "hidden": {"hunter2"}}, {}, "kwargs['hidden']"),
+        ((), {}, {"retries": 1, "tags": {1}}, "options['tags']"),
+    ],
+)
+def test_what_is_no_json_is_named_without_its_value(
+    args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any], culprit: str
+) -> None:
+    with pytest.raises(TypeError) as raised:
+        encode(Message[Any]("q", "an.actor", args, kwargs, options))
+    assert raised.value.__notes__ == [f"in {culprit} of a message for an.actor"]
+
+
 def test_a_circle_raises_the_same_and_is_forgotten() -> None:
     circle: list[Any] = []
     circle.append(circle)
