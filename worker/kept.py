@@ -12,7 +12,7 @@ from middleware import keeper
 from middleware.dramatiq_internals import child_logging
 from middleware.shared_starts import SharedStarts
 
-#: As pydantic reads them.
+#: As :mod:`worker.fields` reads them, which is not loaded yet.
 _NO = {"0", "off", "f", "false", "n", "no"}
 
 
