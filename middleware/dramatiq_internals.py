@@ -18,10 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dramatiq
 from dramatiq import Message, MessageProxy, Worker
@@ -243,8 +242,7 @@ def modules_on_command_line(argv: list[str] | None = None) -> list[str] | None:
     return [name.partition(":")[0] for name in [arguments.broker, *arguments.modules]]
 
 
-@dataclass(frozen=True, slots=True)
-class ChildLogging:
+class ChildLogging(NamedTuple):
     """What the ``dramatiq`` command was told about the logs of the process at hand, which it started.
 
     Attributes:
@@ -315,8 +313,7 @@ def run_command(arguments: Any, set_up: Callable[[Any, ChildLogging, bool], obje
     return int(cli.main(arguments))
 
 
-@dataclass(frozen=True, slots=True)
-class CommandLine:
+class CommandLine(NamedTuple):
     """What the ``dramatiq`` command was told; None where it was not, and its default holds."""
 
     modules: list[str]

@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 _YES: Final = frozenset({"1", "on", "t", "true", "y", "yes"})
 _NO: Final = frozenset({"0", "off", "f", "false", "n", "no"})
@@ -30,8 +42,7 @@ class Invalid(ValueError):
         self.problems = problems
 
 
-@dataclass(frozen=True, slots=True)
-class FieldInfo:
+class FieldInfo(NamedTuple):
     """What :func:`Field` was given."""
 
     default: Any
@@ -51,11 +62,11 @@ class FieldInfo:
         """
         # So that what is not a number at all is not within them either.
         if self.gt is not None and not value > self.gt:
-            raise ValueError(f"must be more than {self.gt}, not {value}")
+            raise ValueError(f"must be greater than {self.gt}, not {value}")
         if self.ge is not None and not value >= self.ge:
-            raise ValueError(f"must be at least {self.ge}, not {value}")
+            raise ValueError(f"must be greater than or equal to {self.ge}, not {value}")
         if self.le is not None and not value <= self.le:
-            raise ValueError(f"must be at most {self.le}, not {value}")
+            raise ValueError(f"must be less than or equal to {self.le}, not {value}")
         if self.min_length is not None and len(value) < self.min_length:
             raise ValueError(f"must have at least {self.min_length} characters, not {len(value)}")
         if self.max_length is not None and len(value) > self.max_length:

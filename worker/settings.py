@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 from db.configuration import check_url
 from db.errors import ConfigurationError
 from db.sealing import Keys
-from worker.alerts.signing import read_secrets
-from worker.console_tokens import read_tokens
 from worker.fields import Field, Invalid, Model, field_validator
 from worker.logs.levels import LEVELS, read_levels
 from worker.queues import check_queue_name
@@ -412,6 +410,8 @@ class Settings(Model):
     @classmethod
     def _check_alert_secrets(cls, value: str | None) -> str | None:
         if value is not None:
+            from worker.alerts.signing import read_secrets
+
             read_secrets(value)
         return value
 
@@ -452,6 +452,8 @@ class Settings(Model):
     @classmethod
     def _check_tokens(cls, value: str | None) -> str | None:
         if value is not None:
+            from worker.console_tokens import read_tokens
+
             read_tokens(value)
         return value
 
