@@ -6,7 +6,7 @@ nothing.
 
 from __future__ import annotations
 
-from worker import kept as kept  # isort: skip - before all that the keeper need not hold
+from worker import kept  # isort: skip - before all that the keeper need not hold
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -307,3 +307,4 @@ _configure_session(settings)
 queues = declared_queues(settings)
 broker = make_broker(settings, None if settings.database_url else _log_only, queues)
 dramatiq.set_broker(broker)
+kept.look_for_garbage()
