@@ -20,8 +20,8 @@ LONGEST_WAIT = 10.0
 #: to the same server for ever.
 NOT_THE_SERVER = (redis.ConnectionError, redis.ReadOnlyError, MasterDownError, ClusterDownError)
 
-#: That redis-py says its name and release on each connection takes two calls, and of the first ones 1 ms each, to find
-#: out what the release is; this is asked for otherwise from 7.2 on.
+#: That redis-py says its name and release on each connection takes two calls, and 1 ms to find out what the release is.
+#: It is told not to in another way from 8.0 on; in between there is none.
 _NAMELESS: Final[dict[str, object]] = (
     {"driver_info": None} if hasattr(redis, "DriverInfo") else {"lib_name": None, "lib_version": None}
 )

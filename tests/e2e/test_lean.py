@@ -14,7 +14,7 @@ from tests.e2e.deployment import Deployment
 from tests.waiting import eventually
 
 APPLICATION = """
-import os, sys
+import gc, os, sys
 from worker.broker import broker
 from worker.routing import actor, register
 
@@ -23,7 +23,8 @@ register(__name__, "llm")
 @actor(tenant_scoped=False)
 def say():
     found = [n for n in ("pydantic", "rich", "sqlalchemy", "typer") if n in sys.modules]
-    broker.client.rpush("said", " ".join(found + [n for n in os.environ if n.startswith("LOGURU")]))
+    found += [n for n in os.environ if n.startswith("LOGURU")] + ["no gc"] * (not gc.isenabled())
+    broker.client.rpush("said", " ".join(found))
 
 @actor(tenant_scoped=False, max_retries=0)
 def fail():
