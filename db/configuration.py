@@ -32,13 +32,13 @@ class Config:
     prepare_threshold: int | None
 
 
-@dataclass(slots=True)
 class _State:
-    config: Config | None = None
-    #: Whether no transaction may begin any more.
-    closed: bool = False
-    #: Told of another configuration.
-    heed: Callable[[Config], object] = lambda _: None
+    def __init__(self) -> None:
+        self.config: Config | None = None
+        #: Whether no transaction may begin any more.
+        self.closed = False
+        #: Told of another configuration.
+        self.heed: Callable[[Config], object] = lambda _: None
 
 
 _state = _State()

@@ -6,7 +6,7 @@ import json
 from base64 import b64decode, b64encode
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 
@@ -77,8 +77,7 @@ class Failure:
         return cls(**values)
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One execution of a message that failed. Text is clean, cut and redacted."""
 
     #: When it began, or where that is not known, ended.
@@ -103,8 +102,7 @@ class Attempt:
 ATTEMPTS_KEPT = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Success:
+class Success(NamedTuple):
     """A message that was sent again because it was dead, and has succeeded."""
 
     #: As a failure's.
@@ -122,7 +120,7 @@ class Success:
         """Return it as what JSON can say."""
         return {
             "kind": "success",
-            **{f.name: getattr(self, f.name) for f in fields(self)},
+            **self._asdict(),
             "tenant_id": None if self.tenant_id is None else str(self.tenant_id),
             "replayed_row": str(self.replayed_row),
             "replay_item": str(self.replay_item),

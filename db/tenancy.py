@@ -10,16 +10,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from db.errors import InvalidTenant, TenantRequired
 
 
-@dataclass(frozen=True, slots=True)
-class Tenancy:
+class Tenancy(NamedTuple):
     """A binding: the tenant (``None`` where work belongs to no tenant) and the correlation id of the work."""
 
     tenant_id: UUID | None

@@ -6,10 +6,9 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dramatiq import Broker, Message, MessageProxy
 from dramatiq.common import q_name
@@ -45,8 +44,7 @@ T = TypeVar("T")
 UNDECODABLE_NAME = "(undecodable)"
 
 
-@dataclass(frozen=True, slots=True)
-class _Execution:
+class _Execution(NamedTuple):
     """What was true when a message began to run, which Retries then changes."""
 
     message: MessageProxy

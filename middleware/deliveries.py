@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dramatiq import Message, MessageProxy
 from dramatiq.common import current_millis
@@ -21,8 +20,7 @@ REPLAY: Final = "dramaturg_replay"
 Entry = tuple[str, str, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class GroupChild:
+class GroupChild(NamedTuple):
     """A message's part in a group, which is counted in the step in which it ends.
 
     Attributes:

@@ -18,10 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dramatiq
 from dramatiq import Message, MessageProxy, Worker
@@ -221,6 +220,10 @@ def modules_on_command_line(argv: list[str] | None = None) -> list[str] | None:
 
     Its worker processes are forked, or spawned with the same ``sys.argv``.
     """
+    # Which need not be parsed once more in there.
+    arguments = _given_to_child() if argv is None else None
+    if arguments is not None:
+        return _modules_of(arguments)
     argv = sys.argv if argv is None else argv
     program = Path(argv[0])
     given = argv[1:]
@@ -240,11 +243,14 @@ def modules_on_command_line(argv: list[str] | None = None) -> list[str] | None:
     from dramatiq.cli import make_argument_parser
 
     arguments, _ = make_argument_parser().parse_known_args(given)
+    return _modules_of(arguments)
+
+
+def _modules_of(arguments: Any) -> list[str]:
     return [name.partition(":")[0] for name in [arguments.broker, *arguments.modules]]
 
 
-@dataclass(frozen=True, slots=True)
-class ChildLogging:
+class ChildLogging(NamedTuple):
     """What the ``dramatiq`` command was told about the logs of the process at hand, which it started.
 
     Attributes:
@@ -265,11 +271,17 @@ def logging_told(arguments: Any) -> ChildLogging:
 
 def child_logging() -> ChildLogging | None:
     """Return what this process, if it is a worker process of the ``dramatiq`` command, was told about its logs."""
+    arguments = _given_to_child()
+    return None if arguments is None else logging_told(arguments)
+
+
+def _given_to_child() -> Any:
+    """Return the command's arguments, parsed, in a worker process that it started; None in others."""
     process = multiprocessing.current_process()
     target = getattr(process, "_target", None)
     if getattr(target, "__module__", None) != "dramatiq.cli" or getattr(target, "__name__", None) != "worker_process":
         return None
-    return logging_told(getattr(process, "_args")[0])  # noqa: B009 - not in the types
+    return getattr(process, "_args")[0]  # noqa: B009 - not in the types
 
 
 def is_log_pipe(stream: object) -> bool:
@@ -315,8 +327,7 @@ def run_command(arguments: Any, set_up: Callable[[Any, ChildLogging, bool], obje
     return int(cli.main(arguments))
 
 
-@dataclass(frozen=True, slots=True)
-class CommandLine:
+class CommandLine(NamedTuple):
     """What the ``dramatiq`` command was told; None where it was not, and its default holds."""
 
     modules: list[str]
@@ -347,5 +358,6 @@ def read_command_line(arguments: list[str]) -> CommandLine:
         last = said.getvalue().strip().rpartition("\n")[2]
         raise ValueError(last.partition("error: ")[2] or "it runs no worker") from None
     path = [found.path] if isinstance(found.path, str) else found.path
-    modules = [name.partition(":")[0] for name in [found.broker, *found.modules]]
-    return CommandLine(modules, found.queues, path, found.processes, found.threads, found.worker_shutdown_timeout)
+    return CommandLine(
+        _modules_of(found), found.queues, path, found.processes, found.threads, found.worker_shutdown_timeout
+    )

@@ -41,6 +41,7 @@ from typing import Final, NamedTuple
 
 from dramatiq.middleware import Interrupt
 
+from middleware.late_patterns import LatePattern
 from middleware.message_checks import InvalidMessage
 from middleware.text import clean, cut, message_of, name_of
 
@@ -67,7 +68,7 @@ VALUE: Final = "*"
 
 # Each is linear in the text: it begins only where nothing before belongs to it, and what follows a repetition cannot be
 # its beginning, or may be missing, or the repetition is bounded.
-_VALUE = re.compile(
+_VALUE = LatePattern(
     r"""
       (?<![a-zA-Z0-9+.-]) [a-zA-Z][a-zA-Z0-9+.-]{0,30}:// [^\s'"<>)\]},;]*                 # URL
     | (?<!\w) [bBrRuUfF]{0,2} ' (?: \\. | [^'\\] | '(?=\w) )* '?                           # quoted, to the end if open
@@ -88,13 +89,13 @@ _VALUE = re.compile(
     re.VERBOSE,
 )
 # Values side by side are one, with the brackets around them: lists and objects of any length and shape.
-_VALUES = re.compile(
+_VALUES = LatePattern(
     r"[\[{(]{0,6}\*(?:[-\s.:,;+/=|&_\[\]{}()]{0,4}(?:\*|(?<!\w)(?:None|True|False|null|true|false)(?!\w)))*[\]})]{0,6}"
 )
 #: Python 3.12 runs comprehensions in their functions, and leaves them out of the names of what is defined there.
 _COMPREHENSION = re.compile(r"((?:\.<locals>)?)(?:\.?<(?:listcomp|dictcomp|setcomp|genexpr)>(?:\.<locals>)?)+(?=(\.?))")
 #: Postgres' partitions carry a date or a number in their constraints' names.
-_PARTITION = re.compile(r"\d{4,}(?:_\d{1,2}(?!\d))*")
+_PARTITION = LatePattern(r"\d{4,}(?:_\d{1,2}(?!\d))*")
 
 #: Packages whose frames say how a job was run. ``worker`` holds actors, too: theirs count by their names.
 _PLUMBING_PACKAGES: Final = {"dramatiq", "middleware", "db", "worker"}

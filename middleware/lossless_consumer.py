@@ -7,8 +7,7 @@ import time
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from dramatiq import MessageProxy
@@ -82,8 +81,7 @@ def _arguments(group: GroupChild | None) -> Iterable[Argument]:
     return (*names, group.keep, *(part for entry in group.callbacks for part in entry))
 
 
-@dataclass(frozen=True, slots=True)
-class Suspect:
+class Suspect(NamedTuple):
     """A message that was running when a worker was lost, and waits to run alone."""
 
     delivery: Delivery

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from dramatiq.errors import ConnectionClosed
@@ -16,6 +15,7 @@ from dramatiq.errors import ConnectionClosed
 Argument = str | bytes | int
 
 _FOLDER = Path(__file__).parent / "lua"
+_INCLUDE = re.compile(r"^ *-- include (\w+)$", re.MULTILINE)
 
 
 @cache
@@ -24,13 +24,12 @@ def texts() -> dict[str, str]:
     shared = {path.stem: path.read_text("utf-8") for path in (_FOLDER / "shared").glob("*.lua")}
 
     def include(text: str) -> str:
-        return re.sub(r"^ *-- include (\w+)$", lambda match: shared[match[1]], text, flags=re.MULTILINE)
+        return _INCLUDE.sub(lambda match: shared[match[1]], text) if "-- include " in text else text
 
     return {path.stem: include(path.read_text("utf-8")) for path in sorted(_FOLDER.glob("*.lua"))}
 
 
-@dataclass(frozen=True, slots=True)
-class _Script:
+class _Script(NamedTuple):
     """A script as it is called: its text, its name in Redis, and a call's first words."""
 
     text: str
@@ -51,7 +50,7 @@ class Scripts:
 
     def __init__(self, client: redis.Redis, namespace: str) -> None:
         self._client = client
-        self._scripts = {name: _script_of(text, namespace) for name, text in texts().items()}
+        self._scripts = _scripts_of(namespace)
 
     def __call__(self, name: str, *arguments: Argument) -> Any:
         script = self._scripts[name]
@@ -85,6 +84,11 @@ class Scripts:
             raise
         finally:
             pool.release(connection)
+
+
+@cache
+def _scripts_of(namespace: str) -> dict[str, _Script]:
+    return {name: _script_of(text, namespace) for name, text in texts().items()}
 
 
 def _script_of(text: str, namespace: str) -> _Script:

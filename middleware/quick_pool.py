@@ -6,6 +6,7 @@ redis-py's own takes two locks and four calls of the kernel for each command: a 
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import redis
@@ -23,6 +24,13 @@ class QuickPool(redis.ConnectionPool):
         # Adding to its end and taking from there need no lock.
         self._at_hand: list[Any] = []
         self._process = os.getpid()
+
+    def make_connection(self) -> Any:
+        """Return one that is not open yet."""
+        connection: Any = super().make_connection()
+        # Redis-py would ask whether it is well first of all. What opens it says that as well, and as soon.
+        connection.next_health_check = time.monotonic() + connection.health_check_interval
+        return connection
 
     def get_connection(self, *args: Any, **options: Any) -> Any:
         """Return a connection on which nothing is left to be read.

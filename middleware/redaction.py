@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Set
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from middleware.late_patterns import LatePattern
 from middleware.text import clean
 
 REDACTED = "[redacted]"
@@ -38,7 +38,7 @@ _KEYWORD_NEEDLES = ("pass", "pwd", "token", "secret", "key", "credential", "sign
 
 
 class _Pattern(NamedTuple):
-    pattern: re.Pattern[str]
+    pattern: LatePattern
     replacement: str
     #: Some of these, in lower case, stands in whatever it matches, as long as that is ASCII. To look for them costs a
     #: hundredth of what the pattern does, and most text holds none.
@@ -50,32 +50,32 @@ class _Pattern(NamedTuple):
 _PATTERNS: tuple[_Pattern, ...] = (
     # The rest of the line: what stands behind the name comes in too many forms.
     _Pattern(
-        re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\\{0,4}[\"']?\s{0,5}[=:])[^\n]{1,4000}"),
+        LatePattern(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\\{0,4}[\"']?\s{0,5}[=:])[^\n]{1,4000}"),
         rf"\1\2 {REDACTED}",
         ("authorization", "cookie"),
     ),
     # scheme://user:password@host and scheme://:password@host; the password may itself hold an @. Not host:port/path@.
     _Pattern(
-        re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://[^\s:/@'\"]{0,200}):(?!\d{1,5}/)[^\s]{1,300}@"),
+        LatePattern(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://[^\s:/@'\"]{0,200}):(?!\d{1,5}/)[^\s]{1,300}@"),
         rf"\1:{REDACTED}@",
         ("://",),
     ),
     # scheme://token@host, as git and Sentry write it.
     _Pattern(
-        re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://)[A-Za-z0-9_-]{16,200}@"),
+        LatePattern(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]{0,30}://)[A-Za-z0-9_-]{16,200}@"),
         rf"\1{REDACTED}@",
         ("://",),
     ),
     _Pattern(
-        re.compile(r"(?i)\b(bearer|basic|digest|negotiate)(\s{1,5})(?=\S{0,200}[0-9=])[a-z0-9._~+/=-]{6,4000}"),
+        LatePattern(r"(?i)\b(bearer|basic|digest|negotiate)(\s{1,5})(?=\S{0,200}[0-9=])[a-z0-9._~+/=-]{6,4000}"),
         rf"\1\2{REDACTED}",
         ("bearer", "basic", "digest", "negotiate"),
     ),
     # JSON Web Tokens.
-    _Pattern(re.compile(r"(?<![\w.-])eyJ[\w-]{6,}\.[\w-]{2,}(?:\.[\w-]*)?"), REDACTED, ("eyj",)),
+    _Pattern(LatePattern(r"(?<![\w.-])eyJ[\w-]{6,}\.[\w-]{2,}(?:\.[\w-]*)?"), REDACTED, ("eyj",)),
     # Keys that say by their prefix what they are: OpenAI, Stripe, GitHub, GitLab, Slack, AWS, Google.
     _Pattern(
-        re.compile(
+        LatePattern(
             r"(?<![\w-])(?:(?:sk|pk|rk)[-_](?:live[-_]|test[-_]|proj[-_]|ant[-_])?[\w-]{16,}|gh[pousr]_\w{20,}"
             r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,})"
         ),
@@ -86,7 +86,7 @@ _PATTERNS: tuple[_Pattern, ...] = (
         ),
     ),
     _Pattern(
-        re.compile(
+        LatePattern(
             r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
         ),
         REDACTED,
@@ -94,18 +94,18 @@ _PATTERNS: tuple[_Pattern, ...] = (
     ),
     # The end of one whose beginning was cut off.
     _Pattern(
-        re.compile(r"(?<![\w+/=\s])[\w+/=\s]*-----END [A-Z ]{0,40}PRIVATE KEY-----"), REDACTED, ("private key-----",)
+        LatePattern(r"(?<![\w+/=\s])[\w+/=\s]*-----END [A-Z ]{0,40}PRIVATE KEY-----"), REDACTED, ("private key-----",)
     ),
     # Postgres' DETAIL of a refused row holds all its values.
-    _Pattern(re.compile(r"(Failing row contains )\([^\n]*"), rf"\1({REDACTED})", ("failing row contains ",)),
+    _Pattern(LatePattern(r"(Failing row contains )\([^\n]*"), rf"\1({REDACTED})", ("failing row contains ",)),
     _Pattern(
-        re.compile(rf"(?i)(Key \([^()\n]{{0,100}}{_KEYWORD}[^()\n]{{0,100}}\)=)\([^\n]*\)"),
+        LatePattern(rf"(?i)(Key \([^()\n]{{0,100}}{_KEYWORD}[^()\n]{{0,100}}\)=)\([^\n]*\)"),
         rf"\1({REDACTED})",
         _KEYWORD_NEEDLES,
     ),
     # password=..., "api_keys": "...", SECRET_KEY_BASE => ..., {\\"token\\": \\"...\\"}
     _Pattern(
-        re.compile(
+        LatePattern(
             rf"(?i)({_KEYWORD}s?(?:[_-](?:key|base|id|hash|value)){{0,3}}\\{{0,4}}[\"']?\s{{0,5}}(?:=>|[=:])\s{{0,5}}b?)"
             # Not what was redacted before.
             r"(?!b?\[redacted\](?:[\s\"',;&)\]}]|$))"
@@ -135,8 +135,7 @@ def _words(key: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in _WORD.findall(key[:_NAME_READ]))
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """How much of a message's arguments is kept for the eye."""
 
     #: Characters of one string.

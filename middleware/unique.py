@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from dramatiq import Actor, Broker, Message
 
@@ -76,8 +76,7 @@ class Unique:
             raise InvalidUnique(f"period: must be seconds, more than 0 and at most ten years, not {self.period!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a message that was sent.
 
     Attributes:

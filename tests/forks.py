@@ -39,7 +39,6 @@ OTHERS = (
     "dramatiq.middleware",
     "loguru",
     "psycopg",
-    "pydantic.main",
     "redis.asyncio",
     "rich.live",
     "rich.markup",

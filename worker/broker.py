@@ -6,7 +6,7 @@ nothing.
 
 from __future__ import annotations
 
-from worker import kept as kept  # isort: skip - before all that the keeper need not hold
+from worker import kept  # isort: skip - before all that the keeper need not hold
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +16,6 @@ import dramatiq
 from dramatiq import Broker, Middleware
 from dramatiq.middleware import CurrentMessage
 from dramatiq.rate_limits import RateLimiterBackend
-from dramatiq.rate_limits.backends import StubBackend
 from loguru import logger
 
 from db import configuration
@@ -40,7 +39,6 @@ from middleware.known_queues import KnownQueues
 from middleware.log_context import LogContext
 from middleware.lossless_broker import BEAT, LosslessBroker
 from middleware.lua_scripts import Scripts
-from middleware.memory_broker import MemoryBroker
 from middleware.metrics import Metrics
 from middleware.option_checks import OptionChecks
 from middleware.outbox import Outbox
@@ -73,6 +71,7 @@ from worker.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from middleware.memory_broker import MemoryBroker
     from middleware.relay import Relay
     from worker.replay.runner import Runner
 
@@ -103,6 +102,10 @@ def make_middleware(
       endings: Ends messages once their failures are recorded.
       group_counts: Where the children of groups are counted; in memory by default, which is for the StubBroker.
     """
+    if group_counts is None:
+        from dramatiq.rate_limits.backends import StubBackend
+
+        group_counts = StubBackend()
     redactor = Redactor(settings.redact_keys)
     sentry = None if settings.sentry_dsn is None else Sentry(settings.sentry_dsn, redactor, settings.worker_name)
     return [
@@ -131,7 +134,7 @@ def make_middleware(
         CrashGuard(_is_recorded if record_all else lambda _: False),
         FailedSkips(),
         AgeLimit(max_age=settings.max_age),
-        SafeGroupCallbacks(StubBackend() if group_counts is None else group_counts),
+        SafeGroupCallbacks(group_counts),
         SafeCallbacks(),
         SafePipelines(),
         SafeRetries(
@@ -180,6 +183,8 @@ def make_broker(
         record, endings = writer.record, FailureEndings(writer)
     broker: LosslessBroker | MemoryBroker
     if settings.stub:
+        from middleware.memory_broker import MemoryBroker
+
         broker = MemoryBroker(middleware=make_middleware(settings, record, queues))
         broker.takes_all = settings.outbox
     else:
@@ -302,3 +307,4 @@ _configure_session(settings)
 queues = declared_queues(settings)
 broker = make_broker(settings, None if settings.database_url else _log_only, queues)
 dramatiq.set_broker(broker)
+kept.look_for_garbage()

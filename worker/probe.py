@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 from uuid import uuid4
 
 import dramatiq
@@ -61,8 +60,7 @@ def declare(broker: Broker, queue_name: str) -> None:
     declare_on(probe)
 
 
-@dataclass(frozen=True, slots=True)
-class Probed:
+class Probed(NamedTuple):
     """What became of a probe: ``answered``, or ``late``; or it was not sent, because its queue is ``paused``, or
     ``unconsumed`` by any worker that lives.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from typing import Final
 
 import redis
 from redis.backoff import NoBackoff
@@ -18,6 +19,12 @@ LONGEST_WAIT = 10.0
 #: its own. On these redis-py closes the connection, and the next finds the new master; after all others it stays open,
 #: to the same server for ever.
 NOT_THE_SERVER = (redis.ConnectionError, redis.ReadOnlyError, MasterDownError, ClusterDownError)
+
+#: That redis-py says its name and release on each connection takes two calls, and 1 ms to find out what the release is.
+#: It is told not to in another way from 8.0 on; in between there is none.
+_NAMELESS: Final[dict[str, object]] = (
+    {"driver_info": None} if hasattr(redis, "DriverInfo") else {"lib_name": None, "lib_version": None}
+)
 
 
 class ExplainedTls(redis.SSLConnection):
@@ -60,6 +67,7 @@ def make_redis(settings: Settings, *, waits: bool = False, answers_within: float
         "health_check_interval": 30,
         # One for each thread that asks at the same moment. From 8.0 redis-py makes a hundred, and refuses the rest.
         "max_connections": 2**31,
+        **_NAMELESS,
     }
     if settings.redis_url.startswith("rediss://"):
         options["connection_class"] = ExplainedTls

@@ -13,6 +13,8 @@ from dramatiq.errors import ConnectionClosed
 from middleware.lua_scripts import Scripts
 from middleware.quick_pool import QuickPool
 from tests.waiting import eventually
+from worker.redis_client import make_redis
+from worker.settings import Settings
 
 
 @pytest.fixture
@@ -32,6 +34,18 @@ def test_one_does_for_all_that_is_asked_in_turn(client: redis.Redis) -> None:
     mine = client.client_id()
     assert run("size", "a", "b") == 0
     assert client.client_id() == mine
+
+
+def test_a_new_one_is_ready_after_one_call(redis_url: str) -> None:
+    settings = Settings.load({"DATABASE_URL": "postgres://h/x", "REDIS_URL": redis_url})
+    with redis.Redis.from_url(redis_url) as other, make_redis(settings) as client:
+        other.config_resetstat()
+        assert client.get("nothing") is None
+        said = other.info("commandstats")
+        assert said["cmdstat_get"]["calls"] == 1
+        assert "cmdstat_ping" not in said
+        # From 7.2 to 8.0 redis-py cannot be told not to.
+        assert "cmdstat_client|setinfo" not in said or redis.__version__.startswith("7.")
 
 
 def test_one_that_the_server_closed_is_not_used(client: redis.Redis, redis_url: str) -> None:

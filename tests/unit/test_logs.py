@@ -314,6 +314,28 @@ class TestText:
             assert twice not in root.handlers
             assert sum(type(handler).__module__ == "worker.logs.records" for handler in root.handlers) == 1
 
+    def test_what_somebody_added_to_loguru_meanwhile_is_gone_when_it_is_configured_again(self) -> None:
+        def again(level: str) -> None:
+            options = options_of(Settings.load({"REDIS_URL": "stub://", "LOG_LEVEL": level}), terminal=False)
+            configure(options, stream=second)
+
+        second, elsewhere = Written(), Written()
+        with logging_to() as first:
+            again("INFO")
+            logger.info("one")
+            logger.add(elsewhere)
+            again("INFO")
+            logger.info("two")
+            # Its only handler is somebody else's.
+            logger.remove()
+            logger.add(elsewhere)
+            again("INFO")
+            logger.info("three")
+            again("DEBUG")
+            logger.debug("four")
+        assert [line["message"] for line in second.lines()] == ["one", "two", "three", "four"]
+        assert first.getvalue() == elsewhere.getvalue() == ""
+
     def test_a_terminal_may_have_json_as_well(self) -> None:
         with logging_to(terminal=True, LOG_FORMAT="json") as written:
             logger.info("one")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from middleware.redaction import Limits, Redactor
 from worker.logs.levels import LEVELS, Levels
 from worker.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """How lines look, which are written, and what is taken out of them.
 
     Attributes:

@@ -100,10 +100,7 @@ def configure(
       standard_streams: Whether what is printed in this process is logged.
     """
     sink = Sink(options, Output(_original(sys.stderr if stream is None and standard_streams else stream)))
-    logger.remove()
-    # As a filter, because a filter sees the record as it is. Before a sink does, loguru formats the exception, with
-    # what its __str__ may raise, and takes a lock that no signal's handler may find taken.
-    logger.add(_nowhere, level=options.levels.least, format="", filter=sink.take_loguru)
+    _loguru.lead_to(sink, options.levels.least)
     guard_loguru()
     previous = logging.getLogRecordFactory()
     while isinstance(previous, RedactingFactory):
@@ -115,6 +112,36 @@ def configure(
     if standard_streams:
         sys.stdout = LoggedStream(_original(sys.stdout), lambda line: sink.say("INFO", "stdout", line))
         sys.stderr = LoggedStream(_original(sys.stderr), lambda line: sink.say("WARNING", "stderr", line))
+
+
+class _Loguru:
+    """Loguru's one handler. It takes 3 ms to make, so the second time that this is configured it leads elsewhere."""
+
+    def __init__(self) -> None:
+        self._sink: Sink | None = None
+        self._made: tuple[int, int] | None = None
+
+    def lead_to(self, sink: Sink, level: int) -> None:
+        """Have loguru's lines of a level, or more severe, go to ``sink``, and nowhere else."""
+        self._sink = sink
+        if self._made is not None and self._made == (level, _only_handler()):
+            return
+        logger.remove()
+        # As a filter, because a filter sees the record as it is. Before a sink does, loguru formats the exception, with
+        # what its __str__ may raise, and takes a lock that no signal's handler may find taken.
+        self._made = (level, logger.add(_nowhere, level=level, format="", filter=self._take))
+
+    def _take(self, record: Mapping[str, Any]) -> bool:
+        return self._sink is not None and self._sink.take_loguru(record)
+
+
+_loguru: Final = _Loguru()
+
+
+def _only_handler() -> int | None:
+    """Return the id of the only handler of loguru's, or None where there are others, or loguru is not as known here."""
+    handlers = getattr(getattr(logger, "_core", None), "handlers", None)
+    return next(iter(handlers)) if isinstance(handlers, dict) and len(handlers) == 1 else None
 
 
 def _nowhere(_: str) -> None:
