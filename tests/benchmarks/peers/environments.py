@@ -12,11 +12,14 @@ from tests.benchmarks.peers.peers import Peer
 
 #: Whoever works in Postgres does so with the driver that we have, and in the same version.
 _DRIVER = (f"psycopg[binary]=={version('psycopg')}", f"SQLAlchemy=={version('SQLAlchemy')}")
+_ROOT = str(Path(__file__).parents[3])
 #: What they stand on, where they do.
 _BELOW = ("asyncpg", "hiredis", "kombu", "redis", "taskiq", "uvloop")
 #: Whoever speaks with Redis has hiredis, as we do, and whose worker or command takes uvloop where it is has that.
 PACKAGES = {
     "celery": ("celery[redis]", "hiredis", *_DRIVER),
+    # Not that which runs this, where there is more: redis-py imports OpenTelemetry's SDK wherever it finds it.
+    "dramaturg": ("--editable", _ROOT, *_DRIVER),
     "dramatiq": ("dramatiq[redis]==2.2.1", "hiredis", *_DRIVER),
     "oban": ("oban", "psycopg[binary]", "uvloop"),
     "pgqueuer": ("pgqueuer[asyncpg,cli]", "uvloop"),
@@ -41,8 +44,6 @@ def python_for(peer: Peer) -> str | None:
 
 def programs_of(peer: Peer, folder: Path) -> Path | None:
     """Return the folder of a peer's programs, which are installed where they are not; None where they cannot be."""
-    if not peer.environment:
-        return Path(sys.executable).parent
     made, packages = folder / peer.environment, PACKAGES[peer.environment]
     complete = made / "complete"
     if not complete.exists() or complete.read_text().split() != list(packages):
@@ -70,6 +71,6 @@ def versions_of(peer: Peer, programs: Path) -> dict[str, str]:
         check=True,
     )
     installed = dict(line.split(" ", 1) for line in listed.stdout.splitlines())
-    asked = PACKAGES.get(peer.environment, ("dramaturg", "dramatiq", "psycopg", "SQLAlchemy"))
-    names = {name.split("[")[0].split("==")[0].lower() for name in (*asked, *_BELOW)}
+    asked = (peer.environment, "dramatiq", *PACKAGES[peer.environment], *_BELOW)
+    names = {name.split("[")[0].split("==")[0].lower() for name in asked}
     return {name: version for name, version in sorted(installed.items()) if name in names}

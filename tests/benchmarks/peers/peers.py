@@ -15,7 +15,7 @@ class Peer:
       app: The module beside this file that has ``send_all(numbers, job)``, ``sender()`` and what else it can.
       worker: The command of the worker, whose program is one of its environment.
       left: What counts those that have not ended, that is, been acknowledged: commands of Redis, or statements of SQL.
-      environment: Which environment it runs in, one of those of ``environments.py``; ours is the one that runs this.
+      environment: Which environment it runs in, one of those of ``environments.py``.
       python: The oldest Python that it runs on.
       prepare: A command that makes its tables.
       settings: Variables of its own.
@@ -27,7 +27,7 @@ class Peer:
     app: str
     worker: tuple[str, ...]
     left: tuple[str, ...]
-    environment: str = ""
+    environment: str
     python: tuple[int, int] = (3, 11)
     prepare: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -52,6 +52,7 @@ OURS = Peer(
     "app_ours",
     ("dramatiq", "app_ours", *_EIGHT, "--queues", "attribution"),
     ("HLEN dramatiq:attribution.msgs",),
+    "dramaturg",
 )
 STOCK = Peer(
     "Dramatiq", "app_dramatiq", ("dramatiq", "app_dramatiq", *_EIGHT), ("HLEN dramatiq:default.msgs",), "dramatiq"

@@ -25,7 +25,6 @@ from tests.benchmarks.peers.servers import Servers
 from tests.servers import Database
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 #: Seconds within which all jobs of a run must have run.
 WITHIN = 900
 
@@ -50,7 +49,7 @@ class Stage:
             **peer.settings,
             "RAN": str(self.noted),
             "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{HERE}:{ROOT}" if not peer.environment else str(HERE),
+            "PYTHONPATH": str(HERE),
         }
 
     def _command(self, command: Sequence[str]) -> list[str]:
