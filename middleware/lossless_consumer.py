@@ -51,6 +51,10 @@ BYTES_AHEAD = 8 * 2**20
 GROUP_UNKNOWN = 2
 #: What the script answers that fetched nothing because the queue is paused; seconds between two looks whether it is.
 PAUSED, LOOK_EVERY = [-1], 1.0
+#: How many times as long as Dramatiq says a consumer waits that can be woken, and seconds that it does so at most.
+WAIT_TIMES, WAIT_AT_MOST = 5, 5.0
+#: Seconds by which what Redis says of when a message is due may differ from one time to the next.
+ABOUT = 0.02
 #: From which it counts down what may be there yet in a queue of which tenants have limits.
 LIMITED = -2
 #: Seconds for which a consumer sorts, where much waits that was not sorted by tenant, before it sees to anything else.
@@ -100,7 +104,8 @@ class LosslessConsumer(Consumer):
       broker: Whose scripts to use.
       queue_name: A queue, or a delay queue.
       prefetch: How many messages this process may hold of it.
-      timeout: Milliseconds to wait in Redis at a time; it wakes at once when a message comes.
+      timeout: Milliseconds to wait in Redis at a time, where that cannot be ended: :mod:`middleware.waits`. It wakes at
+        once when a message comes.
       holdings: What this process holds of the queue, kept from one consumer to the next.
     """
 
@@ -125,7 +130,8 @@ class LosslessConsumer(Consumer):
         self._idle = False
         self._paused = False
         self._unsorted = False
-        self._next_due: float | None = None
+        # On time.monotonic's clock: as Redis said when it was asked last, and as it has said since.
+        self._next_due = self._heard_due = float("inf")
         if self._delayed:
             # Dramatiq drops what it kept in memory for the consumer before this one.
             holdings.clear()
@@ -309,13 +315,24 @@ class LosslessConsumer(Consumer):
             time.sleep(min(self._timeout, LOOK_EVERY))
             return True
         seconds = 2 * self._timeout if self._delayed else self._timeout
-        if self._next_due is not None:
-            seconds = min(seconds, self._next_due - time.monotonic())
-        if seconds > 0.001:
-            came = self._broker.wait_for_message(self._queue_name, seconds)
-            # What another process sorted among the delayed ones before it died wakes nobody.
-            return came or self._delayed
-        return True
+        longer = 0.0
+        if self._queue_name not in self._broker.suspected:
+            longer = self._broker.may_wait(min(WAIT_TIMES * self._timeout, WAIT_AT_MOST))
+        seconds = min(max(seconds, longer), self._due_in())
+        if seconds <= 0.001:
+            return True
+        came = self._broker.wait_for_message(self._queue_name, seconds)
+        # What another process sorted among the delayed ones before it died wakes nobody: signs of life tell of it.
+        return came or (self._delayed and (not longer or self._due_in() <= 0.001))
+
+    def _due_in(self) -> float:
+        return min(self._next_due, self._heard_due) - time.monotonic()
+
+    def hear_due(self, seconds: float) -> None:
+        """Look whether a delayed message is due in so many seconds from now, if not before. Called by any thread."""
+        if seconds < self._due_in() - ABOUT:
+            self._heard_due = time.monotonic() + seconds
+            self._broker.wake(self._queue_name)
 
     def _sort(self) -> None:
         """Sort what waits by tenant, for a moment."""
@@ -328,10 +345,12 @@ class LosslessConsumer(Consumer):
 
     def _fetch(self) -> None:
         count = self._prefetch - self._holdings.room_taken
+        # What is heard from here on is news.
+        self._heard_due = float("inf")
         epoch, found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)
         if self._delayed:
             milliseconds = found.pop(0)
-            self._next_due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+            self._next_due = float("inf") if milliseconds < 0 else time.monotonic() + milliseconds / 1000
             found = [part for pair in zip(found[::2], found[1::2], strict=True) for part in (*pair, 0)]
         else:
             found = self._unless_paused(found)
