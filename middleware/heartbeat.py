@@ -92,6 +92,8 @@ class Heartbeat:
         self._on_due = on_due
         self._beating = threading.Lock()
         self._beaten_at = float("-inf")
+        # As of then: Redis' clock less ours, in milliseconds; and whether no other process lives.
+        self._ahead, self._is_alone = 0.0, False
         self.epoch = 0
         self._broker_id = broker_id
         self._lease = lease
@@ -127,13 +129,21 @@ class Heartbeat:
 
     def ask_turn(self, who: str, milliseconds: int) -> list[int]:
         """As :meth:`LosslessBroker.ask_turn`."""
-        said = None
         if self._thread is not None and _now() - self._beaten_at > EARLY * self._interval:
-            said = self._beat(f"{who} {milliseconds}")
-        return said or self._run("relay_turn", who, milliseconds, milliseconds)
+            turn = self._beat(f"{who} {milliseconds}")
+            if turn is not None:
+                return [self._redis_time(), turn]
+        elif self._is_alone and self.is_fresh():
+            # Nobody else asks, and who begins meanwhile does no harm.
+            return [self._redis_time(), 1]
+        found: list[int] = self._run("relay_turn", who, milliseconds, milliseconds)
+        return found
 
-    def _beat(self, asks: str) -> list[int] | None:
-        """Renew the lease, and return what is answered to who ``asks``; nothing where it was ended."""
+    def _redis_time(self) -> int:
+        return int(self._ahead + _now() * 1000)
+
+    def _beat(self, asks: str) -> int | None:
+        """Renew the lease, and tell whether it is the turn of who ``asks``, 1 or 0; nothing where the lease was ended."""
         with self._beating:
             if self._left:
                 return None
@@ -153,7 +163,7 @@ class Heartbeat:
                     *(part for entry in counts.items() for part in entry),
                     *sorted(self._queues),
                 )
-            known, self.epoch, spooled, suspected, missing, wrong, due, answer, *given_back = said
+            known, self.epoch, spooled, suspected, missing, wrong, due, (redis_time, turn, alive), *given_back = said
             if self._beaten and not known:
                 logger.error(
                     "this process was given up after {} ms of silence, or Redis forgot it: what it held runs elsewhere",
@@ -162,6 +172,7 @@ class Heartbeat:
             self._beaten = True
             # Not when the answer came: Redis counts from a moment between the two.
             self._beaten_at = before
+            self._ahead, self._is_alone = redis_time - before * 1000, alive == 1
         if missing:
             self._on_missing()
         for problem in wrong:
@@ -179,7 +190,7 @@ class Heartbeat:
                 queue.decode(),
                 suspects,
             )
-        return [int(part) for part in answer]
+        return int(turn)
 
     @contextmanager
     def _telling(self) -> Iterator[Mapping[str, int]]:

@@ -11,8 +11,8 @@
 -- other lease of it had, without which it may fetch nothing; how many failures wait in the spool; those of its queues
 -- that have suspects, unless they are paused; how many starts were not noted; what went wrong with others' leavings; those
 -- of its delay queues in which something is due within a lease, each with the milliseconds until then; now, in
--- milliseconds, and 1 if the turn is given, else 0; then for each queue of one that is gone: its facts or broker id, queue,
--- count, how many of them are suspects, ...
+-- milliseconds, 1 if the turn is given, else 0, and how many brokers live; then for each queue of one that is gone: its
+-- facts or broker id, queue, count, how many of them are suspects, ...
 local ns, broker, lease, grace_time = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local own = ns .. ":__dramaturg__."
 -- include messages
@@ -94,7 +94,8 @@ for i = first_queue, #ARGV do
   end
 end
 local who, milliseconds = string.match(ARGV[5], "^(%S+) (%d+)$")
-local answer = {now, who and take_turn(ns, who, milliseconds, milliseconds) or 0}
+local turn = who and take_turn(ns, who, milliseconds, milliseconds) or 0
+local answer = {now, turn, redis.call("zcard", alive)}
 local lease_id = tonumber(redis.call("hget", leases, broker))
 local wrong = {}
 local said = {known, lease_id, redis.call("hlen", own .. "spool"), suspected(), missing, wrong, soon, answer}
