@@ -143,7 +143,7 @@ class Heartbeat:
         return int(self._ahead + _now() * 1000)
 
     def _beat(self, asks: str) -> int | None:
-        """Renew the lease, and tell whether it is the turn of who ``asks``, 1 or 0; nothing where the lease was ended."""
+        """Renew the lease, and return 1 where it is the turn of who ``asks``, else 0; nothing where it was ended."""
         with self._beating:
             if self._left:
                 return None

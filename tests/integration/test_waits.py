@@ -86,8 +86,8 @@ class TestWaits:
         assert found == [b"1"]
 
     def test_whenever_it_comes(self, waits: Waits, client: redis.Redis) -> None:
-        for n in range(200):
-            thread, found = self.begin(waits, "a")
+        for n in range(100):
+            thread, _ = self.begin(waits, "a")
             if n % 2:
                 client.rpush("a", n)
             waits.end("a")
@@ -96,8 +96,8 @@ class TestWaits:
             # One that comes after the end stays where it is.
             assert client.llen("a") + client.llen("a.taken") == n % 2
             client.delete("a", "a.taken")
-            # What was told when it was over ends the next.
-            waits.wait("a", "BLMOVE", "a", "a.taken", "LEFT", "RIGHT", 0.001)
+            # What was told when it was over would end the next.
+            waits._told.clear()
 
     def test_a_number_is_its_connections(self, waits: Waits, client: redis.Redis) -> None:
         for _ in range(2):
