@@ -43,7 +43,7 @@ DUE_AT_ONCE = 100
 #: Seconds for which a busy consumer lets room for several messages gather, so that one call fetches them all.
 GATHER = 0.02
 #: Seconds of work that a busy consumer has here in advance, messages that it has so at most, and seconds of which it
-#: reckons how many that are.
+#: reckons how many that are, at most.
 AHEAD, AHEAD_AT_MOST, RECKON_OVER = 0.04, 1_000, 0.05
 #: Bytes of messages that it has so at most.
 BYTES_AHEAD = 8 * 2**20
@@ -235,8 +235,11 @@ class LosslessConsumer(Consumer):
                 return None
             if not self._delayed and not self._broker.solitude.wait_until_free(self._timeout):
                 return None
-            if self._idle and not self._wait():
-                return None
+            if self._idle:
+                if not self._wait():
+                    return None
+                # What was quick before the wait may be slow after it.
+                self._reckon()
             with self._broker.solitude.fetching() as may:
                 if may or self._delayed:
                     self._fetch()
@@ -268,9 +271,11 @@ class LosslessConsumer(Consumer):
         if self._delayed or self._broker.prefetch_is_set:
             return
         (then, before), now, let_go = self._reckoned, time.monotonic(), self._holdings.let_go
-        if now - then >= RECKON_OVER:
+        past, done = now - then, let_go - before
+        # Or sooner, once as many are done as it may have here, which is more than each thread had begun.
+        if past >= RECKON_OVER or (past > 0 and done >= self._prefetch):
             self._reckoned = now, let_go
-            wanted = min((let_go - before) / (now - then) * AHEAD, BYTES_AHEAD / self._size, AHEAD_AT_MOST)
+            wanted = min(done / past * AHEAD, BYTES_AHEAD / self._size, AHEAD_AT_MOST)
             # No more than double: ends are told in bursts, of which one may be all there is.
             self._prefetch = max(self._least, min(int(wanted), 2 * self._prefetch))
 
