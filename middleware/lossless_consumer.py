@@ -45,6 +45,8 @@ GATHER = 0.02
 #: Seconds of work that a busy consumer has here in advance, messages that it has so at most, and seconds of which it
 #: reckons how many that are, at most.
 AHEAD, AHEAD_AT_MOST, RECKON_OVER = 0.04, 1_000, 0.05
+#: Seconds without room for another after which what is here in advance goes back: what was quick has become slow.
+SLOW_AFTER = 0.2
 #: Bytes of messages that it has so at most.
 BYTES_AHEAD = 8 * 2**20
 #: What the script answers when a message has ended that names a group which was never begun, or is forgotten.
@@ -226,7 +228,8 @@ class LosslessConsumer(Consumer):
                 self._sort()
             self._reckon()
             self._wait_below(self._prefetch // 2 + 1, GATHER)
-            if not self._wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
+            patience = self._timeout if self._holdings.room_taken <= self._least else min(self._timeout, SLOW_AFTER)
+            if not self._wait_below(self._prefetch, 0 if self._unsorted else patience):
                 # Unless it has not waited, because much is to be sorted.
                 if self._holdings.room_taken > self._least and not self._delayed and not self._unsorted:
                     self._give_back_last(self._holdings.room_taken - self._least)
@@ -236,10 +239,12 @@ class LosslessConsumer(Consumer):
             if not self._delayed and not self._broker.solitude.wait_until_free(self._timeout):
                 return None
             if self._idle:
+                began = time.monotonic()
                 if not self._wait():
                     return None
-                # What was quick before the wait may be slow after it.
-                self._reckon()
+                if time.monotonic() - began >= RECKON_OVER:
+                    # What was quick before the wait may be slow after it.
+                    self._reckon_anew()
             with self._broker.solitude.fetching() as may:
                 if may or self._delayed:
                     self._fetch()
@@ -278,6 +283,10 @@ class LosslessConsumer(Consumer):
             wanted = min(done / past * AHEAD, BYTES_AHEAD / self._size, AHEAD_AT_MOST)
             # No more than double: ends are told in bursts, of which one may be all there is.
             self._prefetch = max(self._least, min(int(wanted), 2 * self._prefetch))
+
+    def _reckon_anew(self) -> None:
+        self._prefetch = self._least
+        self._reckoned = time.monotonic(), self._holdings.let_go
 
     def _hand_over(self) -> MessageProxy | None:
         if not self._cache:
@@ -321,7 +330,10 @@ class LosslessConsumer(Consumer):
             return True
         seconds = 2 * self._timeout if self._delayed else self._timeout
         longer = 0.0
-        if self._queue_name not in self._broker.suspected:
+        if not self._delayed and self._holdings.room_taken > self._least:
+            # What is here in advance may have to go back.
+            seconds = min(seconds, SLOW_AFTER)
+        elif self._queue_name not in self._broker.suspected:
             longer = self._broker.may_wait(min(WAIT_TIMES * self._timeout, WAIT_AT_MOST))
         seconds = min(max(seconds, longer), self._due_in())
         if seconds <= 0.001:
@@ -349,7 +361,8 @@ class LosslessConsumer(Consumer):
                 self._unsorted = self._broker.run("sort", self._queue_name) > 0
 
     def _fetch(self) -> None:
-        count = self._prefetch - self._holdings.room_taken
+        # What has come takes room, even if it was reckoned meanwhile that there is too much here.
+        count = max(1, self._prefetch - self._holdings.room_taken)
         # What is heard from here on is news.
         self._heard_due = float("inf")
         epoch, found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)

@@ -13,7 +13,7 @@ from dramatiq import Worker
 from dramatiq.worker import ConsumerThread
 
 from middleware.waits import Waits
-from tests.integration.nothing_lost import QUEUE, Side, kept, ours
+from tests.integration.nothing_lost import QUEUE, Side, in_acks, kept, ours
 from tests.waiting import eventually
 
 #: Milliseconds: nobody looks again by himself before a test is over.
@@ -151,6 +151,28 @@ class TestConsumers:
             client.hset("dramatiq:__dramaturg__.crashes", f"{QUEUE}:1", '[{"started":1,"silent":2,"facts":{}}]')
             client.rpush(f"dramatiq:__dramaturg__.suspects.{QUEUE}", "1")
             eventually(lambda: ran == [1])
+            eventually(lambda: kept(client) == 0)
+
+    def test_what_was_fetched_ahead_of_slow_jobs_goes_back_though_no_more_come(
+        self, one: Side, client: redis.Redis
+    ) -> None:
+        go_on, ran = threading.Event(), list[int]()
+
+        def job(n: int) -> None:
+            if n >= 3_000:
+                go_on.wait(60)
+            ran.append(n)
+
+        actor = one.actor(job)
+        one.broker.enqueue_many(  # type: ignore[attr-defined]
+            actor.message_with_options(args=(n,), tenant_id=f"{0xA:032x}") for n in range(3_020)
+        )
+        with one.working(threads=2):
+            eventually(lambda: len(ran) == 3_000)
+            # Two run, and two are there for when they end.
+            eventually(lambda: in_acks(client) <= 4)
+            assert kept(client) == 20
+            go_on.set()
             eventually(lambda: kept(client) == 0)
 
 
