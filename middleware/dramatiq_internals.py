@@ -120,6 +120,21 @@ def delay_nothing(thread: ConsumerThread) -> None:
         thread.handle_delayed_messages = lambda: None  # type: ignore[method-assign]
 
 
+def wake_when_told(thread: ConsumerThread, wake: Callable[[], object]) -> None:
+    """Have ``wake`` called whenever a thread that fetches is told to stop or to pause, right after."""
+    stop, pause = thread.stop, thread.pause
+
+    def stop_and_wake() -> None:
+        stop()
+        wake()
+
+    def pause_and_wake() -> None:
+        pause()
+        wake()
+
+    thread.stop, thread.pause = stop_and_wake, pause_and_wake  # type: ignore[method-assign]
+
+
 def surround_messages(thread: WorkerThread | ConsumerThread, surround: Callable[[Handle], Handle]) -> None:
     """Put something around all that a thread, which has begun to run, does with a message."""
     # A consumer's own are the delayed and the undefined ones.

@@ -31,6 +31,10 @@ def _name(gone: bytes) -> str:
         return gone.decode("utf-8", "replace")
 
 
+#: The part of the time between two signs of life after which what is asked goes with the next one, now.
+EARLY = 0.75
+
+
 class Heartbeat:
     """Renews the lease of this process from a thread of its own, and gives back what silent processes held.
 
@@ -49,6 +53,8 @@ class Heartbeat:
       on_missing: Told when Redis had not been told of a start.
       on_spool: Told with each of them how many failures wait in the spool.
       on_suspects: Told with each of them which queues have messages that were running when a worker was lost.
+      on_due: Told with each of them of each delay queue in which something is due within a lease, and in how many
+        seconds.
       on_given_back: Told of each queue of a process that was lost, how many messages went back, and how many of these
         were running.
 
@@ -72,6 +78,7 @@ class Heartbeat:
         on_spool: Callable[[int], object] = lambda _: None,
         on_suspects: Callable[[set[str]], object] = lambda _: None,
         on_given_back: Callable[[str, int, int], object] = lambda _queue, _count, _running: None,
+        on_due: Callable[[str, float], object] = lambda _queue, _seconds: None,
     ) -> None:
         self._run = run
         self._facts = facts
@@ -82,8 +89,11 @@ class Heartbeat:
         self._on_spool = on_spool
         self._on_suspects = on_suspects
         self._on_given_back = on_given_back
+        self._on_due = on_due
         self._beating = threading.Lock()
         self._beaten_at = float("-inf")
+        # As of then: Redis' clock less ours, in milliseconds; and whether no other process lives.
+        self._ahead, self._is_alone = 0.0, False
         self.epoch = 0
         self._broker_id = broker_id
         self._lease = lease
@@ -115,9 +125,28 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Renew the lease once, unless it was ended."""
+        self._beat("")
+
+    def ask_turn(self, who: str, milliseconds: int) -> list[int]:
+        """As :meth:`LosslessBroker.ask_turn`."""
+        if self._thread is not None and _now() - self._beaten_at > EARLY * self._interval:
+            turn = self._beat(f"{who} {milliseconds}")
+            if turn is not None:
+                return [self._redis_time(), turn]
+        elif self._is_alone and self.is_fresh():
+            # Nobody else asks, and who begins meanwhile does no harm.
+            return [self._redis_time(), 1]
+        found: list[int] = self._run("relay_turn", who, milliseconds, milliseconds)
+        return found
+
+    def _redis_time(self) -> int:
+        return int(self._ahead + _now() * 1000)
+
+    def _beat(self, asks: str) -> int | None:
+        """Renew the lease, and return 1 where it is the turn of who ``asks``, else 0; nothing where it was ended."""
         with self._beating:
             if self._left:
-                return
+                return None
             before = _now()
             running = self._running()
             with self._telling() as counts:
@@ -127,13 +156,14 @@ class Heartbeat:
                     self._lease,
                     self._grace,
                     self._facts(),
+                    asks,
                     len(running),
                     *(part for entry in running.items() for part in entry),
                     len(counts),
                     *(part for entry in counts.items() for part in entry),
                     *sorted(self._queues),
                 )
-            known, self.epoch, spooled, suspected, missing, wrong, *given_back = said
+            known, self.epoch, spooled, suspected, missing, wrong, due, (redis_time, turn, alive), *given_back = said
             if self._beaten and not known:
                 logger.error(
                     "this process was given up after {} ms of silence, or Redis forgot it: what it held runs elsewhere",
@@ -142,12 +172,15 @@ class Heartbeat:
             self._beaten = True
             # Not when the answer came: Redis counts from a moment between the two.
             self._beaten_at = before
+            self._ahead, self._is_alone = redis_time - before * 1000, alive == 1
         if missing:
             self._on_missing()
         for problem in wrong:
             logger.error("what another worker left cannot be given back: {}", problem.decode())
         self._on_spool(spooled)
         self._on_suspects({queue.decode() for queue in suspected})
+        for queue, milliseconds in zip(due[::2], due[1::2], strict=True):
+            self._on_due(queue.decode(), milliseconds / 1000)
         for gone, queue, count, suspects in zip(*(given_back[n::4] for n in range(4)), strict=True):
             self._on_given_back(queue.decode(), count, suspects)
             logger.warning(
@@ -157,6 +190,7 @@ class Heartbeat:
                 queue.decode(),
                 suspects,
             )
+        return int(turn)
 
     @contextmanager
     def _telling(self) -> Iterator[Mapping[str, int]]:
@@ -181,6 +215,10 @@ class Heartbeat:
         """Tell, without asking, whether the lease surely stands at this moment."""
         return _now() - self._beaten_at < self._lease / 2000
 
+    def stands_for(self) -> float:
+        """Return for how many seconds, from this moment on, the lease surely stands; less than 0 if it may not."""
+        return self._lease / 1000 - (_now() - self._beaten_at)
+
     def holds(self, epoch: int) -> bool:
         """Tell whether what was fetched in ``epoch`` is still this process'.
 
@@ -195,6 +233,10 @@ class Heartbeat:
     def _keep(self) -> None:
         pause = self._interval
         while not self._stop.wait(pause):
+            # Somebody may have asked something meanwhile.
+            pause = self._interval - (_now() - self._beaten_at)
+            if pause > 0:
+                continue
             pause = self._interval
             try:
                 self.beat()

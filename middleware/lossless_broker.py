@@ -39,6 +39,7 @@ from middleware.dramatiq_internals import (
     is_consumer_thread,
     prefetch_is_set,
     take_back_last,
+    wake_when_told,
 )
 from middleware.encoding import encode
 from middleware.errors import EnqueuedInPart
@@ -60,6 +61,7 @@ from middleware.solitude import Solitude
 from middleware.spool import SPOOL_LIMIT, Spool
 from middleware.start_marks import StartMarks
 from middleware.tally import Tally
+from middleware.waits import Waits
 
 #: Milliseconds after which what a silent process holds is given back, milliseconds that all get to come back in after
 #: Redis was away, and seconds between two signs of life.
@@ -216,6 +218,7 @@ class LosslessBroker(RedisBroker):
         self.outbox = outbox
         self.run = Scripts(client, namespace)
         self._run_once = Scripts(waiting_client, namespace)
+        self._waits = Waits(waiting_client, lease_client or client)
         self.spool = Spool(self.run, self.broker_id, limit=spool_limit)
         self._marks = StartMarks(client, f"{namespace}:__dramaturg__.started.{self.broker_id}")
         self.journal = Journal(self._marks, self._end)
@@ -239,6 +242,7 @@ class LosslessBroker(RedisBroker):
             on_spool=self.spool.holds,
             on_suspects=self._suspect,
             on_given_back=self._given_back,
+            on_due=self._hear_due,
         )
         self.max_starts = max_starts
         self.suspected: set[str] = set()
@@ -251,7 +255,18 @@ class LosslessBroker(RedisBroker):
         self._local = _OfThread()
 
     def _suspect(self, queues: set[str]) -> None:
-        self.suspected = queues
+        new, self.suspected = queues - self.suspected, queues
+        for queue_name in new:
+            self.wake(queue_name)
+
+    def _hear_due(self, queue_name: str, seconds: float) -> None:
+        consumer = self._consumers.get(queue_name)
+        if consumer is not None:
+            consumer.hear_due(seconds)
+
+    def wake(self, queue_name: str) -> None:
+        """Have the consumer of a queue, if it waits in Redis, look around. Raises nothing."""
+        self._waits.end(queue_name)
 
     def _given_back(self, queue: str, count: int, running: int) -> None:
         if self.metrics is not None:
@@ -352,8 +367,20 @@ class LosslessBroker(RedisBroker):
             if self._heartbeat.epoch == epoch:
                 raise ConnectionClosed("this process has left, and may fetch nothing any more")
 
+    def may_wait(self, seconds: float) -> float:
+        """Return how many of these seconds a consumer may wait at a time: none where it could not be woken, and no
+        longer than the lease surely stands, because what comes is taken under it.
+
+        Raises:
+          ConnectionClosed: For any error of Redis.
+        """
+        try:
+            return min(seconds, self._heartbeat.stands_for() - 1) if self._waits.can_end() else 0
+        except redis.RedisError as e:
+            raise ConnectionClosed(f"Redis: {e}") from e
+
     def wait_for_message(self, queue_name: str, seconds: float) -> bool:
-        """Wait in Redis until the queue has a message, and tell whether it has.
+        """Wait in Redis until the queue has a message, and tell whether it has; or until :meth:`wake`.
 
         Raises:
           ConnectionClosed: For any error of Redis.
@@ -363,12 +390,12 @@ class LosslessBroker(RedisBroker):
         taking = f"{self.namespace}:__dramaturg__.taking.{self.broker_id}.{queue_name}"
         try:
             # A move, because nothing else wakes on what stock producers enqueue. The next fetch looks there first.
-            moved = self.waiting_client.execute_command(
-                "BLMOVE", f"{self.namespace}:{queue_name}", taking, "LEFT", "RIGHT", round(seconds, 3)
+            moved = self._waits.wait(
+                queue_name, "BLMOVE", f"{self.namespace}:{queue_name}", taking, "LEFT", "RIGHT", round(seconds, 3)
             )
         except redis.OutOfMemoryError:
             # It may not move now, but the scripts may: look as often as stock Dramatiq does.
-            time.sleep(seconds)
+            time.sleep(min(seconds, 1))
             return True
         except redis.RedisError as e:
             raise ConnectionClosed(f"Redis: {e}") from e
@@ -504,6 +531,19 @@ class LosslessBroker(RedisBroker):
                 raise EnqueuedInPart(done, messages[first:last], messages[last:], e) from e
         return done
 
+    def ask_turn(self, who: str, milliseconds: int) -> list[int]:
+        """Ask whether it is ``who``'s turn to look into the outbox, with a sign of life where one is due soon.
+
+        Arguments:
+          milliseconds: For which nobody else looks then.
+
+        Returns Redis' time in milliseconds, and 1 or 0.
+
+        Raises:
+          ConnectionClosed: For any error of Redis.
+        """
+        return self._heartbeat.ask_turn(who, milliseconds)
+
     def expect_due(self, redis_id: str) -> None:
         """Expect this thread to enqueue the delayed message ``redis_id`` again, because it is due."""
         self._local.due[redis_id] = None
@@ -581,6 +621,7 @@ class LosslessBroker(RedisBroker):
                 catch_what_escapes(args[0], partial(self._caught, args[0]))
             elif signal == "consumer_thread_boot":
                 delay_nothing(args[0])
+                wake_when_told(args[0], partial(self.wake, args[0].queue_name))
 
     def _call_after(self, hook: str, *args: Any, **kwargs: Any) -> None:
         for middleware in reversed(self._hooks.of(self.middleware, hook)):

@@ -42,14 +42,20 @@ DUE_AT_ONCE = 100
 #: Seconds for which a busy consumer lets room for several messages gather, so that one call fetches them all.
 GATHER = 0.02
 #: Seconds of work that a busy consumer has here in advance, messages that it has so at most, and seconds of which it
-#: reckons how many that are.
+#: reckons how many that are, at most.
 AHEAD, AHEAD_AT_MOST, RECKON_OVER = 0.04, 1_000, 0.05
+#: Seconds without room for another after which what is here in advance goes back: what was quick has become slow.
+SLOW_AFTER = 0.2
 #: Bytes of messages that it has so at most.
 BYTES_AHEAD = 8 * 2**20
 #: What the script answers when a message has ended that names a group which was never begun, or is forgotten.
 GROUP_UNKNOWN = 2
 #: What the script answers that fetched nothing because the queue is paused; seconds between two looks whether it is.
 PAUSED, LOOK_EVERY = [-1], 1.0
+#: How many times as long as Dramatiq says a consumer waits that can be woken, and seconds that it does so at most.
+WAIT_TIMES, WAIT_AT_MOST = 5, 5.0
+#: Seconds by which what Redis says of when a message is due may differ from one time to the next.
+ABOUT = 0.02
 #: From which it counts down what may be there yet in a queue of which tenants have limits.
 LIMITED = -2
 #: Seconds for which a consumer sorts, where much waits that was not sorted by tenant, before it sees to anything else.
@@ -98,7 +104,8 @@ class LosslessConsumer(Consumer):
       broker: Whose scripts to use.
       queue_name: A queue, or a delay queue.
       prefetch: How many messages this process may hold of it.
-      timeout: Milliseconds to wait in Redis at a time; it wakes at once when a message comes.
+      timeout: Milliseconds to wait in Redis at a time, where that cannot be ended: :mod:`middleware.waits`. It wakes at
+        once when a message comes.
       holdings: What this process holds of the queue, kept from one consumer to the next.
     """
 
@@ -123,7 +130,8 @@ class LosslessConsumer(Consumer):
         self._idle = False
         self._paused = False
         self._unsorted = False
-        self._next_due: float | None = None
+        # On time.monotonic's clock: as Redis said when it was asked last, and as it has said since.
+        self._next_due = self._heard_due = float("inf")
         if self._delayed:
             # Dramatiq drops what it kept in memory for the consumer before this one.
             holdings.clear()
@@ -218,7 +226,8 @@ class LosslessConsumer(Consumer):
                 self._sort()
             self._reckon()
             self._wait_below(self._prefetch // 2 + 1, GATHER)
-            if not self._wait_below(self._prefetch, 0 if self._unsorted else self._timeout):
+            patience = self._timeout if self._holdings.room_taken <= self._least else min(self._timeout, SLOW_AFTER)
+            if not self._wait_below(self._prefetch, 0 if self._unsorted else patience):
                 # Unless it has not waited, because much is to be sorted.
                 if self._holdings.room_taken > self._least and not self._delayed and not self._unsorted:
                     self._give_back_last(self._holdings.room_taken - self._least)
@@ -227,8 +236,13 @@ class LosslessConsumer(Consumer):
                 return None
             if not self._delayed and not self._broker.solitude.wait_until_free(self._timeout):
                 return None
-            if self._idle and not self._wait():
-                return None
+            if self._idle:
+                began = time.monotonic()
+                if not self._wait():
+                    return None
+                if time.monotonic() - began >= RECKON_OVER:
+                    # What was quick before the wait may be slow after it.
+                    self._reckon_anew()
             with self._broker.solitude.fetching() as may:
                 if may or self._delayed:
                     self._fetch()
@@ -260,11 +274,17 @@ class LosslessConsumer(Consumer):
         if self._delayed or self._broker.prefetch_is_set:
             return
         (then, before), now, let_go = self._reckoned, time.monotonic(), self._holdings.let_go
-        if now - then >= RECKON_OVER:
+        past, done = now - then, let_go - before
+        # Or sooner, once as many are done as it may have here, which is more than each thread had begun.
+        if past >= RECKON_OVER or (past > 0 and done >= self._prefetch):
             self._reckoned = now, let_go
-            wanted = min((let_go - before) / (now - then) * AHEAD, BYTES_AHEAD / self._size, AHEAD_AT_MOST)
+            wanted = min(done / past * AHEAD, BYTES_AHEAD / self._size, AHEAD_AT_MOST)
             # No more than double: ends are told in bursts, of which one may be all there is.
             self._prefetch = max(self._least, min(int(wanted), 2 * self._prefetch))
+
+    def _reckon_anew(self) -> None:
+        self._prefetch = self._least
+        self._reckoned = time.monotonic(), self._holdings.let_go
 
     def _hand_over(self) -> MessageProxy | None:
         if not self._cache:
@@ -307,13 +327,27 @@ class LosslessConsumer(Consumer):
             time.sleep(min(self._timeout, LOOK_EVERY))
             return True
         seconds = 2 * self._timeout if self._delayed else self._timeout
-        if self._next_due is not None:
-            seconds = min(seconds, self._next_due - time.monotonic())
-        if seconds > 0.001:
-            came = self._broker.wait_for_message(self._queue_name, seconds)
-            # What another process sorted among the delayed ones before it died wakes nobody.
-            return came or self._delayed
-        return True
+        longer = 0.0
+        if not self._delayed and self._holdings.room_taken > self._least:
+            # What is here in advance may have to go back.
+            seconds = min(seconds, SLOW_AFTER)
+        elif self._queue_name not in self._broker.suspected:
+            longer = self._broker.may_wait(min(WAIT_TIMES * self._timeout, WAIT_AT_MOST))
+        seconds = min(max(seconds, longer), self._due_in())
+        if seconds <= 0.001:
+            return True
+        came = self._broker.wait_for_message(self._queue_name, seconds)
+        # What another process sorted among the delayed ones before it died wakes nobody: signs of life tell of it.
+        return came or (self._delayed and (not longer or self._due_in() <= 0.001))
+
+    def _due_in(self) -> float:
+        return min(self._next_due, self._heard_due) - time.monotonic()
+
+    def hear_due(self, seconds: float) -> None:
+        """Look whether a delayed message is due in so many seconds from now, if not before. Called by any thread."""
+        if seconds < self._due_in() - ABOUT:
+            self._heard_due = time.monotonic() + seconds
+            self._broker.wake(self._queue_name)
 
     def _sort(self) -> None:
         """Sort what waits by tenant, for a moment."""
@@ -325,11 +359,14 @@ class LosslessConsumer(Consumer):
                 self._unsorted = self._broker.run("sort", self._queue_name) > 0
 
     def _fetch(self) -> None:
-        count = self._prefetch - self._holdings.room_taken
+        # What has come takes room, even if it was reckoned meanwhile that there is too much here.
+        count = max(1, self._prefetch - self._holdings.room_taken)
+        # What is heard from here on is news.
+        self._heard_due = float("inf")
         epoch, found = self._broker.fetch("fetch_due" if self._delayed else "fetch", self._queue_name, count)
         if self._delayed:
             milliseconds = found.pop(0)
-            self._next_due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+            self._next_due = float("inf") if milliseconds < 0 else time.monotonic() + milliseconds / 1000
             found = [part for pair in zip(found[::2], found[1::2], strict=True) for part in (*pair, 0)]
         else:
             found = self._unless_paused(found)

@@ -55,7 +55,7 @@ REMEMBER_REMOVED: Final = 600
 REMOVE_AFTER: Final = 0.1
 #: Seconds between two looks for what others left behind; how old that must be, because those who live relay and remove
 #: it themselves; and between two attempts while a server is away.
-LOOK_EVERY, GRACE, AGAIN_AFTER = 1.0, 1.0, 1.0
+LOOK_EVERY, GRACE, AGAIN_AFTER = 0.95, 1.0, 1.0
 #: Milliseconds for which one process has the outbox to itself, at most, between two of its calls.
 TURN: Final = 10_000
 #: Seconds to wait at the end of a process for rows to be removed.
@@ -104,6 +104,8 @@ class Sent(Ready, Protocol):
 
 
 _T = TypeVar("_T", bound=Ready)
+#: Asks whether it is somebody's turn to look, for so many milliseconds; returns Redis' time and 1 or 0.
+Ask = Callable[[str, int], list[int]]
 #: Of what was relayed: its tenant, its row and its id in Redis.
 _Relayed = tuple[UUID | None, int, str]
 
@@ -152,6 +154,7 @@ class Relay:
         #: Whether what is sent now waits behind that.
         self._behind = False
         self._looks = False
+        self._ask: Ask | None = None
         self._stop = False
         self._next_look = self._next_try = self._remove_at = 0.0
 
@@ -220,14 +223,22 @@ class Relay:
         """Run a script whose answer begins with Redis' time, and return the rest."""
         said: list[int]
         now, *said = self._run(script, *arguments)
-        self._offset = now - time.monotonic() * 1_000
+        self._note_time(now)
         return said
+
+    def _note_time(self, now: int) -> None:
+        self._offset = now - time.monotonic() * 1_000
 
     # --- The thread ---------------------------------------------------------------------------------
 
-    def look_after_others(self) -> None:
-        """Look every second for what others left behind, from now on; in a process that stays."""
+    def look_after_others(self, ask: Ask | None = None) -> None:
+        """Look every second for what others left behind, from now on; in a process that stays.
+
+        Arguments:
+          ask: Asks whose turn it is: :meth:`middleware.lossless_broker.LosslessBroker.ask_turn`. By default we do.
+        """
         self._check_process()
+        self._ask = ask
         self._looks, self._stop = True, False
         self._start()
 
@@ -410,6 +421,10 @@ class Relay:
         return True
 
     def _turn(self, quiet: int = 0) -> bool:
+        if quiet and self._ask is not None:
+            now, turn = self._ask(self._me, quiet)
+            self._note_time(now)
+            return turn == 1
         return self._call("relay_turn", self._me, quiet or TURN, quiet) == [1]
 
     def _relay(self, begin: Callable[[], Any], *, grace: float, may_go_on: Callable[[], bool]) -> tuple[bool, bool]:

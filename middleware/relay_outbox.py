@@ -17,8 +17,9 @@ from db.loaded import is_loaded
 from middleware.lossless_broker import LosslessBroker
 
 #: Seconds between two looks whether there is anything in it, the first one after the start included, whose jobs are not
-#: to wait for it; and for which the thread that looks gets to end.
-LOOK_EVERY: Final = 1.0
+#: to wait for it; and for which the thread that looks gets to end. A little less than half of what is between two signs
+#: of life, so that every other look asks with one.
+LOOK_EVERY: Final = 0.95
 END_WITHIN: Final = 2.0
 #: Seconds between two warnings that it is not looked into.
 SAY_EVERY: Final = 60.0
@@ -59,7 +60,7 @@ class RelayOutbox(Middleware):
         while not self._stop.wait(LOOK_EVERY):
             try:
                 if _is_needed(broker, name) and broker.outbox is not None:
-                    broker.outbox.relay.look_after_others()
+                    broker.outbox.relay.look_after_others(broker.ask_turn)
                     return
             except Exception as e:  # noqa: BLE001 - what cannot be imported now may be later, or elsewhere
                 now = time.monotonic()
@@ -73,7 +74,7 @@ def _is_needed(broker: LosslessBroker, name: str) -> bool:
     if is_loaded():
         return True
     try:
-        _, turn = broker.run("relay_turn", name, int(LOOK_EVERY * 900), int(LOOK_EVERY * 900))
+        _, turn = broker.ask_turn(name, int(LOOK_EVERY * 900))
     except ConnectionClosed:
         # It has words for that.
         return True

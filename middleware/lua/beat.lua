@@ -3,17 +3,21 @@
 --
 -- What had begun to run in one of those may have killed it: it goes among the suspects of its queue, with a line of
 -- evidence. What merely waited goes back to the head of its queue.
--- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, facts about this process (JSON), count of what runs
--- in it, as many (queue:id, since when in milliseconds), count of counts, as many (outcome:queue, how many messages of
--- it ended so since the last time), queues...
+-- KEYS: namespace. ARGV: broker id, lease and grace in milliseconds, facts about this process (JSON), who of it asks for a
+-- turn to look into the outbox and for how many milliseconds ("who n", or ''), count of what runs in it, as many (queue:id,
+-- since when in milliseconds), count of counts, as many (outcome:queue, how many messages of it ended so since the last
+-- time), queues...
 -- Returns 1 if this broker was known to live, 0 if it is new or was given up; which lease it has now, a number that no
 -- other lease of it had, without which it may fetch nothing; how many failures wait in the spool; those of its queues
--- that have suspects, unless they are paused; how many starts were not noted; what went wrong with others' leavings; then for each queue of one
--- that is gone: its facts or broker id, queue, count, how many of them are suspects, ...
+-- that have suspects, unless they are paused; how many starts were not noted; what went wrong with others' leavings; those
+-- of its delay queues in which something is due within a lease, each with the milliseconds until then; now, in
+-- milliseconds, 1 if the turn is given, else 0, and how many brokers live; then for each queue of one that is gone: its
+-- facts or broker id, queue, count, how many of them are suspects, ...
 local ns, broker, lease, grace_time = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local own = ns .. ":__dramaturg__."
 -- include messages
 -- include turns
+-- include relaying
 local alive, leases, facts, crashes = own .. "alive", own .. "leases", own .. "facts", own .. "crashes"
 local departed = own .. "departed"
 local time = redis.call("time")
@@ -32,7 +36,7 @@ end
 redis.call("zadd", alive, now, broker)
 redis.call("hset", facts, broker, ARGV[4])
 local mine = own .. "queues." .. broker
-local first_count = 7 + 2 * tonumber(ARGV[5])
+local first_count = 8 + 2 * tonumber(ARGV[6])
 local first_queue = first_count + 2 * tonumber(ARGV[first_count - 1])
 -- By the minute in which it is told; a key for each, which goes by itself: worker/live/throughput.py reads them.
 local ended = own .. "ended." .. math.floor(tonumber(time[1]) / 60)
@@ -42,8 +46,8 @@ end
 if first_count < first_queue then
   redis.call("expire", ended, 11000)
 end
-for i = first_queue, #ARGV do
-  redis.call("sadd", mine, ARGV[i])
+if first_queue <= #ARGV then
+  redis.call("sadd", mine, unpack(ARGV, first_queue))
 end
 local begun = own .. "started." .. broker
 local function ours(entry)
@@ -58,7 +62,7 @@ for _, entry in ipairs(redis.call("hkeys", begun)) do
 end
 -- Whose start was not noted: the connection was lost, or Redis had no memory.
 local missing = 0
-for i = 6, first_count - 2, 2 do
+for i = 7, first_count - 2, 2 do
   if ours(ARGV[i]) then
     missing = missing + redis.call("hsetnx", begun, ARGV[i], ARGV[i + 1])
   end
@@ -79,9 +83,23 @@ for i = first_queue, #ARGV do
     pcall(recount, ARGV[i])
   end
 end
+-- Who waits for what is delayed there need not ask.
+local soon = {}
+for i = first_queue, #ARGV do
+  local next = string.sub(ARGV[i], -3) == ".DQ" and redis.call("zrange", own .. "due." .. ARGV[i], 0, 0, "withscores")
+  local left = next and next[2] and tonumber(next[2]) - now
+  if left and left <= lease then
+    soon[#soon + 1] = ARGV[i]
+    soon[#soon + 1] = math.max(0, math.floor(left))
+  end
+end
+local who, milliseconds = string.match(ARGV[5], "^(%S+) (%d+)$")
+local turn = who and take_turn(ns, who, milliseconds, milliseconds) or 0
+local answer = {now, turn, redis.call("zcard", alive)}
 local lease_id = tonumber(redis.call("hget", leases, broker))
 local wrong = {}
-local said = {known, lease_id, redis.call("hlen", own .. "spool"), suspected(), missing, wrong}
+local said = {known, lease_id, redis.call("hlen", own .. "spool"), suspected(), missing, wrong, soon, answer}
+local told = #said
 if redis.call("exists", grace) == 1 then
   return said
 end
@@ -158,5 +176,7 @@ for _, gone in ipairs(redis.call("zrange", departed, 0, 199)) do
     redis.call("zrem", departed, gone)
   end
 end
-said[4] = suspected()
+if #said > told then
+  said[4] = suspected()
+end
 return said

@@ -342,7 +342,7 @@ DEFENCES = [
     Defence(
         "what others left in the outbox is relayed",
         "middleware/relay_outbox.py",
-        "broker.outbox.relay.look_after_others()",
+        "broker.outbox.relay.look_after_others(broker.ask_turn)",
         "pass",
         ("tests/integration/test_outbox.py", "-k", "whoever_dies"),
     ),

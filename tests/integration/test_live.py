@@ -154,7 +154,7 @@ class TestTelling:
             if away:
                 raise ConnectionClosed("away")
             told.append(list(arguments))
-            return [1, 1, 0, [], 0, []]
+            return [1, 1, 0, [], 0, [], [], [0, 0, 1]]
 
         tally = Tally()
         one: Any = Heartbeat(run, "one", lease=1, grace=1, interval=3600, tally=tally)  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ class TestTelling:
         tally.count(FAILED, "q")
         one.beat()
         one.beat()
-        assert [arguments[5:] for arguments in told] == [[2, "succeeded:q", 2, "failed:q", 1], [0]]
+        assert [arguments[6:] for arguments in told] == [[2, "succeeded:q", 2, "failed:q", 1], [0]]
 
     def test_redis_keeps_it_for_three_hours_and_no_longer(self, client: redis.Redis) -> None:
         tally = Tally()

@@ -4,6 +4,7 @@ of need waits for nobody."""
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -327,6 +328,40 @@ class TestAhead:
         assert sorted(ran) == list(range(3_200))
         # It had been more, else nothing is shown here.
         assert sum(given_back) > 4
+
+    def test_as_many_as_were_done_of_late(self, one: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+        consumer: Any = one.broker.consume(QUEUE, prefetch=16, timeout=20)
+        now, holdings = time.monotonic(), consumer._holdings
+        monkeypatch.setattr("middleware.lossless_consumer.time.monotonic", lambda: now)
+
+        def after(seconds: float, done: int) -> int:
+            nonlocal now
+            now += seconds
+            holdings.let_go += done
+            consumer._reckon()
+            return int(consumer._prefetch)
+
+        # Idle, and then quick ones: no more than double at a time, and what takes 40 ms.
+        assert [after(60, 0), after(0.002, 16), after(0.004, 32), after(0.02, 64)] == [16, 32, 64, 128]
+        assert [after(0.02, 100), after(0.004, 30)] == [128, 216]
+        # Slow ones: of 50 ms, run by eight threads.
+        assert [after(0.05, 8), after(0.05, 8)] == [16, 16]
+        assert [after(0.001, 8), after(0.049, 8), after(0.05, 8), after(0, 16)] == [16, 16, 16, 16]
+
+    def test_what_was_quick_before_a_wait_may_be_slow_after_it(
+        self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        consumer: Any = one.broker.consume(QUEUE, prefetch=2, timeout=20)
+        assert next(consumer) is None
+        monkeypatch.setattr("middleware.lossless_consumer.RECKON_OVER", 0.0)
+        consumer._prefetch = 500
+        monkeypatch.setattr(consumer, "_wait", lambda: True)
+        actor = one.actor(lambda: None)
+        for _ in range(5):
+            one.send(actor)
+        assert next(consumer) is not None
+        assert in_acks(client) == 2
+        consumer.close()
 
     def test_not_where_the_environment_says_how_many(
         self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch

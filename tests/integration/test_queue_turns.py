@@ -535,7 +535,7 @@ class TestNothingIsLost:
             case "goodbye":
                 return [two.id]
             case "beat":
-                return [one.id, 60_000, 0, "{}", 0, 0, QUEUE]
+                return [one.id, 60_000, 0, "{}", "", 0, 0, QUEUE]
             case "merge_lanes":
                 return [QUEUE, 50]
             case "share":

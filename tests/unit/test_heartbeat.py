@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
+
 from middleware.heartbeat import Heartbeat
 
 
@@ -19,10 +21,10 @@ class Redis:
     def __call__(self, name: str, *arguments: Any) -> list[Any]:
         if name == "beat":
             # After what else is said.
-            self.beats.append(set(arguments[6:]))
+            self.beats.append(set(arguments[7:]))
             self.begun.set()
             assert self.may_answer.wait(10)
-        return [1, 7, 0, [], 0, []]
+        return [1, 7, 0, [], 0, [], [], [0, 0, 1]]
 
 
 def test_each_queue_is_in_a_beat_that_began_after_it_did() -> None:
@@ -49,3 +51,30 @@ def test_each_queue_is_in_a_beat_that_began_after_it_did() -> None:
     heartbeat.cover("first")
     assert len(redis.beats) == before + 1
     heartbeat.stop()
+
+
+def test_who_asks_for_a_turn_asks_with_a_sign_of_life_where_one_is_due_and_alone_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, said, alive = 1_000.0, list[tuple[Any, ...]](), 2
+
+    def run(name: str, *arguments: Any) -> list[Any]:
+        said.append((name, arguments[4] if name == "beat" else arguments))
+        return [1, 7, 0, [], 0, [], [], [5_000_000, 1, alive]] if name == "beat" else [6_000_000, 0]
+
+    monkeypatch.setattr("middleware.heartbeat._now", lambda: now)
+    heartbeat = Heartbeat(run, "broker", lease=8_000, grace=1, interval=2)  # type: ignore[arg-type]
+    assert heartbeat.ask_turn("me", 855) == [6_000_000, 0]
+    heartbeat.cover("queue")
+    now += 1
+    assert heartbeat.ask_turn("me", 855) == [6_000_000, 0]
+    now, alive = now + 0.9, 1
+    assert heartbeat.ask_turn("me", 855) == [5_000_000, 1]
+    asked = ("relay_turn", ("me", 855, 855))
+    assert said == [asked, ("beat", ""), asked, ("beat", "me 855")]
+    now += 0.95
+    # Only for as long as it is known to live itself.
+    assert heartbeat.ask_turn("me", 855) == [5_000_950, 1]
+    heartbeat.stop()
+    assert heartbeat.ask_turn("me", 855) == [6_000_000, 0]
+    assert [name for name, _ in said[4:]] == ["goodbye", "relay_turn"]
