@@ -51,7 +51,12 @@ class Hooks:
         """Have them called by ``dialect``, which is one engine's."""
 
         def commit(connection: PoolProxiedConnection) -> None:
-            self.before_commit(connection)
+            try:
+                self.before_commit(connection)
+            except BaseException:
+                # SQLAlchemy takes it for ended now, and would leave it open in the pool.
+                rollback(connection)
+                raise
             self.commit(connection)
 
         def rollback(connection: PoolProxiedConnection) -> None:

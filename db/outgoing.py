@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
@@ -35,8 +35,9 @@ class Courier(Protocol):
         """See to it that things are taken further by and by, without waiting for anything."""
 
 
-#: Adding must not come between writing and the end of the commit. Held for moments, so one does for all.
-_lock = Lock()
+#: Adding must not come between writing and the end of the commit. Held for moments, so one does for all;
+#: again by its thread, where the garbage collector ends another transaction in such a moment.
+_lock = RLock()
 
 
 class Outgoing:

@@ -83,8 +83,17 @@ class RoundTripCursor(Cursor[Any]):
 
 
 def commit(connection: PoolProxiedConnection) -> None:
-    """Commit what is open on ``connection``, for a dialect's ``do_commit``; raises what psycopg raises."""
+    """Commit what is open on ``connection``, for a dialect's ``do_commit``.
+
+    Raises:
+      InFailedSqlTransaction: When a statement of it has failed, though somebody caught that: Postgres answers such a
+        COMMIT with ROLLBACK, and no error (https://www.postgresql.org/docs/current/sql-commit.html).
+      Error: Whatever else psycopg raises.
+    """
     driver: Any = connection.driver_connection
+    if driver.pgconn.transaction_status == pq.TransactionStatus.INERROR:
+        connection.rollback()
+        raise errors.InFailedSqlTransaction("a statement of this transaction failed, so it was rolled back")
     # Within a block of psycopg's own, nobody but that may end its transaction.
     if not _is_free(driver) or driver._num_transactions or driver.pgconn.transaction_status != _IN_TRANSACTION:
         connection.commit()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -43,14 +43,15 @@ from db.tenancy import current_correlation_id, current_tenancy, current_tenant
 Scope = Literal["worker", "operator"]
 
 _SCOPE_OPTION = "dramaturg_scope"
-#: Among what SQLAlchemy keeps with a connection: scope and lock timeout of its next transaction, and what leaves with
-#: the one on it.
-_NEXT, _OUTGOING = "dramaturg_next", "dramaturg_outgoing"
+#: Among what SQLAlchemy keeps with a connection: scope and lock timeout of its transactions until it is back in its
+#: pool; what leaves with the one on it; and on behalf of whom it is watched.
+_NEXT, _OUTGOING, _WATCHED = "dramaturg_next", "dramaturg_outgoing", "dramaturg_watched"
 
 
 class _Leaving(NamedTuple):
     outgoing: Outgoing
-    connection: Connection
+    # The pool holds this: it would never get a connection back that somebody has dropped.
+    connection: ref[Connection]
 
 
 @dataclass(slots=True)
@@ -270,14 +271,15 @@ def tenant_of(session: Session) -> UUID | None:
 
 def _begin(connection: PoolProxiedConnection) -> None:
     driver: Any = connection.driver_connection
-    told: tuple[Scope, int] | None = connection.info.pop(_NEXT, None)
+    told: tuple[Scope, int] | None = connection.info.get(_NEXT)
     # Whoever takes a connection past us gets what sees least.
     scope, lock_timeout_ms = told or ("worker", configuration.checked(_state.config).lock_timeout_ms)
     statement = begin_statement(scope, lock_timeout_ms)
+    if driver.pgconn.transaction_status != TransactionStatus.IDLE:
+        # Somebody was interrupted, and SQLAlchemy took it for ended. What was done there is not to be committed with
+        # this.
+        connection.rollback()
     if not round_trips.say(driver, statement):
-        if driver.pgconn.transaction_status == TransactionStatus.INERROR:
-            # Somebody left it so.
-            connection.rollback()
         # Without parameters psycopg uses the simple protocol, which alone takes several statements in one string. What
         # is wrong, if anything is, becomes SQLAlchemy's error.
         cursor = connection.cursor()
@@ -287,26 +289,37 @@ def _begin(connection: PoolProxiedConnection) -> None:
             cursor.close()
     due, job = deadline.deadline(), deadline.job()
     if due is not None or job is not None:
+        connection.info[_WATCHED] = ref(connection)
         _watchdog.watch(driver, due, job)
+    else:
+        _watchdog.unwatch(driver)
+
+
+def _unwatch(connection: PoolProxiedConnection) -> None:
+    watched: ref[PoolProxiedConnection] | None = connection.info.pop(_WATCHED, None)
+    # Not where the garbage collector gives it back, which may run on the watchdog's own thread: the next BEGIN does.
+    if watched is not None and watched() is connection:
+        driver: Any = connection.driver_connection
+        _watchdog.unwatch(driver)
 
 
 def _before_committing(connection: PoolProxiedConnection) -> None:
-    driver: Any = connection.driver_connection
     # Here and not in the session's events: whatever is sent while objects are flushed has been handed in by now.
     leaving: _Leaving | None = connection.info.pop(_OUTGOING, None)
     if leaving is not None:
-        leaving.outgoing.write(leaving.connection)
-    _watchdog.unwatch(driver)
+        of_session = leaving.connection()
+        assert of_session is not None  # noqa: S101 - it is committing
+        leaving.outgoing.write(of_session)
+    _unwatch(connection)
 
 
 def _before_rolling_back(connection: PoolProxiedConnection) -> None:
-    driver: Any = connection.driver_connection
     connection.info.pop(_NEXT, None)
     # Here, too, because hooks of the session are called before it knows.
     leaving: _Leaving | None = connection.info.pop(_OUTGOING, None)
-    if leaving is not None:
+    if leaving is not None and leaving.connection() is not None:
         leaving.outgoing.roll_back()
-    _watchdog.unwatch(driver)
+    _unwatch(connection)
 
 
 def _savepoint(connection: Connection, _name: str) -> None:
@@ -349,7 +362,7 @@ class _Session(Session):
 def _after_begin(session: _Session, transaction: SessionTransaction, connection: Connection) -> None:
     if not transaction.nested:
         session.opened.outgoing.begin()
-        connection.info[_OUTGOING] = _Leaving(session.opened.outgoing, connection)
+        connection.info[_OUTGOING] = _Leaving(session.opened.outgoing, ref(connection))
 
 
 # A session makes a savepoint only with the first statement after begin_nested(), which may be long after it.

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, create_engine, event, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -26,6 +28,7 @@ from db import session
 from db.deadline import set_deadline
 from db.errors import ConfigurationError, InvalidTenant, TenantRequired
 from db.models import FailedJob
+from db.open_transaction import forget, innermost
 from db.session import Scope, begin_statement, operator_transaction, transaction
 from db.statement_watchdog import StatementWatchdog
 from db.tenancy import current_tenancy, tenant_context
@@ -858,6 +861,97 @@ def test_a_connection_that_dies_in_the_middle_is_an_error(one_connection: Databa
         with pytest.raises(OperationalError), transaction() as s:
             die(s)
         assert backend_pid()
+
+
+def test_what_was_left_open_is_not_committed_with_the_next(one_connection: Database) -> None:
+    """As an interrupt may leave it, after which SQLAlchemy takes the transaction for ended."""
+    tenant = uuid4()
+    with tenant_context(tenant):
+        with transaction() as s:
+            driver: Any = s.connection().connection.driver_connection
+        driver.execute(begin_statement("worker", 0))
+        driver.execute(
+            "INSERT INTO worker_failed_jobs (id, task_id, task_name, tenant_id, error_type, exception_class,"
+            " error_message) VALUES (gen_random_uuid(), 'left', 'left', %s, 'unknown', 'E', '')",
+            [tenant],
+        )
+        with transaction() as s:
+            s.add(failed_job(tenant, task_name="next"))
+        assert names() == ["next"]
+
+
+def test_what_cannot_be_committed_is_an_error(one_connection: Database) -> None:
+    tenant = uuid4()
+
+    def swallow(s: Session) -> None:
+        s.add(failed_job(tenant))
+        s.flush()
+        with suppress(DBAPIError):
+            s.execute(text("SELECT 1 / 0"))
+
+    with tenant_context(tenant):
+        with pytest.raises(DBAPIError) as raised, transaction() as s:
+            swallow(s)
+        assert sqlstate(raised.value) == "25P02"
+        assert names() == []
+
+
+def test_what_cannot_be_committed_is_an_error_async(one_connection: Database) -> None:
+    async def run() -> None:
+        async with transaction() as s:
+            with suppress(DBAPIError):
+                await s.execute(text("SELECT 1 / 0"))
+
+    async def run_and_close() -> None:
+        try:
+            await run()
+        finally:
+            await session.dispose_async()
+
+    with tenant_context(uuid4()), pytest.raises(DBAPIError) as raised:
+        asyncio.run(run_and_close())
+    assert sqlstate(raised.value) == "25P02"
+
+
+def test_what_keeps_a_commit_from_happening_leaves_nothing(one_connection: Database) -> None:
+    class Unwilling:
+        def write(self, *_: Any) -> None:
+            raise ZeroDivisionError
+
+        committed = left = write
+
+    tenant = uuid4()
+    with tenant_context(tenant):
+        with pytest.raises(ZeroDivisionError), transaction() as s:
+            driver: Any = s.connection().connection.driver_connection
+            s.add(failed_job(tenant))
+            opened = innermost()
+            assert opened is not None
+            assert opened.take_along(Unwilling(), None)
+        # Its locks are free at once.
+        assert driver.info.transaction_status == TransactionStatus.IDLE
+        assert names() == []
+
+
+def test_a_transaction_that_is_dropped_gives_its_connection_back(one_connection: Database) -> None:
+    set_deadline(60)
+    with tenant_context(uuid4()):
+        dropped: Any = transaction()
+        dropped.__enter__()
+        forget()
+        del dropped
+        gc.collect()
+        assert backend_pid()
+
+
+def test_a_connection_keeps_its_scope_from_one_transaction_to_the_next(database: Database) -> None:
+    with operator_transaction() as s:
+        engine = s.get_bind()
+    assert isinstance(engine, Engine)
+    with engine.connect() as connection:
+        for _ in range(2):
+            assert connection.execute(SETTINGS).one()[2] == "operator"
+            connection.commit()
 
 
 def test_a_server_that_is_away_is_an_error_at_once(database: Database) -> None:
