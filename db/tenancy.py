@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 from db.errors import InvalidTenant, TenantRequired
 
 
-class Tenancy(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tenancy:
     """A binding: the tenant (``None`` where work belongs to no tenant) and the correlation id of the work."""
 
     tenant_id: UUID | None

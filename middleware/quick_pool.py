@@ -6,7 +6,6 @@ redis-py's own takes two locks and four calls of the kernel for each command: a 
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import redis
@@ -29,7 +28,8 @@ class QuickPool(redis.ConnectionPool):
         """Return one that is not open yet."""
         connection: Any = super().make_connection()
         # Redis-py would ask whether it is well first of all. What opens it says that as well, and as soon.
-        connection.next_health_check = time.monotonic() + connection.health_check_interval
+        # Its first answer sets when to ask.
+        connection.next_health_check = float("inf")
         return connection
 
     def get_connection(self, *args: Any, **options: Any) -> Any:

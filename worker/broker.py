@@ -297,14 +297,18 @@ def _log_only(failure: Failure) -> None:
     )
 
 
-settings = Settings.load()
-# In worker processes alone, and before anything has something to say.
-configure_worker(settings)
-if settings.database_url is None and not settings.stub:
-    raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
-_configure_session(settings)
-#: The queues that may be used in this process; :func:`worker.routing.register` adds to them.
-queues = declared_queues(settings)
-broker = make_broker(settings, None if settings.database_url else _log_only, queues)
-dramatiq.set_broker(broker)
+try:
+    settings = Settings.load()
+    # In worker processes alone, and before anything has something to say.
+    configure_worker(settings)
+    if settings.database_url is None and not settings.stub:
+        raise ConfigurationError("DATABASE_URL: required (postgres://user:password@host:port/name)")
+    _configure_session(settings)
+    #: The queues that may be used in this process; :func:`worker.routing.register` adds to them.
+    queues = declared_queues(settings)
+    broker = make_broker(settings, None if settings.database_url else _log_only, queues)
+    dramatiq.set_broker(broker)
+except BaseException:
+    kept.give_up()
+    raise
 kept.look_for_garbage()

@@ -30,6 +30,10 @@ _CHECKS: Final = "_checks_fields"
 _Method = TypeVar("_Method")
 
 
+#: What is shown of a number.
+_SHOWN: Final = 20
+
+
 class Invalid(ValueError):
     """Values that cannot be.
 
@@ -39,7 +43,10 @@ class Invalid(ValueError):
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         super().__init__("\n".join(f"{name}: {problem}" if name else problem for name, problem in problems.items()))
-        self.problems = problems
+        self.problems = dict(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
 
 
 class FieldInfo(NamedTuple):
@@ -60,13 +67,16 @@ class FieldInfo(NamedTuple):
         Raises:
           ValueError: When it is not within them.
         """
+        shown = value
+        if isinstance(value, int | float | Decimal) and len(shown := str(value)) > _SHOWN:
+            shown = f"{shown[:_SHOWN]}…"
         # So that what is not a number at all is not within them either.
         if self.gt is not None and not value > self.gt:
-            raise ValueError(f"must be greater than {self.gt}, not {value}")
+            raise ValueError(f"must be greater than {self.gt}, not {shown}")
         if self.ge is not None and not value >= self.ge:
-            raise ValueError(f"must be greater than or equal to {self.ge}, not {value}")
+            raise ValueError(f"must be greater than or equal to {self.ge}, not {shown}")
         if self.le is not None and not value <= self.le:
-            raise ValueError(f"must be less than or equal to {self.le}, not {value}")
+            raise ValueError(f"must be less than or equal to {self.le}, not {shown}")
         if self.min_length is not None and len(value) < self.min_length:
             raise ValueError(f"must have at least {self.min_length} characters, not {len(value)}")
         if self.max_length is not None and len(value) > self.max_length:
@@ -101,16 +111,29 @@ def field_validator(*names: str, mode: Literal["before", "after"] = "after") -> 
 class Model:
     """A class of fields; what it is made with is checked, and stays. What has the default is not checked."""
 
-    model_fields: ClassVar[dict[str, FieldInfo]]
-    _checks: ClassVar[dict[tuple[str, str], list[str]]]
+    model_fields: ClassVar[dict[str, FieldInfo]] = {}
+    _declared: ClassVar[dict[str, tuple[Any, dict[str, Any]]]] = {}
+    _checks: ClassVar[dict[tuple[str, str], list[str]]] = {}
 
     def __init_subclass__(cls) -> None:
-        cls.model_fields = {name: field for name, field in vars(cls).items() if isinstance(field, FieldInfo)}
-        cls._checks = {}
+        cls.model_fields, cls._declared = dict(cls.model_fields), dict(cls._declared)
+        cls._checks = {which: list(names) for which, names in cls._checks.items()}
+        for name, annotation in vars(cls).get("__annotations__", {}).items():
+            if name.startswith("_") or "ClassVar" in str(annotation):
+                continue
+            if name not in vars(cls):
+                raise TypeError(f"{cls.__name__}.{name} needs a default")
+            default = vars(cls)[name]
+            cls.model_fields[name] = default if isinstance(default, FieldInfo) else Field(default)
+            # What its words mean there, whatever becomes of the module.
+            cls._declared[name] = annotation, vars(sys.modules[cls.__module__])
+            delattr(cls, name)
         for method_name, method in vars(cls).items():
             names, mode = getattr(method, _CHECKS, ((), ""))
             for name in names:
-                cls._checks.setdefault((name, mode), []).append(method_name)
+                checks = cls._checks.setdefault((name, mode), [])
+                if method_name not in checks:
+                    checks.append(method_name)
 
     def __init__(self, **given: Any) -> None:
         """Take values by field; what is no field is ignored.
@@ -143,8 +166,10 @@ class Model:
         for check in cls._checks.get((name, "before"), ()):
             value = getattr(cls, check)(value)
         # One at a time: to make sense of all of them takes longer than all else here.
-        said = SimpleNamespace(__annotations__={name: cls.__annotations__[name]})
-        value = _read(get_type_hints(said, vars(sys.modules[cls.__module__]), include_extras=True)[name], value)
+        annotation, words = cls._declared[name]
+        said = SimpleNamespace(__annotations__={name: annotation})
+        value = _read(get_type_hints(said, words, include_extras=True)[name], value)
+        cls.model_fields[name].check(value)
         for check in cls._checks.get((name, "after"), ()):
             value = getattr(cls, check)(value)
         return value
@@ -156,10 +181,10 @@ class Model:
           ValueError: When it cannot be so.
         """
 
-    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
         """Return a copy in which some fields have other values, which are not checked."""
         copy = object.__new__(type(self))
-        vars(copy).update({**vars(self), **update})
+        vars(copy).update({**vars(self), **(update or {})})
         return copy
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -197,16 +222,22 @@ def _read(kind: Any, value: Any) -> Any:
         return value
     # Not the value, where it is not of the type: it may be a secret in the wrong place.
     if origin is tuple:
-        if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
+        if not isinstance(value, tuple | list | set | frozenset) or not all(isinstance(each, str) for each in value):
             raise ValueError("must be words")
-        return value
+        return tuple(value)
     return _READ[kind](value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("must be text")  # noqa: TRY004 - as whatever else is wrong
-    return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # As the environment gives it where it is in another encoding.
+        raise ValueError("must be text in UTF-8") from None
+    # Of an enumeration, what it stands for.
+    return str.__str__(value)
 
 
 def _bool(value: Any) -> bool:
@@ -216,23 +247,41 @@ def _bool(value: Any) -> bool:
     return said in _YES
 
 
+def _plain(value: Any) -> Any:
+    """Return what may be a number: one, or text without the digits of other scripts."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        raise TypeError
+    if isinstance(value, str) and not value.isascii():
+        raise ValueError
+    return value
+
+
 def _int(value: Any) -> int:
     try:
-        return int(str(value))
-    except ValueError:
+        value = _plain(value)
+        if isinstance(value, str):
+            # "8.0", as templates write what they took for a fraction.
+            whole, point, rest = value.strip().partition(".")
+            return int(whole if point and rest and not rest.strip("0") else value)
+        if int(value) != value:
+            raise ValueError
+        return int(value)
+    except (ValueError, TypeError, OverflowError):
         raise ValueError("must be a whole number") from None
 
 
 def _float(value: Any) -> float:
     try:
-        return float(value)
-    except (ValueError, TypeError):
+        return float(_plain(value))
+    except (ValueError, TypeError, OverflowError):
         raise ValueError("must be a number") from None
 
 
 def _decimal(value: Any) -> Decimal:
     try:
-        number = Decimal(value)
+        value = _plain(value)
+        # Of a float, what is written and not what the machine has.
+        number = Decimal(str(value) if isinstance(value, float) else value)
         if not number.is_finite():
             raise ValueError
     except (InvalidOperation, ValueError, TypeError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from typing import Any
 
 from middleware import keeper
 from middleware.dramatiq_internals import child_logging
@@ -57,10 +58,22 @@ def look_for_garbage() -> None:
         gc.enable()
 
 
+def give_up() -> None:
+    """Leave the process as it was before, as far as that can be: an application may go on where the import failed."""
+    look_for_garbage()
+    begun = keeper.begun()
+    if begun is not None:
+        # Signals are let through again.
+        begun[1].close()
+    loguru: Any = sys.modules.get("loguru")
+    if loguru is not None and not loguru.logger._core.handlers:
+        loguru.logger.add(sys.stderr)
+
+
 if child_logging() is not None:
     if os.environ.get("KEEPER", "").strip().lower() not in _NO:
         keeper.begin(_tell)
-    # There is none in what is imported next, and to look a hundred times takes 4 ms. If that fails, this process ends.
+    # There is none in what is imported next, and to look a hundred times takes 4 ms.
     _looks = gc.isenabled()
     gc.disable()
     _import_loguru()

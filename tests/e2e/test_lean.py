@@ -67,3 +67,32 @@ def test_what_a_sender_left_in_the_outbox_is_found(deployment_of_lean: Deploymen
     eventually(lambda: deployment_of_lean.client.llen("said") == 2)
     with psycopg.connect(deployment_of_lean.database.admin_url) as connection:
         eventually(lambda: connection.execute("SELECT count(*) FROM worker_outbox").fetchone() == (0,))
+
+
+FALLS_BACK = """
+import gc, signal
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from loguru import logger
+try:
+    import worker.broker
+except Exception as e:
+    logger.error(f"going on without: {type(e).__name__}")
+broker = RedisBroker(url="%s")
+dramatiq.set_broker(broker)
+blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+broker.client.rpush("fell_back", f"{gc.isenabled()} {signal.SIGTERM in blocked}")
+"""
+
+
+def test_an_application_may_go_on_where_the_broker_cannot_be_imported(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "falls_back.py").write_text(FALLS_BACK % deployment.redis_url)
+    log = deployment.start("dramatiq", "falls_back", "-p", "1", "-t", "1", cwd=tmp_path, DB_POOL_SIZE="many")
+    # In Dramatiq's main process, too, which imports it to find the broker.
+    eventually(lambda: b"True False" in deployment.client.lrange("fell_back", 0, -1), seconds=30)
+    eventually(lambda: "ready for action" in log.read_text())
+    assert set(deployment.client.lrange("fell_back", 0, -1)) == {b"True False"}
+    assert "going on without: ConfigurationError" in log.read_text()
+    process = deployment.processes[-1]
+    process.terminate()
+    assert process.wait(20) == 0

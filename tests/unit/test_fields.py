@@ -56,9 +56,13 @@ class Example(Model):
         ("flag", True, True),
         ("count", "7", 7),
         ("count", 9, 9),
+        ("count", "8.0", 8),
+        ("count", 8.0, 8),
+        ("words", ["a"], ("a",)),
         ("count", None, None),
         ("share", "1", 1.0),
         ("price", "7.5", Decimal("7.5")),
+        ("price", 0.1, Decimal("0.1")),
         ("kind", "b", "b"),
         ("name", "abc", "abc"),
         ("first", "4", 8),
@@ -79,7 +83,14 @@ def test_what_is_given_becomes_of_its_fields_type(field: str, given: object, val
         ("flag", "hunter2", "must be yes or no"),
         ("count", "hunter2", "must be a whole number"),
         ("count", "1.5", "must be a whole number"),
-        ("count", 1.0, "must be a whole number"),
+        ("count", 1.5, "must be a whole number"),
+        ("count", True, "must be a whole number"),
+        ("count", "1.", "must be a whole number"),
+        ("count", "\u0661", "must be a whole number"),
+        ("count", "9" * 50, f"must be less than or equal to 9, not {'9' * 20}…"),
+        ("share", 10**400, "must be a number"),
+        ("price", True, "must be a number"),
+        ("text", "\udcff", "must be text in UTF-8"),
         ("count", "0", "must be greater than or equal to 1, not 0"),
         ("count", "10", "must be less than or equal to 9, not 10"),
         ("share", "hunter2", "must be a number"),
@@ -128,3 +139,26 @@ def test_what_is_made_stays_as_it_is() -> None:
 def test_the_defaults_of_the_settings_can_be_given() -> None:
     for name, field in Settings.model_fields.items():
         assert Settings.checked(name, field.default) == field.default, name
+
+
+def test_a_class_may_have_more_fields_than_the_one_it_is_made_from() -> None:
+    class More(Example):
+        shop: str = "none"
+        count: int | None = Field(None, le=20)
+
+    assert More.model_fields.keys() == {*Example.model_fields, "shop"}
+    found = More(shop="ours", count="15", share="1")
+    assert (found.shop, found.count, found.share) == ("ours", 15, 1.0)
+    with pytest.raises(Invalid) as e:
+        More(count="21", share="0", second="4")
+    assert e.value.problems.keys() == {"count", "share", "second"}
+    with pytest.raises(TypeError, match=r"Lacking\.more needs a default"):
+
+        class Lacking(Example):
+            more: str
+
+
+def test_what_cannot_be_can_be_sent_elsewhere() -> None:
+    with pytest.raises(Invalid) as e:
+        Example(count="0")
+    assert copy.copy(e.value).problems == e.value.problems
