@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import redis
 from loguru import logger
 
-#: Seconds after which the end of a wait is told again that Redis may not have heard of yet, twice as long each time; and
-#: how often it is told. Whom that does not reach is another server's, or has long gone.
+#: Seconds after which the end of a wait is told again that Redis may not have heard of yet, twice as long each time;
+#: and how often it is told. Whom that does not reach is another server's.
 AGAIN_AFTER, TRIES = 0.005, 10
 #: Seconds by which a wait ends before its connection takes Redis for gone.
 SOONER = 1.0
