@@ -168,8 +168,9 @@ class LosslessBroker(RedisBroker):
 
     Arguments:
       client: For all that is answered at once. Every command may be sent twice.
-      waiting_client: For fetching. Its timeout must be longer than a worker waits (a second by default, for delayed
-        messages two), and it must not retry: what a lost reply named would be left lying until this process ends.
+      waiting_client: For fetching. Its timeout must be longer than Dramatiq says that a worker waits (a second by
+        default, for delayed messages two); one that can be woken waits up to five seconds, and a second less than that
+        timeout at most. It must not retry: what a lost reply named would be left lying until this process ends.
       middleware: All of it.
       lease_client: For signs of life, several of which must fit into a lease; ``client`` by default.
       namespace: Prefix of every key.
@@ -368,25 +369,27 @@ class LosslessBroker(RedisBroker):
                 raise ConnectionClosed("this process has left, and may fetch nothing any more")
 
     def may_wait(self, seconds: float) -> float:
-        """Return how many of these seconds a consumer may wait at a time: none where it could not be woken, and no
-        longer than the lease surely stands, because what comes is taken under it.
+        """Return how many of these seconds a consumer may wait at a time: none where it could not be woken, and fewer
+        than after which ``waiting_client`` takes Redis for gone.
 
         Raises:
           ConnectionClosed: For any error of Redis.
         """
         try:
-            return min(seconds, self._heartbeat.stands_for() - 1) if self._waits.can_end() else 0
+            return min(seconds, self._waits.longest())
         except redis.RedisError as e:
             raise ConnectionClosed(f"Redis: {e}") from e
 
     def wait_for_message(self, queue_name: str, seconds: float) -> bool:
-        """Wait in Redis until the queue has a message, and tell whether it has; or until :meth:`wake`.
+        """Wait in Redis until the queue has a message, and tell whether it has; or until :meth:`wake`. Beyond a second
+        it waits no longer than the lease surely stands, because what comes is taken under it.
 
         Raises:
           ConnectionClosed: For any error of Redis.
         """
         # A move asks for no lease.
         self._heartbeat.refresh()
+        seconds = min(seconds, max(self._heartbeat.stands_for() - 1, 1))
         taking = f"{self.namespace}:__dramaturg__.taking.{self.broker_id}.{queue_name}"
         try:
             # A move, because nothing else wakes on what stock producers enqueue. The next fetch looks there first.

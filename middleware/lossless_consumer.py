@@ -212,6 +212,8 @@ class LosslessConsumer(Consumer):
         self._cache.clear()
         if cached:
             self._holdings.discard(cached)
+            # It was not done.
+            self._reckon_anew()
             self._give_back(redis_id for redis_id, _ in cached)
 
     def _delivery(self, redis_id: bytes, raw: bytes, epoch: int, *, begun_before: bool) -> Delivery:
@@ -266,6 +268,8 @@ class LosslessConsumer(Consumer):
         if last:
             # First: if Redis does not say so, the next consumer finds that it holds what nobody does.
             self._no_longer_held(last)
+            # None of it was done.
+            self._reckon_anew()
             self._give_back(m.redis_id for m in last)
 
     def _reckon(self) -> None:

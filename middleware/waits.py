@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
 from loguru import logger
 
-#: Seconds after which the end of a wait is told again that Redis may not have heard of yet.
-AGAIN_AFTER = 0.005
+#: Seconds after which the end of a wait is told again that Redis may not have heard of yet, twice as long each time;
+#: and how often it is told. Whom that does not reach is another server's.
+AGAIN_AFTER, TRIES = 0.005, 10
+#: Seconds by which a wait ends before its connection takes Redis for gone.
+SOONER = 1.0
+
+
+@dataclass(eq=False)
+class _Wait:
+    """One that is under way."""
+
+    queue_name: str
+    #: What its connection has in Redis; 0 where it cannot be ended.
+    number: int
+    #: Whether a thread sees to its end.
+    is_told: bool = False
 
 
 class Waits:
-    """The waits of a process, of which each queue has one at a time. Safe to use from any thread.
+    """The waits of a process. Safe to use from any thread.
 
     Arguments:
       client: For waiting.
@@ -30,29 +46,56 @@ class Waits:
         self._client = client
         self._other = other
         self._can_end: bool | None = None
+        self._longest = 0.0
         self._lock = threading.Lock()
-        # By queue, the number that its connection has in Redis; and which are told to end, and by a thread right now.
-        self._under_way: dict[str, int] = {}
+        self._under_way: set[_Wait] = set()
+        # Queues of which the next wait is to end.
         self._told: set[str] = set()
-        self._telling: set[str] = set()
         # By connection, its socket, which it may change, and the number of that.
         self._numbers: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()
 
-    def can_end(self) -> bool:
-        """Tell whether this user of Redis may end a wait, which is asked once.
+    def longest(self) -> float:
+        """Return for how many seconds one may wait at most, as it can be ended and its connection is that patient; 0
+        where this user of Redis may not end it, which is asked once.
 
         Raises:
           redis.RedisError: When that cannot be asked.
         """
+        return max(0.0, self._longest - SOONER) if self._ends() else 0.0
+
+    def _ends(self) -> bool:
         if self._can_end is None:
             try:
                 # Nobody's number.
                 self._other.execute_command("CLIENT", "UNBLOCK", 0)
+                with self._connection() as connection:
+                    self._number_of(connection)
+                    # As REDIS_URL says, or whoever made the client, or redis-py.
+                    patience = connection.socket_timeout
+                self._longest = float("inf") if patience is None else patience
                 self._can_end = True
             except redis.ResponseError as e:
-                logger.info("waits in Redis are short, because it does not let this user end them: {}", e)
-                self._can_end = False
-        return self._can_end
+                self._cannot_end(e)
+        return bool(self._can_end)
+
+    def _cannot_end(self, why: redis.ResponseError) -> None:
+        logger.info("waits in Redis are short, because it does not let this user end them: {}", why)
+        self._can_end = False
+
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        pool = self._client.connection_pool
+        connection = pool.get_connection()
+        try:
+            yield connection
+        except redis.ResponseError:
+            raise
+        except BaseException:
+            # Whoever had it next would read what is answered to this, where that is on its way still.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
 
     def wait(self, queue_name: str, *words: str | float) -> Any:
         """Say a command that waits, and return what Redis answers: None where the wait is over, or was ended.
@@ -60,15 +103,19 @@ class Waits:
         Raises:
           redis.RedisError: For any error of Redis. It is not said again.
         """
-        pool = self._client.connection_pool
-        connection = pool.get_connection()
-        try:
-            number = self._number_of(connection) if self.can_end() else 0
+        ends = self._ends()
+        with self._connection() as connection:
+            try:
+                wait = _Wait(queue_name, self._number_of(connection) if ends else 0)
+            except redis.ResponseError as e:
+                # It might: the next is a short one.
+                self._cannot_end(e)
+                return None
             with self._lock:
                 if queue_name in self._told:
                     self._told.discard(queue_name)
                     return None
-                self._under_way[queue_name] = number
+                self._under_way.add(wait)
 
             def say() -> Any:
                 connection.send_command(*words)
@@ -78,16 +125,7 @@ class Waits:
                 return connection.retry.call_with_retry(say, lambda _: connection.disconnect())
             finally:
                 with self._lock:
-                    del self._under_way[queue_name]
-                    self._told.discard(queue_name)
-        except redis.ResponseError:
-            raise
-        except BaseException:
-            # Whoever had it next would read what is answered to this, where that is on its way still.
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
+                    self._under_way.discard(wait)
 
     def _number_of(self, connection: Any) -> int:
         socket, number = self._numbers.get(connection, (None, 0))
@@ -98,34 +136,30 @@ class Waits:
         return number
 
     def end(self, queue_name: str) -> None:
-        """Have a queue's wait end in a moment, or its next one before it begins. Raises nothing."""
+        """Have a queue's waits end in a moment, or its next one before it begins. Raises nothing."""
         with self._lock:
-            self._told.add(queue_name)
-            number = self._under_way.get(queue_name)
-            if not number or queue_name in self._telling:
-                return
-            self._telling.add(queue_name)
-        tells = threading.Thread(target=self._tell, args=(queue_name, number), name="wake", daemon=True)
-        try:
-            tells.start()
-        except RuntimeError:
-            # Out of threads: the wait ends by itself, some seconds later.
-            with self._lock:
-                self._telling.discard(queue_name)
+            waits = [wait for wait in self._under_way if wait.queue_name == queue_name]
+            if not waits:
+                self._told.add(queue_name)
+            waits = [wait for wait in waits if wait.number and not wait.is_told]
+            for wait in waits:
+                wait.is_told = True
+        for wait in waits:
+            tells = threading.Thread(target=self._tell, args=(wait,), name="wake", daemon=True)
+            try:
+                tells.start()
+            except RuntimeError:
+                # Out of threads: the wait ends by itself, some seconds later.
+                wait.is_told = False
 
-    def _tell(self, queue_name: str, number: int) -> None:
+    def _tell(self, wait: _Wait) -> None:
         try:
             # Where Redis is away, so is who waits there.
             with suppress(redis.RedisError, OSError):
-                while self._is_to_end(queue_name, number):
-                    if self._other.execute_command("CLIENT", "UNBLOCK", number):
+                for n in range(TRIES):
+                    if wait not in self._under_way or self._other.execute_command("CLIENT", "UNBLOCK", wait.number):
                         return
                     # It has ended by itself, or Redis is yet to read that it has begun.
-                    time.sleep(AGAIN_AFTER)
+                    time.sleep(AGAIN_AFTER * 2**n)
         finally:
-            with self._lock:
-                self._telling.discard(queue_name)
-
-    def _is_to_end(self, queue_name: str, number: int) -> bool:
-        with self._lock:
-            return queue_name in self._told and self._under_way.get(queue_name) == number
+            wait.is_told = False

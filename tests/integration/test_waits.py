@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import redis
 from dramatiq import Worker
 from dramatiq.worker import ConsumerThread
 
+from middleware.lossless_consumer import LosslessConsumer
 from middleware.waits import Waits
 from tests.integration.nothing_lost import QUEUE, Side, in_acks, kept, ours
 from tests.waiting import eventually
@@ -37,14 +38,22 @@ def waiting(client: redis.Redis) -> int:
     return int(found["blocked_clients"])
 
 
+def said(client: redis.Redis, command: str) -> int:
+    """How often Redis was told it."""
+    found: Any = client.info("commandstats")
+    return int(found.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
 @contextmanager
 def consuming(one: Side, client: redis.Redis) -> Iterator[list[ConsumerThread]]:
     """A worker whose two consumers wait."""
     worker = Worker(one.broker, worker_timeout=20, worker_threads=1, queues={QUEUE})
     worker.start()
-    eventually(lambda: waiting(client) == 2)
-    yield list(worker.consumers.values())
-    worker.stop(timeout=10_000)
+    try:
+        eventually(lambda: waiting(client) == 2)
+        yield list(worker.consumers.values())
+    finally:
+        worker.stop(timeout=10_000)
 
 
 class TestWaits:
@@ -99,6 +108,16 @@ class TestWaits:
             # What was told when it was over would end the next.
             waits._told.clear()
 
+    def test_two_at_one_queue(self, waits: Waits, client: redis.Redis) -> None:
+        threads = [self.begin(waits, "a") for _ in range(2)]
+        eventually(lambda: waiting(client) == 2)
+        client.rpush("a", "1")
+        eventually(lambda: sum(not thread.is_alive() for thread, _ in threads) == 1)
+        waits.end("a")
+        for thread, _ in threads:
+            thread.join(15)
+        assert sorted(str(found) for _, found in threads) == ["[None]", "[b'1']"]
+
     def test_a_number_is_its_connections(self, waits: Waits, client: redis.Redis) -> None:
         for _ in range(2):
             thread, found = self.begin(waits, "a")
@@ -115,6 +134,7 @@ class TestConsumers:
         monkeypatch.setattr("middleware.lossless_consumer.WAIT_TIMES", NEVER)
         monkeypatch.setattr("middleware.lossless_consumer.WAIT_AT_MOST", float(NEVER))
         monkeypatch.setattr("middleware.heartbeat.Heartbeat.stands_for", lambda _: float(NEVER))
+        monkeypatch.setattr("middleware.waits.SOONER", -float(NEVER))
 
     @pytest.mark.parametrize("told", ["stop", "pause"])
     def test_they_heed_what_dramatiq_tells_them(self, one: Side, client: redis.Redis, told: str) -> None:
@@ -175,12 +195,61 @@ class TestConsumers:
             go_on.set()
             eventually(lambda: kept(client) == 0)
 
+    def test_nor_is_it_fetched_again_while_jobs_are_slow(
+        self, one: Side, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        go_on, gave_back, held = threading.Event(), threading.Event(), list[int]()
+        give_back, reckon = LosslessConsumer._give_back, LosslessConsumer._reckon
 
+        def note_back(consumer: LosslessConsumer, redis_ids: Iterable[str]) -> None:
+            give_back(consumer, redis_ids)
+            gave_back.set()
+
+        def note_held(consumer: LosslessConsumer) -> None:
+            if gave_back.is_set() and not consumer._delayed:
+                held.append(consumer._holdings.room_taken)
+            reckon(consumer)
+
+        monkeypatch.setattr(LosslessConsumer, "_give_back", note_back)
+        monkeypatch.setattr(LosslessConsumer, "_reckon", note_held)
+
+        def job(n: int) -> None:
+            if n >= 2_000:
+                go_on.wait(60)
+
+        actor = one.actor(job)
+        one.broker.enqueue_many(  # type: ignore[attr-defined]
+            actor.message_with_options(args=(n,), tenant_id=f"{0xA:032x}") for n in range(3_000)
+        )
+        with one.working(threads=2):
+            try:
+                eventually(lambda: len(held) >= 4)
+                assert max(held) <= 4
+            finally:
+                go_on.set()
+
+
+def test_an_answer_that_is_waited_for_less_long_than_a_message(
+    client: redis.Redis,
+    redis_url: str,
+    side: Callable[[Callable[[str], Side], str], Side],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("middleware.lossless_consumer.WAIT_TIMES", NEVER)
+    one = side(ours, f"{redis_url}?socket_timeout=1.1")
+    consumers: dict[str, Any] = one.broker._consumers  # type: ignore[attr-defined]
+    with consuming(one, client):
+        first = dict(consumers)
+        eventually(lambda: said(client, "blmove") >= 8)
+        assert consumers == first
+
+
+@pytest.mark.parametrize("rights", ["", "+client|unblock -client|id"])
 def test_who_may_end_none_waits_as_long_as_dramatiq_says(
-    client: redis.Redis, redis_url: str, side: Callable[[Callable[[str], Side], str], Side]
+    rights: str, client: redis.Redis, redis_url: str, side: Callable[[Callable[[str], Side], str], Side]
 ) -> None:
     client.execute_command(
-        "ACL", "SETUSER", "guest", "reset", "on", ">guest", *["~*", "+@all", "-@admin", "-@dangerous"]
+        "ACL", "SETUSER", "guest", "reset", "on", ">guest", *["~*", "+@all", "-@admin", "-@dangerous", *rights.split()]
     )
     try:
         one = side(ours, redis_url.replace("redis://", "redis://guest:guest@"))

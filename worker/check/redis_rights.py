@@ -86,7 +86,7 @@ def check_rights(client: redis.Redis, namespace: str) -> Iterator[Finding]:
         for command, words in PROBES.items()
     ]
     # The scripts are given the namespace itself as their key.
-    rights = "+@all -@admin -@dangerous +info +client|unblock"
+    rights = "+@all -@admin -@dangerous +info +client|id +client|unblock"
     advice = f"Give the user of REDIS_URL the rights: ACL SETUSER NAME ~{namespace}* {rights}"
     try:
         refused = [said.decode() for said in client.eval(_SCRIPT, 1, namespace, json.dumps(calls), base)]
