@@ -619,6 +619,9 @@ class LosslessBroker(RedisBroker):
         elif signal == "process_boot" and self._keeper:
             self._boot_kept()
         else:
+            if signal == "worker_shutdown":
+                # Whoever has stopped a worker finds that what it has done is done.
+                self.journal.close(TELL_WITHIN)
             self._call_after(f"after_{signal}", *args, **kwargs)
             if signal == "worker_thread_boot":
                 catch_what_escapes(args[0], partial(self._caught, args[0]))
